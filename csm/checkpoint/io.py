@@ -1,0 +1,65 @@
+"""Files that exist whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write(temporary)` for a file beside `path`, then moves it into place: write, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that replaces it when the block ends without an error.
+
+    Whoever looks at `path` finds the old folder or the new one, whole; an interruption leaves `<path>.partial`,
+    which nothing reads and the next attempt removes.
+    """
+    temporary, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():  # interrupted between the two renames below
+        os.rename(old, path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in temporary.rglob("*"):
+        _sync(file)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(temporary, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written atomically in the folder they belong to.
+
+    Lightning's own writer moves a file from the system's temporary folder, which is a copy, and so can be cut
+    short, wherever that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))

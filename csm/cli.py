@@ -1,0 +1,103 @@
+"""`csm <command>`: single-shot tools around a model.
+
+csm generate MODEL --text "..."      speech from an exported model
+csm export CHECKPOINT --out DIR      a model directory from a training checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from csm.audio import load_audio, save_wav
+from csm.checkpoint.native import load_generator
+from csm.checkpoint.training import export_checkpoint
+from csm.errors import user_errors
+from csm.inference.generator import Segment
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def read_context(path: Path, sample_rate: int) -> list[Segment]:
+    """Segments from a JSONL file: {"speaker": 0, "text": "...", "audio": "turn.wav"} a line, audio relative to it.
+
+    Raises ValueError naming the line that cannot be read.
+    """
+    segments = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            speaker, text, audio = int(entry["speaker"]), entry["text"], path.parent / entry["audio"]
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected {{"speaker": 0, "text": "...", "audio": "turn.wav"}} ({error!r})'
+            ) from None
+        segments.append(Segment(speaker, text, audio=load_audio(audio, sample_rate)))
+    return segments
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    generator = load_generator(arguments.model, arguments.device)
+    context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
+    result = generator.generate_segment(
+        arguments.text,
+        arguments.speaker,
+        context,
+        max_audio_length_ms=arguments.max_audio_length_ms,
+        temperature=arguments.temperature,
+        topk=arguments.topk,
+        seed=arguments.seed,
+    )
+    if result.frames == 0:
+        raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
+    save_wav(arguments.out, result.segment.audio, generator.sample_rate)
+    seconds = result.segment.audio.numel() / generator.sample_rate
+    note = "" if result.finish_reason == "stop" else " (cut off at --max-audio-length-ms)"
+    print(f"{arguments.out}: {seconds:.2f} s{note}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    export_checkpoint(arguments.checkpoint, arguments.out, dtype, arguments.overwrite)
+    print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="csm", description="Tools around CSM models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    speak = commands.add_parser(
+        "generate", help="speech from an exported model", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    speak.add_argument("model", type=Path, help="model directory (train.py leaves one in run_dir/export)")
+    speak.add_argument("--text", required=True)
+    speak.add_argument("--speaker", type=int, default=0)
+    speak.add_argument("--context", type=Path, help="JSONL of earlier turns: speaker, text, audio")
+    speak.add_argument("--out", type=Path, default=Path("out.wav"))
+    speak.add_argument("--max-audio-length-ms", type=float, default=30_000)
+    speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
+    speak.add_argument("--topk", type=int, default=50)
+    speak.add_argument("--seed", type=int, help="makes sampling reproducible")
+    speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    speak.set_defaults(run=generate)
+
+    convert = commands.add_parser("export", help="a model directory from a training checkpoint")
+    convert.add_argument("checkpoint", type=Path, help="a .ckpt file of train.py")
+    convert.add_argument("--out", type=Path, required=True, help="folder to write")
+    convert.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: as trained, fp32)")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    convert.set_defaults(run=export)
+    return parser
+
+
+def main() -> None:
+    arguments = build_parser().parse_args()
+    with user_errors():
+        arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Log-mel analysis of 24 kHz speech, and the way back by Griffin-Lim: the signal half of the spectral codec.
+
+Frame j of a clip is centred on sample j * HOP + HOP / 2, so a clip of n * HOP samples has exactly n frames, and
+what lies outside the clip counts as silence: following a clip with zeros changes none of its frames' inputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 24_000
+HOP = 240  # 10 ms
+WINDOW = 1024  # samples of the Hann window, and FFT length
+NUM_MELS = 80
+LOG_FLOOR = math.log(0.05)
+"""Quieter mel magnitudes are set to this: background noise should not use up codes. Loud speech reaches 4."""
+
+MARGIN = (WINDOW - HOP) // 2
+"""Samples that a window reaches beyond its hop, on each side."""
+
+_MEL_FIT_STEPS = 24
+_MOMENTUM = 0.99
+
+
+def mel_filterbank(device: torch.device | str = "cpu") -> Tensor:
+    """Triangular filters [NUM_MELS, WINDOW // 2 + 1] float32, 0 Hz to the Nyquist frequency, each summing to 1.
+
+    Mel scale of O'Shaughnessy (1987): 2595 * log10(1 + hertz / 700).
+    """
+    nyquist = SAMPLE_RATE / 2
+    mel_edges = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), NUM_MELS + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (mel_edges / 2595) - 1)
+    bins = torch.linspace(0, nyquist, WINDOW // 2 + 1, dtype=torch.float64)
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = torch.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)).clamp_min(0)
+    return (triangles / triangles.sum(dim=1, keepdim=True)).float().to(device)
+
+
+def add_margins(audio: Tensor) -> Tensor:
+    """Audio [N] -> [MARGIN + N + MARGIN], with silence on both sides."""
+    return torch.nn.functional.pad(audio, (MARGIN, MARGIN))
+
+
+def stft(audio: Tensor) -> Tensor:
+    """Audio [MARGIN + N + MARGIN], N a multiple of HOP -> complex64 [N / HOP, WINDOW // 2 + 1]."""
+    window = torch.hann_window(WINDOW, device=audio.device)
+    return torch.fft.rfft(audio.unfold(0, WINDOW, HOP) * window)
+
+
+def istft(spectrum: Tensor) -> Tensor:
+    """Least-squares inverse of `stft`, without the margins: complex64 [F, WINDOW // 2 + 1] -> float32 [F * HOP]."""
+    window = torch.hann_window(WINDOW, device=spectrum.device)
+    frames = torch.fft.irfft(spectrum, n=WINDOW) * window
+    weights = (window**2).expand(len(spectrum), -1)
+    size = (1, (len(spectrum) - 1) * HOP + WINDOW)
+    both = torch.stack([frames, weights]).transpose(1, 2)
+    audio, weight = torch.nn.functional.fold(both, size, (1, WINDOW), stride=(1, HOP)).flatten(1)
+    return (audio / weight.clamp_min(1e-8))[MARGIN:-MARGIN]
+
+
+def log_mel(magnitudes: Tensor, filterbank: Tensor) -> Tensor:
+    """STFT magnitudes [F, WINDOW // 2 + 1] -> natural log of mel magnitudes [F, NUM_MELS], at least LOG_FLOOR."""
+    return (magnitudes @ filterbank.T).clamp_min(math.exp(LOG_FLOOR)).log()
+
+
+def griffin_lim(logs: Tensor, filterbank: Tensor, iterations: int, seed: int) -> Tensor:
+    """Finds audio [F * HOP] whose log-mel spectrogram is close to `logs` [F, NUM_MELS].
+
+    Fast Griffin-Lim (Perraudin, Balazs and Sondergaard, 2013) from start phases fixed by `seed`; linear magnitudes
+    come from the mel ones by multiplicative non-negative least squares (Lee and Seung, 2001). Same input, same output.
+    """
+    mels = (logs.exp() - math.exp(LOG_FLOOR)).clamp_min(0)  # so that the floor itself is silence, not hiss
+    gram = filterbank.T @ filterbank
+    target = mels @ filterbank
+    magnitudes = target.clone()
+    for _ in range(_MEL_FIT_STEPS):
+        magnitudes = magnitudes * target / (magnitudes @ gram).clamp_min(1e-8)
+
+    generator = torch.Generator().manual_seed(seed)
+    angles = torch.rand(magnitudes.shape, generator=generator).to(logs.device) * (2 * math.pi)
+    phases = torch.polar(torch.ones_like(angles), angles)
+    previous = torch.zeros_like(phases)
+    for _ in range(iterations):
+        consistent = stft(add_margins(istft(magnitudes * phases)))
+        phases = consistent + _MOMENTUM * (consistent - previous)
+        phases = phases / phases.abs().clamp_min(1e-8)
+        previous = consistent
+    return istft(magnitudes * phases)

@@ -1,0 +1,100 @@
+"""Kyutai's Mimi, the codec of the released CSM, through the moshi package.
+
+24 kHz, 12.5 frames/s, codebooks of 2048 entries. CSM uses 32 of them; moshi alone would default to 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from moshi.models import MimiModel, loaders
+from moshi.utils.compile import no_compile
+from safetensors import SafetensorError
+from torch import Tensor
+
+from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+
+
+class MimiCodec(Codec):
+    """Mimi in float32, without gradients. `model` is moshi's own object, for its streaming interface."""
+
+    def __init__(self, model: MimiModel) -> None:
+        """Takes a moshi model whose codebooks are set; `load` builds one from its weights."""
+        self.model = model.float().eval().requires_grad_(False)
+        self.device = next(model.parameters()).device
+        self.info = CodecInfo(
+            name="mimi",
+            weights_hash=hash_tensors(model.state_dict()),
+            num_codebooks=model.num_codebooks,
+            codebook_size=model.cardinality,
+            frame_rate=model.frame_rate,
+            sample_rate=model.sample_rate,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        repo: str = loaders.DEFAULT_REPO,
+        num_codebooks: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> MimiCodec:
+        """Builds Mimi from a local safetensors file in moshi's format, or from hub repository `repo` if `path` is None.
+
+        Raises:
+            FileNotFoundError: no such file, or the hub does not answer and has no copy in the local cache.
+            ValueError: the file holds something else, or `num_codebooks` is out of range.
+        """
+        if not 1 <= num_codebooks <= loaders._quantizer_kwargs["n_q"]:
+            raise ValueError(f"codec.num_codebooks={num_codebooks}: Mimi has 1 to {loaders._quantizer_kwargs['n_q']}")
+        if path is None:
+            try:
+                path = hf_hub_download(repo, loaders.MIMI_NAME)
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"Mimi's weights ({loaders.MIMI_NAME} of {repo}) cannot be fetched ({type(error).__name__}); "
+                    "give a local copy with codec.path=FILE, or use codec=spectral"
+                ) from error
+        elif not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file; give Mimi's weights with codec.path=FILE")
+        try:
+            model = loaders.get_mimi(path, device=device, num_codebooks=num_codebooks)
+        except (SafetensorError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: not Mimi weights in moshi's safetensors format ({reason})") from error
+        return cls(model)
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Float audio [B, 1, N] at 24 kHz -> int64 codes [B, K, ceil(N / 1920)].
+
+        Mimi is causal, so what follows a turn in a padded batch does not reach it, up to the rounding of float sums:
+        where two entries are almost equally near, the code may differ between batches.
+        """
+        check_audio(audio)
+        with _exact_float32(), no_compile():
+            return self.model.encode(audio.to(self.device, torch.float32))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Integer codes [B, K, T] -> float32 audio [B, 1, T * 1920]. Raises ValueError for codes out of range."""
+        check_codes(codes, self.info)
+        with _exact_float32(), no_compile():
+            return self.model.decode(codes.to(self.device, torch.int64))
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Switches TF32 off: it flips codes. `no_compile` goes with it, as moshi would otherwise need a C compiler."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution

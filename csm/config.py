@@ -1,0 +1,283 @@
+"""Every option of the project, typed, in one place.
+
+The dataclasses below are registered with Hydra as schemas (`register_schemas`), so the YAML files under
+`configs/` only set values: an unknown key or a value of the wrong type fails when the configuration is composed,
+with the key's name. Objects of other libraries (loggers, extra callbacks) are the only `_target_` nodes.
+
+    train.py       -> TrainConfig
+    evaluate.py    -> EvaluateConfig
+    data_prep      -> DataPrepConfig
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+RESERVED_CODES = 3
+"""Ids per codebook beyond the codec's own: the released CSM has 2051 = 2048 + 3 (unused start/stop/pad ids)."""
+
+
+# ---------------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class RopeConfig:
+    """Llama-3 scaled rotary embedding (the released CSM uses the same values in both stacks)."""
+
+    base: float = 500_000.0
+    scale_factor: float = 32.0  # 1.0 switches the scaling off
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    old_context: int = 8192
+
+
+@dataclass
+class TransformerConfig:
+    """One Llama-style stack."""
+
+    layers: int = MISSING
+    dim: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING  # grouped-query attention: must divide `heads`
+    ffn_dim: int = MISSING
+
+
+@dataclass
+class CSMConfig:
+    """Shape of a CSM: a backbone over positions and a depth decoder over the codebooks of one frame."""
+
+    backbone: TransformerConfig = field(default_factory=TransformerConfig)
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    text_vocab_size: int = MISSING
+    codebook_size: int = MISSING  # the codec's entries per codebook, without the reserved ids
+    num_codebooks: int = MISSING  # K
+    max_positions: int = 2048  # longest sequence the backbone is used with
+    norm_eps: float = 1e-5
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    initializer_std: float = 0.02
+
+    @property
+    def audio_vocab_size(self) -> int:
+        """V: ids per codebook, reserved ones included."""
+        return self.codebook_size + RESERVED_CODES
+
+
+# ------------------------------------------------------------------------------------- codec and tokenizer
+
+
+class CodecKind(Enum):
+    mimi = "mimi"
+    spectral = "spectral"
+
+
+@dataclass
+class CodecConfig:
+    """Audio codec. `spectral` is fitted to the user's recordings and needs no download; `mimi` is Kyutai's."""
+
+    kind: CodecKind = CodecKind.mimi
+    path: str | None = None  # weights file; mimi: null = the hub repository; spectral: null = the dataset's own
+    repo: str = "kyutai/moshiko-pytorch-bf16"  # mimi only
+    num_codebooks: int = 32
+    codebook_size: int = 2048
+    device: str = "cpu"
+
+
+class TokenizerKind(Enum):
+    hf = "hf"
+    bytes = "bytes"
+
+
+@dataclass
+class TokenizerConfig:
+    """Text tokenizer. `hf`: any Hugging Face tokenizer directory, tokenizer.json or repo id; `bytes`: built in."""
+
+    kind: TokenizerKind = TokenizerKind.hf
+    path: str | None = None  # directory, tokenizer.json or hub repo id (hf only)
+    vocab_size: int = 128_256
+
+
+# ----------------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class DataConfig:
+    """A prepared dataset (a folder with dataset.json, written by `python -m data_prep`) and how rows are made."""
+
+    path: str = MISSING
+    max_positions: int = 2048  # length S of a packed row
+    rows_per_step: int = 8  # rows of one optimizer step, over all ranks and microbatches
+    rows_per_microbatch: int = 8  # rows of one forward/backward pass on one rank
+    permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
+    code_noise: float = 0.0  # share of input codes replaced by random ones in training; targets stay clean
+    num_workers: int = 2
+    demo: bool = False  # prepare the bundled demo recordings into `path` first if it holds no dataset
+
+
+@dataclass
+class LossConfig:
+    """loss = c0_weight * CE(c0) + decoder_weight * mean over c1..c{K-1} of CE; see csm/model/loss.py."""
+
+    c0_weight: float = 1.0
+    decoder_weight: float = 1.0
+    decoder_frame_ratio: int = 16  # the depth decoder trains on 1/ratio of the positions of a row
+    validation_chunk: int = 512  # frames per pass of the depth decoder when every frame is used
+
+
+class Schedule(Enum):
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+@dataclass
+class OptimConfig:
+    """AdamW in three parameter groups, each with its own multiple of `lr`."""
+
+    lr: float = 3e-4
+    backbone_lr_scale: float = 1.0
+    decoder_lr_scale: float = 1.0  # depth decoder, projection and all heads
+    embeddings_lr_scale: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # not on norms and embeddings
+    grad_clip: float = 1.0  # global norm
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 100
+    decay_steps: int = 0  # wsd only: length of the final decay
+    min_lr_ratio: float = 0.1  # final learning rate as a share of `lr`
+
+
+@dataclass
+class TrainerConfig:
+    """What of Lightning's Trainer one sets here, plus our own cadences (all counted in optimizer steps)."""
+
+    accelerator: str = "auto"
+    devices: Any = 1  # as in Lightning: a number, a list, or "auto"
+    num_nodes: int = 1
+    precision: str = "32-true"
+    max_steps: int = MISSING
+    log_every_steps: int = 10
+    val_every_steps: int = 500
+    checkpoint_every_steps: int = 500
+    sample_every_steps: int = 0  # 0: no audio samples during validation
+    sample_prompts: int = 2
+    deterministic: bool = False
+
+
+@dataclass
+class StrategyConfig:
+    """Which Lightning strategy runs the step."""
+
+    name: str = "auto"
+
+
+@dataclass
+class TrainConfig:
+    """Root of `python train.py`."""
+
+    name: str = "csm"
+    run_dir: str = MISSING
+    seed: int = 1234
+    ckpt_path: str | None = None  # checkpoint to resume from; "last" = the newest one of run_dir, if any
+    init_from: str | None = None  # exported model directory whose weights training starts from
+    model: CSMConfig = field(default_factory=CSMConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, ...}
+
+
+# --------------------------------------------------------------------------------------------- evaluation
+
+
+class AsrKind(Enum):
+    whisper_hf = "whisper_hf"
+    faster_whisper = "faster_whisper"
+
+
+class SpeakerKind(Enum):
+    wavlm = "wavlm"
+    resemblyzer = "resemblyzer"
+
+
+@dataclass
+class EvalConfig:
+    """What is evaluated, and by whom."""
+
+    name: str = MISSING
+    prompts: str | None = None  # JSONL of prompts; null: turns of the dataset the checkpoint was trained on
+    dataset: str | None = None  # dataset folder for prompts taken from it; null: the one named in the checkpoint
+    split: str = "val"
+    speaker: int | None = None  # only turns of this stored speaker id; null: every turn
+    max_prompts: int = 16
+    context_turns: int = 8  # earlier turns of the conversation given as context
+    max_audio_seconds: float = 20.0
+    temperature: float = 0.9  # 0 = greedy
+    topk: int = 50
+    seeds: list[int] = field(default_factory=lambda: [0])
+    asr: AsrKind = AsrKind.whisper_hf
+    asr_model: str | None = None  # null: the backend's default
+    speaker_model_kind: SpeakerKind = SpeakerKind.wavlm
+    speaker_model: str | None = None
+    language: str = "en"
+    bootstrap_samples: int = 2000
+
+
+@dataclass
+class EvaluateConfig:
+    """Root of `python evaluate.py`."""
+
+    checkpoint: str = MISSING  # exported model directory
+    output: str | None = None  # report folder; null: <checkpoint>/../eval-<eval.name>
+    device: str = "cpu"
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+# ---------------------------------------------------------------------------------------------- data_prep
+
+
+class DataPrepCommand(Enum):
+    prepare = "prepare"  # recordings -> dataset
+    demo = "demo"  # the bundled demo recordings -> dataset
+    verify = "verify"  # re-reads a dataset in full
+
+
+@dataclass
+class DataPrepConfig:
+    """Root of `python -m data_prep [command]`."""
+
+    command: DataPrepCommand = DataPrepCommand.prepare  # the first word of the command line
+    input: str = MISSING  # manifest.jsonl, or a folder of name.wav + name.txt; see data_prep/manifest.py
+    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify
+    overwrite: bool = False  # replace a dataset that is already there
+    source: str = "local"  # name of the data set, part of keys and shard names
+    lang: str = "en"
+    licence: str = "unknown"
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    codec_fit_minutes: float = 60.0  # spectral codec without codec.path: how much training audio it is fitted to
+    min_turn_seconds: float = 0.2
+    max_turn_seconds: float = 60.0
+    max_conversation_seconds: float = 120.0  # of speech; a longer conversation is divided between turns
+    max_turns: int = 64
+    val_fraction: float = 0.0  # share of groups (hash of the group name) that goes to split "val"
+    shard_mb: float = 512.0  # a shard is closed once it holds this many 10^6 bytes
+    seed: int = 1234
+    batch_seconds: float = 60.0  # audio per codec batch
+    limit: int | None = None  # only the first N recordings
+
+
+def register_schemas() -> None:
+    """Makes the root schemas known to Hydra; call before `hydra.main` composes."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="data_prep_schema", node=DataPrepConfig)

@@ -1,0 +1,139 @@
+"""Conversations -> packed rows of a fixed length, with the frames that the depth decoder is to see.
+
+A row holds whole conversations (documents) one after another. Rotary positions restart and attention is
+block-diagonal, so a row's losses are the sum of its documents' alone. Everything has a static shape; the empty tail
+of a row belongs to no document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csm.frames import Frames
+
+
+@dataclass
+class RowBatch:
+    """Rows of one forward pass. B rows of S positions, K codebooks, N slots.
+
+    tokens, mask:  int64 / bool [B, S, K+1], see csm/frames.py
+    positions:     int64 [B, S], restarting with every document
+    documents:     int64 [B, S], number of the document within its row; -1 in the empty tail
+    targets:       bool [B, S], positions whose frame is predicted
+    slots:         int64 [B, N], positions of the frames the depth decoder sees
+    slot_weights:  float32 [B, N], inverse sampling probabilities; 0 = empty slot
+    input_tokens:  like tokens, with noise; None = read the tokens themselves
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    positions: Tensor
+    documents: Tensor
+    targets: Tensor
+    slots: Tensor
+    slot_weights: Tensor
+    input_tokens: Tensor | None = None
+
+    def attention_mask(self) -> Tensor:
+        """bool [B, 1, S, S]: a position sees itself and earlier positions of its own document."""
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        length = self.documents.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
+        return (same & causal)[:, None]
+
+
+def num_slots(max_positions: int, decoder_frame_ratio: int) -> int:
+    """Slots of a row: 1/ratio of its positions, at least two (see `select_slots`)."""
+    return max(2, -(-max_positions // decoder_frame_ratio))
+
+
+def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draws the frames of one row that the depth decoder sees.
+
+    targets, eos: bool [S]. Returns positions int64 [slots] and weights float32 [slots].
+
+    Supervised end-of-speech frames are always chosen (a model that rarely sees them never learns to stop), the
+    others fill the remaining slots uniformly without replacement. Every weight is an inverse inclusion
+    probability, so weighted sums are unbiased. Should end-of-speech frames exceed what half of the slots can hold
+    (turns shorter than two frame ratios, all over the row), they are drawn too, with their weight: still unbiased.
+    """
+    ends = torch.nonzero(targets & eos).flatten().numpy()
+    others = torch.nonzero(targets & ~eos).flatten().numpy()
+    others_slots = min(len(others), max(slots - len(ends), slots // 2))
+    ends_slots = min(len(ends), slots - others_slots)
+    chosen = np.zeros(slots, dtype=np.int64)
+    weights = np.zeros(slots, dtype=np.float32)
+    start = 0
+    for candidates, count in ((ends, ends_slots), (others, others_slots)):
+        if count:
+            chosen[start : start + count] = np.sort(rng.choice(candidates, count, replace=False))
+            weights[start : start + count] = len(candidates) / count
+            start += count
+    chosen[start:] = 1  # an empty slot reads any valid position; its weight is 0
+    return torch.from_numpy(chosen), torch.from_numpy(weights)
+
+
+def corrupt_codes(tokens: Tensor, mask: Tensor, eos: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Replaces a random share of the codes of one row, `tokens [S, K+1]`, by the same codebook's code of another
+    audio frame of the row, so that a model in training meets inputs as imperfect as its own output.
+    End-of-speech frames stay whole."""
+    frames = torch.nonzero(mask[:, 0] & ~eos).flatten()
+    if share == 0 or len(frames) == 0:
+        return tokens
+    codes = tokens[frames, :-1]  # [F, K]
+    replaced = torch.from_numpy(rng.random(codes.shape) < share)
+    donors = torch.from_numpy(rng.integers(0, len(frames), codes.shape))
+    noisy = tokens.clone()
+    noisy[frames, :-1] = torch.where(replaced, codes.gather(0, donors), codes)
+    return noisy
+
+
+def pack_row(
+    documents: list[Frames],
+    max_positions: int,
+    num_codebooks: int,
+    slots: int,
+    rng: np.random.Generator,
+    code_noise: float = 0.0,
+) -> RowBatch:
+    """Packs documents (together at most `max_positions` long) into a batch of one row; none gives an empty row."""
+    total = sum(len(document) for document in documents)
+    assert total <= max_positions, f"documents of {total} positions do not fit into a row of {max_positions}"
+    tokens = torch.zeros(max_positions, num_codebooks + 1, dtype=torch.int64)
+    mask = torch.zeros(max_positions, num_codebooks + 1, dtype=torch.bool)
+    positions = torch.zeros(max_positions, dtype=torch.int64)
+    numbers = torch.full((max_positions,), -1, dtype=torch.int64)
+    targets = torch.zeros(max_positions, dtype=torch.bool)
+    eos = torch.zeros(max_positions, dtype=torch.bool)
+    start = 0
+    for number, document in enumerate(documents):
+        end = start + len(document)
+        tokens[start:end], mask[start:end] = document.tokens, document.mask
+        targets[start:end], eos[start:end] = document.targets, document.eos
+        positions[start:end] = torch.arange(len(document))
+        numbers[start:end] = number
+        start = end
+    chosen, weights = select_slots(targets, eos, slots, rng)
+    noisy = corrupt_codes(tokens, mask, eos, code_noise, rng)[None] if code_noise else None
+    return RowBatch(
+        tokens[None], mask[None], positions[None], numbers[None], targets[None], chosen[None], weights[None], noisy
+    )
+
+
+def stack_rows(rows: list[RowBatch]) -> RowBatch:
+    """Joins batches along B."""
+    noisy = None if rows[0].input_tokens is None else torch.cat([row.input_tokens for row in rows])
+    return RowBatch(
+        tokens=torch.cat([row.tokens for row in rows]),
+        mask=torch.cat([row.mask for row in rows]),
+        positions=torch.cat([row.positions for row in rows]),
+        documents=torch.cat([row.documents for row in rows]),
+        targets=torch.cat([row.targets for row in rows]),
+        slots=torch.cat([row.slots for row in rows]),
+        slot_weights=torch.cat([row.slot_weights for row in rows]),
+        input_tokens=noisy,
+    )

@@ -1,0 +1,138 @@
+"""A sample: one conversation as it is stored in a shard.
+
+In the tar a sample is two members of one key, `<key>.codes.npy` (uint16 `[K, T]`: the frames of all turns, one turn
+after another) and `<key>.json` (everything else). Text is stored raw, never as token ids, and each turn is encoded
+on its own from a fresh codec state. This module is the only place that knows the two members' content.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from csm.codec.base import CodecInfo
+
+SCHEMA_VERSION = 1
+CODES_MEMBER = "codes.npy"
+JSON_MEMBER = "json"
+REMEDY = "prepare the dataset again (python -m data_prep prepare ... overwrite=true)"
+
+# WebDataset splits a member's name at its first dot and lower-cases the rest, so a key must hold neither.
+_KEY = re.compile(r"[a-z0-9_-]{1,80}")
+
+
+@dataclass
+class Turn:
+    """What one speaker says without a break."""
+
+    spk: int  # number of the speaker within the conversation
+    text: str
+    start: float  # seconds in the recording
+    end: float
+    f0: int  # first frame in `Sample.codes`
+    nf: int  # number of frames
+    loss: bool = True  # False: context only, never predicted
+    channel: int | None = None  # of the recording; None: all channels mixed
+
+
+@dataclass(eq=False)  # arrays have no truth value of equality
+class Sample:
+    """One conversation."""
+
+    key: str  # unique in the dataset, only a-z 0-9 _ -
+    source: str  # name of the data set it comes from
+    recording: str  # id of the recording
+    group: str  # show or caller: never on both sides of a split
+    split: str  # "train" or "val"
+    lang: str
+    licence: str
+    codec: CodecInfo
+    turns: list[Turn]
+    codes: np.ndarray = field(repr=False)  # uint16 [K, T]
+    audio: str | None = None  # the recording's file, relative to the dataset's `audio_root`
+
+    @property
+    def num_frames(self) -> int:
+        return self.codes.shape[1]
+
+
+def sample_to_members(sample: Sample) -> dict[str, bytes]:
+    """The sample's two members by name; equal samples give equal bytes.
+
+    Raises ValueError if the sample breaks a rule of `validate_sample`, so that no bad sample is ever written.
+    """
+    validate_sample(sample, sample.key)
+    codes = io.BytesIO()
+    np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes, dtype="<u2"), version=(1, 0))
+    record: dict[str, Any] = {"schema": SCHEMA_VERSION}
+    record |= {f.name: getattr(sample, f.name) for f in fields(Sample) if f.name not in ("codec", "turns", "codes")}
+    record["codec"] = sample.codec.to_dict()
+    record["turns"] = [asdict(turn) for turn in sample.turns]
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return {CODES_MEMBER: codes.getvalue(), JSON_MEMBER: text.encode()}
+
+
+def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sample:
+    """Inverse of `sample_to_members`; checks the sample.
+
+    `where` names the shard and key in error messages. Raises ValueError for members that cannot be parsed, another
+    schema version, and everything `validate_sample` refuses.
+    """
+    try:
+        record = json.loads(json_bytes)
+        version = record.pop("schema")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: its json member is not a sample record ({error!r}); {REMEDY}") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{where}: has schema version {version}, this program reads {SCHEMA_VERSION}; {REMEDY}")
+    try:
+        codec = CodecInfo.from_dict(record.pop("codec"))
+        turns = [Turn(**turn) for turn in record.pop("turns")]
+        codes = np.lib.format.read_array(io.BytesIO(codes_bytes), allow_pickle=False)
+        sample = Sample(codec=codec, turns=turns, codes=codes, **record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
+    validate_sample(sample, where)
+    return sample
+
+
+def validate_sample(sample: Sample, where: str) -> None:
+    """Raises ValueError, beginning with `where` and ending with the remedy, if the sample breaks a rule.
+
+    The rules: a key without dots; codes uint16 `[K, T]` below the codec's codebook size; at least one turn; turns
+    cover the codes without gap or overlap; no all-zero frame (it means end of speech); no empty text; every turn
+    ends after it starts, and starts no earlier than the turn before it.
+    """
+
+    def refuse(problem: str) -> None:
+        raise ValueError(f"{where}: {problem}; {REMEDY}")
+
+    codes, codec = sample.codes, sample.codec
+    if not _KEY.fullmatch(sample.key):
+        refuse(f"key {sample.key!r} must be 1 to 80 characters of a-z, 0-9, _ and -")
+    if codes.dtype != np.uint16 or codes.ndim != 2 or codes.shape[0] != codec.num_codebooks or codes.shape[1] == 0:
+        refuse(f"codes are {codes.dtype} {codes.shape}, expected uint16 ({codec.num_codebooks}, frames)")
+    if int(codes.max()) >= codec.codebook_size:
+        refuse(f"code {int(codes.max())} is out of range: {codec.name} has codes 0..{codec.codebook_size - 1}")
+    if not sample.turns:
+        refuse("has no turns")
+    frame, previous_start = 0, float("-inf")
+    for number, turn in enumerate(sample.turns):
+        if turn.f0 != frame or turn.nf <= 0:
+            refuse(f"turn {number} has frames {turn.f0}+{turn.nf}, expected them to begin at {frame}")
+        frame += turn.nf
+        if not turn.text.strip():
+            refuse(f"turn {number} has an empty text")
+        if not previous_start <= turn.start < turn.end:
+            refuse(f"turn {number} has times {turn.start}..{turn.end}, expected start < end and turns in order")
+        previous_start = turn.start
+    if frame != codes.shape[1]:
+        refuse(f"turns cover {frame} frames, codes hold {codes.shape[1]}")
+    zero_frames = np.flatnonzero(~codes.any(axis=0))
+    if len(zero_frames):
+        refuse(f"frame {zero_frames[0]} is all zeros, which means end of speech")

@@ -1,0 +1,245 @@
+"""What the model is asked to say: prompts taken from a prepared dataset or written in a JSONL file.
+
+A prompt is one turn to be spoken, with the turns before it as context. The recorded turn itself, where there is one,
+never reaches the model: it is the ground truth that the generated turn is judged beside.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csm.audio import load_audio
+from csm.codec.base import Codec, check_same_codec
+from csm.config import EvalConfig
+from csm.data.dataset import ShardedDataset
+from csm.data.sample import Sample
+from csm.inference.generator import Generator, Segment
+
+_PROMPT_KEYS = {"id", "text", "speaker", "audio", "context", "cluster"}
+_CONTEXT_KEYS = {"speaker", "text", "audio"}
+
+
+@dataclass(frozen=True)
+class AudioSpan:
+    """A stretch of a recording: `[start, end)` in seconds, `end` None = to its end; channel None = all mixed."""
+
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+    channel: int | None = None
+
+    def load(self, sample_rate: int) -> Tensor:
+        """Mono float32 `[num_samples]`. Raises ValueError if the file is missing, corrupt or shorter than `start`."""
+        audio = _load_recording(self.path, sample_rate, self.channel)
+        end = len(audio) if self.end is None else round(self.end * sample_rate)
+        span = audio[round(self.start * sample_rate) : end]
+        if not len(span):
+            raise ValueError(f"{self.path}: holds no audio at {self.start:.2f} s; was it replaced since preparation?")
+        return span
+
+
+@lru_cache(maxsize=4)  # consecutive prompts come from one recording
+def _load_recording(path: Path, sample_rate: int, channel: int | None) -> Tensor:
+    return load_audio(path, sample_rate, channel)
+
+
+@dataclass
+class EvalPrompt:
+    """One turn to be spoken.
+
+    reference: the recorded turn; None if there is none or its file is missing (`missing_reference` says which file).
+    reference_codes: the recorded turn as int64 codes `[K, T]` of the model's codec; None for a text-only prompt.
+    own_context: original recordings of the same speaker's turns in `context`, as far as they exist.
+    cluster: prompts of one cluster are not independent (same show, call or voice); intervals resample clusters.
+    """
+
+    id: str
+    text: str
+    speaker: int
+    cluster: str
+    context: list[Segment] = field(default_factory=list)
+    reference: AudioSpan | None = None
+    reference_codes: Tensor | None = None
+    own_context: list[AudioSpan] = field(default_factory=list)
+    missing_reference: str | None = None
+
+
+@dataclass
+class PromptSet:
+    """Prompts and where they come from, as plain values for the report."""
+
+    prompts: list[EvalPrompt]
+    origin: dict[str, Any]
+
+
+def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, checkpoint: str) -> PromptSet:
+    """Up to `cfg.max_prompts` turns of split `cfg.split`, spread over as many conversations as possible.
+
+    Conversations are taken in the dataset's own (shuffled) order; each gives its last suitable turn, then, if there
+    are not enough conversations, its last but one, and so on. A turn is suitable if it may be predicted and, with
+    `cfg.speaker` set, is spoken by that speaker id.
+
+    Raises:
+        ValueError: another codec made the dataset, the split is empty, or no turn is suitable.
+    """
+    where = f"dataset {dataset.path} and checkpoint {checkpoint}"
+    check_same_codec(dataset.codec, codec.info, where)
+    indices = dataset.select(cfg.split)
+    if not len(indices):
+        raise ValueError(f"{dataset.path}: split {cfg.split!r} holds no conversation; choose another eval.split")
+    turns_by_conversation: list[list[EvalPrompt]] = []
+    for index in indices:
+        sample = dataset.read(int(index))
+        suitable = [
+            number
+            for number, turn in enumerate(sample.turns)
+            if turn.loss and (cfg.speaker is None or turn.spk == cfg.speaker)
+        ]
+        if suitable:
+            turns_by_conversation.append(
+                [_prompt_from_turn(dataset, sample, number, cfg.context_turns) for number in reversed(suitable)]
+            )
+        if len(turns_by_conversation) == cfg.max_prompts:
+            break
+    rounds = zip_longest(*turns_by_conversation)
+    prompts = [prompt for turns in rounds for prompt in turns if prompt is not None][: cfg.max_prompts]
+    if not prompts:
+        raise ValueError(
+            f"{dataset.path}: no turn of split {cfg.split!r} is spoken by speaker {cfg.speaker}; change eval.speaker"
+        )
+    origin = {"dataset": str(dataset.path), "fingerprint": dataset.info.fingerprint, "split": cfg.split}
+    return PromptSet(prompts, origin | {"speaker": "all" if cfg.speaker is None else cfg.speaker})
+
+
+def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, context_turns: int) -> EvalPrompt:
+    path = dataset.audio_path(sample)
+
+    def span(i: int) -> AudioSpan:
+        return AudioSpan(path, sample.turns[i].start, sample.turns[i].end, sample.turns[i].channel)
+
+    def codes(i: int) -> Tensor:
+        turn = sample.turns[i]
+        return torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype("int64"))
+
+    target = sample.turns[number]
+    earlier = range(max(0, number - context_turns), number)
+    found = path is not None and path.is_file()
+    return EvalPrompt(
+        id=f"{sample.key}/{number}",
+        text=target.text,
+        speaker=target.spk,
+        cluster=sample.group,
+        context=[Segment(sample.turns[i].spk, sample.turns[i].text, codes=codes(i)) for i in earlier],
+        reference=span(number) if found else None,
+        reference_codes=codes(number),
+        own_context=[span(i) for i in earlier if found and sample.turns[i].spk == target.spk],
+        missing_reference=None if found else str(path or f"the dataset names no audio file for {sample.recording}"),
+    )
+
+
+def file_prompts(path: Path, codec: Codec, max_prompts: int) -> PromptSet:
+    """Prompts of a JSONL file, one object a line.
+
+    `id` (unique), `text` and `speaker` (int) are required. Optional: `audio`, a recording of the text (ground truth);
+    `context`, a list of `{"speaker", "text", "audio"}` turns that come before; `cluster`, a name that prompts which
+    are not independent share (default: the id). Audio paths are relative to the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is not such an object (its number is named), missing audio, or no prompts at all.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such prompts file (eval.prompts)")
+    prompts: dict[str, EvalPrompt] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        prompt = _prompt_from_line(line, f"{path}:{number}", path.parent, codec)
+        if prompt.id in prompts:
+            raise ValueError(f"{path}:{number}: id {prompt.id!r} occurs twice; ids must be unique")
+        prompts[prompt.id] = prompt
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompts; write one JSON object a line")
+    return PromptSet(list(prompts.values())[:max_prompts], {"prompts_file": str(path), "prompts_in_file": len(prompts)})
+
+
+def _prompt_from_line(line: str, where: str, folder: Path, codec: Codec) -> EvalPrompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg})") from error
+    _check_fields(record, where, required={"id", "text", "speaker"}, allowed=_PROMPT_KEYS)
+    if not isinstance(record.get("context", []), list):
+        raise ValueError(f"{where}: context must be a list of turns")
+    context, own_context = [], []
+    for turn in record.get("context", []):
+        _check_fields(turn, f"{where}: context", required=_CONTEXT_KEYS, allowed=_CONTEXT_KEYS)
+        span = _existing_span(folder / turn["audio"], where)
+        context.append(Segment(turn["speaker"], turn["text"], audio=span.load(codec.sample_rate)))
+        if turn["speaker"] == record["speaker"]:
+            own_context.append(span)
+    return EvalPrompt(
+        id=str(record["id"]),
+        text=record["text"],
+        speaker=record["speaker"],
+        cluster=str(record.get("cluster", record["id"])),
+        context=context,
+        reference=_existing_span(folder / record["audio"], where) if "audio" in record else None,
+        own_context=own_context,
+        missing_reference=None if "audio" in record else "the prompts file names no audio for it",
+    )
+
+
+def _check_fields(record: Any, where: str, required: set[str], allowed: set[str]) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object")
+    if missing := required - set(record):
+        raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
+    if unknown := set(record) - allowed:
+        raise ValueError(f"{where}: unknown field {', '.join(sorted(unknown))}; known: {', '.join(sorted(allowed))}")
+    if not isinstance(record["text"], str) or not record["text"].strip():
+        raise ValueError(f"{where}: text must be a non-empty string")
+    if type(record["speaker"]) is not int or record["speaker"] < 0:
+        raise ValueError(f"{where}: speaker must be an integer from 0, got {record['speaker']!r}")
+    if not isinstance(record.get("audio", ""), str):
+        raise ValueError(f"{where}: audio must be a path")
+
+
+def _existing_span(path: Path, where: str) -> AudioSpan:
+    if not path.is_file():
+        raise ValueError(f"{where}: audio file {path} does not exist")
+    return AudioSpan(path)
+
+
+def fit_context(prompt: EvalPrompt, generator: Generator, max_frames: int) -> list[Segment]:
+    """The context as far as it fits: the oldest turns are left out until prompt and `max_frames` fit the model.
+
+    Raises:
+        ValueError: the text alone does not fit.
+    """
+    room = generator.model.config.max_positions - max_frames - 1  # the generator wants one position to spare
+    room -= len(generator.tokenizer.encode_turn(prompt.text, prompt.speaker))
+    if room < 0:
+        raise ValueError(
+            f"prompt {prompt.id}: its text and {max_frames} frames of audio exceed the model's "
+            f"{generator.model.config.max_positions} positions; lower eval.max_audio_seconds"
+        )
+    kept: list[Segment] = []
+    for segment in reversed(prompt.context):
+        if segment.codes is not None:
+            frames = segment.codes.shape[1]
+        else:
+            frames = -(-len(segment.audio) // generator.codec.samples_per_frame)
+        room -= len(generator.tokenizer.encode_turn(segment.text, segment.speaker)) + frames + 1
+        if room < 0:
+            break
+        kept.insert(0, segment)
+    return kept

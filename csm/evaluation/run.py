@@ -1,0 +1,245 @@
+"""The evaluation, stage by stage: prompts -> speech -> transcripts and voices -> scores -> report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from csm.checkpoint.io import atomic_directory
+from csm.checkpoint.native import load_generator, read_config
+from csm.config import EvalConfig, EvaluateConfig
+from csm.data.dataset import ShardedDataset, sha256_of
+from csm.evaluation.asr import Recognizer, load_recognizer
+from csm.evaluation.hub import EvaluatorUnavailable
+from csm.evaluation.prompts import EvalPrompt, PromptSet, dataset_prompts, file_prompts
+from csm.evaluation.provenance import code_version, hardware, package_versions
+from csm.evaluation.report import Report, write_report
+from csm.evaluation.scores import NotRun, System, SystemScores, Unavailable, Utterance, score_system
+from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
+from csm.evaluation.stages import compare_voices, generated, recorded, transcribe
+from csm.evaluation.text_norm import load_normalizer
+from csm.inference.generator import Generator
+
+FEW_CLUSTERS = 10
+"""Below this many clusters a percentile interval tends to be too narrow; the report says so."""
+
+
+def evaluate(cfg: EvaluateConfig) -> Path:
+    """Runs an evaluation and writes its report; returns the report's folder.
+
+    Judges that cannot run here leave their reason in the report. What goes wrong with a single utterance is counted
+    there too, and the utterance is scored as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: a mistake in the request (no such checkpoint, another codec, bad prompts, an
+            output folder that holds something else); the message says what to change.
+    """
+    started = time.monotonic()
+    checkpoint, settings = Path(cfg.checkpoint), cfg.eval
+    _check_settings(settings)
+    facts = read_config(checkpoint)
+    output = Path(cfg.output) if cfg.output else checkpoint.resolve().parent / f"eval-{settings.name}"
+    if output.exists() and not (output / "results.json").is_file():
+        raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
+
+    generator = load_generator(checkpoint, cfg.device)
+    trained_on = facts["training"].get("data")
+    prompt_set = _prompts(settings, generator, cfg.checkpoint, trained_on)
+    prompts = prompt_set.prompts
+    recognizer, no_recognizer = _load(
+        lambda: load_recognizer(settings.asr, settings.asr_model, settings.language, cfg.device)
+    )
+    embedder, no_embedder = _load(
+        lambda: load_embedder(settings.speaker_model_kind, settings.speaker_model, cfg.device)
+    )
+    normalizer = load_normalizer(settings.language)
+
+    utterances = recorded(prompts, generator) + generated(prompts, generator, settings)
+    if recognizer:
+        transcribe(utterances, recognizer, normalizer)
+    if embedder:
+        compare_voices(utterances, prompts, embedder, generator.sample_rate)
+
+    unavailable = Unavailable(no_recognizer, no_embedder)
+    scores = [_score(system, utterances, prompts, unavailable, settings) for system in System]
+    by_seed = {}
+    if len(settings.seeds) > 1:
+        for seed in settings.seeds:
+            takes = [u for u in utterances if u.seed == seed]
+            by_seed[seed] = score_system(System.model, takes, len(prompts), unavailable, settings.bootstrap_samples)
+    report = Report(
+        title=f"Evaluation of {facts['training'].get('name') or checkpoint.resolve().name}",
+        subtitle=_subtitle(settings, prompt_set),
+        prompts=prompts,
+        utterances=utterances,
+        scores=scores,
+        scores_by_seed=by_seed,
+        embedder=embedder.name if embedder else settings.speaker_model_kind.name,
+        recognizer=recognizer.name if recognizer else settings.asr.name,
+        notes=_notes(scores, prompts, utterances, _were_trained_on(prompt_set, trained_on)),
+        provenance={
+            "run": {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            | {"wall_seconds": round(time.monotonic() - started, 1)}
+            | _speed(utterances),
+            "code": code_version(),
+            "checkpoint": _checkpoint_facts(cfg.checkpoint, facts, generator),
+            "prompts": prompt_set.origin | {"prompts": len(prompts)},
+            "sampling": {
+                "temperature": settings.temperature,
+                "topk": settings.topk,
+                "seeds": list(settings.seeds),
+                "sampling_seed": "seed * 1000003 + number of the prompt",
+                "max_audio_seconds": settings.max_audio_seconds,
+                "context_turns": settings.context_turns,
+                "retries": "none",
+                "watermark": "none",
+            },
+            "recognizer": recognizer.describe() if recognizer else {"not run": no_recognizer},
+            "text_normalizer": {"name": normalizer.name},
+            "speaker_embedder": embedder.describe() if embedder else {"not run": no_embedder},
+            "statistics": {
+                "interval": "95 % percentile bootstrap, numerator and denominator together",
+                "cluster": "prompt groups (same show, call or voice)",
+                "replicates": settings.bootstrap_samples,
+                "bootstrap_seed": 0,
+            },
+            "packages": package_versions("torch", "transformers", "jiwer", "moshi", "numpy", "soxr", "soundfile"),
+            "hardware": hardware(cfg.device),
+        },
+    )
+    with atomic_directory(output) as folder:
+        write_report(report, folder)
+    return output
+
+
+def _check_settings(settings: EvalConfig) -> None:
+    if not settings.seeds or len(set(settings.seeds)) != len(settings.seeds):
+        raise ValueError(f"eval.seeds must be one or more different numbers, got {list(settings.seeds)}")
+    if settings.temperature == 0 and len(settings.seeds) > 1:
+        raise ValueError("eval.temperature=0 is greedy: every seed gives the same speech; set eval.seeds=[0]")
+    if settings.max_prompts < 1:
+        raise ValueError(f"eval.max_prompts must be at least 1, got {settings.max_prompts}")
+    if settings.max_audio_seconds <= 0:
+        raise ValueError(f"eval.max_audio_seconds must be positive, got {settings.max_audio_seconds}")
+
+
+def _prompts(settings: EvalConfig, generator: Generator, checkpoint: str, trained_on: str | None) -> PromptSet:
+    if settings.prompts is not None:
+        return file_prompts(Path(settings.prompts), generator.codec, settings.max_prompts)
+    path = settings.dataset or trained_on
+    if path is None:
+        raise ValueError(f"{checkpoint} names no training data; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"dataset {path} is not here; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
+    return dataset_prompts(ShardedDataset(path), settings, generator.codec, checkpoint)
+
+
+_Judge = TypeVar("_Judge", Recognizer, SpeakerEmbedder)
+
+
+def _load(load: Callable[[], _Judge]) -> tuple[_Judge | None, str | None]:
+    """A judge, or the reason why there is none."""
+    try:
+        return load(), None
+    except EvaluatorUnavailable as error:
+        Console(stderr=True).print(f"not run: {error}", style="yellow", markup=False, soft_wrap=True)
+        return None, str(error)
+
+
+def _score(
+    system: System,
+    utterances: list[Utterance],
+    prompts: list[EvalPrompt],
+    unavailable: Unavailable,
+    settings: EvalConfig,
+) -> SystemScores:
+    mine = [u for u in utterances if u.system is system]
+    expected = len(prompts) * (len(settings.seeds) if system is System.model else 1)
+    missing = [prompt.missing_reference for prompt in prompts if prompt.missing_reference]
+    reason = f"original recordings not found ({missing[0]})" if missing else None
+    return score_system(system, mine, expected, unavailable, settings.bootstrap_samples, reason)
+
+
+def _notes(
+    scores: list[SystemScores], prompts: list[EvalPrompt], utterances: list[Utterance], trained_on_prompts: bool
+) -> list[str]:
+    """What a reader must know before believing the headline."""
+    notes = []
+    if trained_on_prompts:
+        notes.append(
+            "These prompts were in the training data: the numbers say how well the model remembers, not how well it "
+            "speaks what it has not seen."
+        )
+    clusters = len({prompt.cluster for prompt in prompts})
+    if clusters < FEW_CLUSTERS:
+        notes.append(f"Only {clusters} clusters of prompts: intervals tend to be too narrow below {FEW_CLUSTERS}.")
+    for system in scores:
+        wer = system.metrics["wer_corpus"]
+        if not isinstance(wer, NotRun) and wer.value == 0:
+            words = sum(u.errors.reference_words for u in utterances if u.system is system.system and u.errors)
+            notes.append(
+                f"{system.system.value}: no error in {words} words. The bootstrap cannot see beyond that; by the rule "
+                f"of three the true rate may be up to {300 / words:.1f} %."
+            )
+        if 0 < system.scored < system.expected:
+            lacking = system.expected - system.scored
+            notes.append(f"{system.system.value}: {lacking} of {system.expected} prompts have no original recording.")
+        if system.empty_references:
+            notes.append(
+                f"{system.system.value}: {system.empty_references} texts hold no word after normalization; their "
+                "transcripts count as insertions in the corpus WER and have no part in the mean."
+            )
+    shortened = sum(
+        u.context_turns < len(prompt.context)
+        for prompt in prompts
+        for u in utterances
+        if u.system is System.model and u.prompt == prompt.id
+    )
+    if shortened:
+        notes.append(f"{shortened} generations had their oldest context turns left out to fit the model's positions.")
+    return notes
+
+
+def _were_trained_on(prompts: PromptSet, trained_on: str | None) -> bool:
+    dataset = prompts.origin.get("dataset")
+    if dataset is None or trained_on is None:
+        return False
+    return prompts.origin["split"] == "train" and Path(dataset).resolve() == Path(trained_on).resolve()
+
+
+def _subtitle(settings: EvalConfig, prompts: PromptSet) -> str:
+    origin = prompts.origin
+    if "dataset" in origin:
+        source = f"{Path(origin['dataset']).name}, split {origin['split']}"
+    else:
+        source = Path(origin["prompts_file"]).name
+    sampling = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}, top-k {settings.topk}"
+    seeds = "1 seed" if len(settings.seeds) == 1 else f"{len(settings.seeds)} seeds"
+    return f"{settings.name}: {len(prompts.prompts)} prompts of {source}; {sampling}; {seeds}"
+
+
+def _speed(utterances: list[Utterance]) -> dict[str, Any]:
+    spoken = [u for u in utterances if u.system is System.model]
+    compute, audio = sum(u.compute_seconds for u in spoken), sum(u.seconds for u in spoken)
+    return {
+        "generated_audio_seconds": round(audio, 1),
+        "generation_compute_seconds": round(compute, 1),
+        "compute_seconds_per_audio_second": round(compute / audio, 3) if audio else None,
+    }
+
+
+def _checkpoint_facts(checkpoint: str, config: dict[str, Any], generator: Generator) -> dict[str, Any]:
+    return {
+        "path": checkpoint,
+        "weights_sha256": sha256_of(Path(checkpoint) / "model.safetensors"),
+        "parameters": sum(p.numel() for p in generator.model.parameters()),
+        "dtype": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
+        "training": config["training"],
+        "codec": generator.codec.info.to_dict(),
+        "tokenizer": generator.tokenizer.identity,
+    }

@@ -1,0 +1,108 @@
+"""The stages that make speech and judge it. Each fills in its part of the utterances; none leaves one out."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from csm.config import EvalConfig
+from csm.evaluation.asr import Recognizer
+from csm.evaluation.prompts import EvalPrompt, fit_context
+from csm.evaluation.scores import Flag, System, Utterance
+from csm.evaluation.speaker import SpeakerEmbedder, cosine
+from csm.evaluation.text_norm import TextNormalizer
+from csm.evaluation.wer import align_words, count_errors
+from csm.inference.generator import Generator
+
+
+def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]:
+    """Ground truth of every prompt that has its recording, and its resynthesis by the model's codec.
+
+    The codes stored in the dataset are resynthesized as they are; a recording without codes is encoded first.
+    """
+    codec, utterances = generator.codec, []
+    for prompt in track(prompts, "codec resynthesis", console=Console(stderr=True)):
+        codes = prompt.reference_codes
+        if prompt.reference is not None:
+            audio = prompt.reference.load(codec.sample_rate)
+            utterances.append(_utterance(prompt, System.ground_truth, audio, codec.sample_rate))
+            if codes is None:
+                codes = codec.encode(audio[None, None].to(codec.device))[0]
+        if codes is not None:
+            with torch.inference_mode():
+                audio = codec.decode(codes[None].to(codec.device))[0, 0].float().cpu()
+            utterances.append(_utterance(prompt, System.codec_resynthesis, audio, codec.sample_rate))
+    return utterances
+
+
+def generated(prompts: list[EvalPrompt], generator: Generator, settings: EvalConfig) -> list[Utterance]:
+    """Speaks every prompt once for each seed. Nothing is retried."""
+    max_frames = int(settings.max_audio_seconds * generator.codec.frame_rate)
+    utterances = []
+    takes = [(seed, number) for seed in settings.seeds for number in range(len(prompts))]
+    for seed, number in track(takes, "generation", console=Console(stderr=True)):
+        prompt = prompts[number]
+        context = fit_context(prompt, generator, max_frames)
+        started = time.monotonic()
+        result = generator.generate_segment(
+            prompt.text,
+            prompt.speaker,
+            context,
+            max_audio_length_ms=settings.max_audio_seconds * 1000,
+            temperature=settings.temperature,
+            topk=settings.topk,
+            seed=seed * 1_000_003 + number,  # prompts must not share their noise
+        )
+        utterance = _utterance(prompt, System.model, result.segment.audio, generator.sample_rate)
+        utterance.seed, utterance.context_turns = seed, len(context)
+        utterance.compute_seconds = round(time.monotonic() - started, 3)
+        if result.frames == 0:
+            utterance.flags.append(Flag.empty)
+        if result.finish_reason == "length":
+            utterance.flags.append(Flag.no_end)
+        utterances.append(utterance)
+    return utterances
+
+
+def transcribe(utterances: list[Utterance], recognizer: Recognizer, normalizer: TextNormalizer) -> None:
+    """Fills in transcripts and word errors. An empty output has an empty transcript: every word is deleted."""
+    for u in track(utterances, "transcription", console=Console(stderr=True)):
+        u.hypothesis = recognizer.transcribe(u.audio, u.sample_rate) if len(u.audio) else ""
+        u.reference_words = normalizer(u.text)
+        hypothesis = normalizer(u.hypothesis)
+        u.alignment = align_words(u.reference_words, hypothesis)
+        u.errors = count_errors(u.alignment)
+        if len(hypothesis.split()) > 2 * max(1, u.errors.reference_words):
+            u.flags.append(Flag.long_transcript)
+
+
+def compare_voices(
+    utterances: list[Utterance], prompts: list[EvalPrompt], embedder: SpeakerEmbedder, sample_rate: int
+) -> None:
+    """Fills in cosines with the original recordings: of the same turn, and of the speaker's turns before it."""
+    recording: dict[str, Tensor | None] = {}
+    earlier: dict[str, Tensor | None] = {}
+    for prompt in prompts:
+        recording[prompt.id] = earlier[prompt.id] = None
+        if prompt.reference is not None:
+            recording[prompt.id] = embedder.embed(prompt.reference.load(sample_rate), sample_rate)
+        if prompt.own_context:
+            joined = torch.cat([span.load(sample_rate) for span in prompt.own_context])
+            earlier[prompt.id] = embedder.embed(joined, sample_rate)
+    for u in track(utterances, "voices", console=Console(stderr=True)):
+        voice = embedder.embed(u.audio, u.sample_rate) if len(u.audio) else None
+        if voice is None:
+            continue
+        # A recording has no cosine with itself.
+        if recording[u.prompt] is not None and u.system is not System.ground_truth:
+            u.cosine_recording = cosine(voice, recording[u.prompt])
+        if earlier[u.prompt] is not None:
+            u.cosine_earlier = cosine(voice, earlier[u.prompt])
+
+
+def _utterance(prompt: EvalPrompt, system: System, audio: Tensor, sample_rate: int) -> Utterance:
+    return Utterance(prompt.id, system, None, prompt.cluster, prompt.speaker, prompt.text, audio, sample_rate)

@@ -1,0 +1,1 @@
+"""Generation: cache, sampling, and the generator with Sesame's API."""

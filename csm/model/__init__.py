@@ -1,0 +1,1 @@
+"""The model: transformer stacks, CSM around them, and its loss."""

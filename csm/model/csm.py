@@ -1,0 +1,151 @@
+"""CSM: the backbone reads frames and predicts codebook 0; the depth decoder predicts codebooks 1..K-1.
+
+    tokens, mask [B, S, K+1] --embed--> [B, S, D] --backbone--> states h [B, S, D]
+    c0 of the frame at position p     <- codebook0_head(h[p-1])
+    c_1..c_{K-1} of that frame        <- depth decoder over  h[p-1], emb(c_0), ..., emb(c_{K-2})   (K positions)
+
+Notable choices, all Sesame's (SesameAILabs/csm `models.py`): the decoder is conditioned on the backbone state
+after the final norm; one audio embedding table, indexed `code + codebook * V`, serves both stacks; `projection`
+brings its D-wide vectors to the decoder's width; every codebook has its own head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csm.config import CSMConfig
+from csm.model.loss import LossSums, codebook_losses
+from csm.model.transformer import Cache, Transformer
+
+
+class CSM(nn.Module):
+    """The model of one `CSMConfig`; `forward` is the training forward, the other methods serve generation too."""
+
+    def __init__(self, config: CSMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, depth_width = config.backbone.dim, config.decoder.dim
+        vocab, codebooks = config.audio_vocab_size, config.num_codebooks
+        self.text_embeddings = nn.Embedding(config.text_vocab_size, width)
+        self.audio_embeddings = nn.Embedding(codebooks * vocab, width)
+        self.backbone = Transformer(config.backbone, config.rope, config.norm_eps)
+        self.codebook0_head = nn.Linear(width, vocab, bias=False)
+        self.projection = nn.Linear(width, depth_width, bias=False)
+        self.decoder = Transformer(config.decoder, config.rope, config.norm_eps)
+        self.audio_head = nn.Parameter(torch.empty(codebooks - 1, depth_width, vocab))
+        if self.audio_head.device.type != "meta":
+            self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initializes every parameter: normal(0, initializer_std), norms 1, and the projections that write into
+        the residual stream smaller by sqrt(2 * layers), so that its variance does not grow with depth (GPT-2)."""
+        std = self.config.initializer_std
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(self.audio_head, std=std)
+        for stack in (self.backbone, self.decoder):
+            nn.init.ones_(stack.norm.weight)
+            for layer in stack.layers:
+                nn.init.ones_(layer.attn_norm.weight)
+                nn.init.ones_(layer.mlp_norm.weight)
+                nn.init.normal_(layer.attn.o_proj.weight, std=std / math.sqrt(2 * len(stack.layers)))
+                nn.init.normal_(layer.mlp.down_proj.weight, std=std / math.sqrt(2 * len(stack.layers)))
+
+    # -------------------------------------------------------------------------------------------- embeddings
+
+    def embed(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the present embeddings of every position: `tokens, mask [B, S, K+1]` -> `[B, S, D]`.
+
+        The sum over codebooks runs inside `embedding_bag`, so `[B, S, K+1, D]` never exists and the shared
+        table gets one gradient, not one per codebook.
+        """
+        batch, length, columns = tokens.shape
+        weight = self.audio_embeddings.weight
+        codes = (tokens[..., :-1] + self._codebook_offsets(tokens.device)).view(-1, columns - 1)  # [B*S, K]
+        present = mask[..., :-1].reshape(-1, columns - 1).to(weight.dtype)
+        audio = F.embedding_bag(codes, weight, mode="sum", per_sample_weights=present)
+        text = self.text_embeddings(tokens[..., -1]) * mask[..., -1:].to(weight.dtype)
+        return text + audio.view(batch, length, -1)
+
+    def embed_codes(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+        """Embeddings of codes of consecutive codebooks: `[M, n]` -> `[M, n, D]`."""
+        offsets = self._codebook_offsets(codes.device)[first_codebook : first_codebook + codes.shape[-1]]
+        return self.audio_embeddings(codes + offsets)
+
+    def _codebook_offsets(self, device: torch.device) -> Tensor:
+        return torch.arange(self.config.num_codebooks, device=device) * self.config.audio_vocab_size
+
+    # ------------------------------------------------------------------------------------------------ stacks
+
+    def backbone_states(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """States after the final norm `[B, S, D]`; the one at p-1 predicts the frame at p."""
+        return self.backbone(self.embed(tokens, mask), positions, attention_mask, cache)
+
+    def decoder_logits(self, states: Tensor, codes: Tensor) -> Tensor:
+        """Teacher-forced logits of codebooks 1..K-1 of M frames.
+
+        states: [M, D], backbone states before each frame; codes: [M, K-1], c_0..c_{K-2} of the frames.
+        Returns [K-1, M, V]: entry i-1 predicts c_i, from h and c_0..c_{i-1}.
+        """
+        inputs = torch.cat((states[:, None], self.embed_codes(codes)), dim=1)  # [M, K, D]
+        positions = torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[0], -1)
+        hidden = self.decoder(self.projection(inputs), positions)  # [M, K, d]
+        return torch.bmm(hidden[:, 1:].transpose(0, 1), self.audio_head)  # [K-1, M, d] x [K-1, d, V]
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        slots: Tensor,
+        slot_weights: Tensor,
+        attention_mask: Tensor | None = None,
+        input_tokens: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> LossSums:
+        """Loss sums over packed rows.
+
+        tokens, mask:   [B, S, K+1], see csm/frames.py
+        positions:      [B, S] int, restarting with every document
+        targets:        [B, S] bool, positions whose frame is predicted (never position 0)
+        slots:          [B, N] int, positions of the frames the depth decoder sees
+        slot_weights:   [B, N] float, inverse sampling probabilities; 0 = empty slot
+        attention_mask: [B, 1, S, S], block-diagonal and causal; None = one document per row
+        input_tokens:   [B, S, K+1], what is read instead of `tokens` (input noise); what is predicted stays
+        chunk:          depth decoder frames per pass (bounds memory when every frame is used); None = all at once
+        """
+        inputs = tokens if input_tokens is None else input_tokens
+        states = self.backbone_states(inputs, mask, positions, attention_mask)  # [B, S, D]
+        codes = tokens[..., :-1]
+        c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
+
+        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+        slot_states = states[rows, slots - 1].flatten(0, 1)  # [B*N, D]
+        slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
+        slot_inputs = inputs[rows, slots][..., :-2].flatten(0, 1)  # [B*N, K-1]
+        return codebook_losses(
+            c0_logits=c0_logits,
+            codes=codes[:, 1:],
+            targets=targets[:, 1:],
+            slot_c0_logits=c0_logits[rows, slots - 1].flatten(0, 1),
+            slot_codes=slot_codes,
+            slot_weights=slot_weights.flatten(),
+            decoder_logits=lambda start, end: self.decoder_logits(slot_states[start:end], slot_inputs[start:end]),
+            chunk=chunk or slot_codes.shape[0],
+        )

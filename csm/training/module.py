@@ -1,0 +1,159 @@
+"""The LightningModule: one optimizer step over microbatches, exact global normalization, full validation.
+
+A training batch is the list of microbatches of one optimizer step. The number of supervised frames of the whole
+step, over microbatches and ranks, is known before the first backward pass; every microbatch adds its share of
+
+    (sum of losses) / (frames of the step)
+
+so neither accumulation nor the number of ranks nor padding changes the gradient. That is why optimization is
+manual: Lightning's automatic accumulation averages microbatches as if they were equally long.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from csm.config import TrainConfig
+from csm.data.packing import RowBatch
+from csm.model.csm import CSM
+from csm.model.loss import LossSums
+from csm.training.optim import build_optimizer, lr_factor
+
+
+class CSMTrainingModule(L.LightningModule):
+    """Trains `self.model`. `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config,
+    codec, tokenizer: see csm/checkpoint/training.py)."""
+
+    def __init__(self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.model = model
+        self.checkpoint_extras = checkpoint_extras
+        self._train_sums: Tensor | None = None  # since the last logged step
+        self._val_sums: Tensor | None = None
+        self._positions = 0
+        self._interval_start = time.perf_counter()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(self.model, self.config.optim)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def training_step(self, microbatches: list[RowBatch], batch_index: int) -> None:
+        optimizer = self.optimizers()
+        step = self.global_step
+        factor = lr_factor(step, self.config.optim, self.config.trainer.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+        frames = torch.stack([rows.targets.sum() for rows in microbatches]).sum().float()
+        total_frames = _all_reduce(frames).clamp(min=1.0)
+        for number, rows in enumerate(microbatches):
+            last = number == len(microbatches) - 1
+            with nullcontext() if last else self._no_gradient_sync():
+                sums = self._forward(rows)
+                # Data-parallel strategies average gradients over ranks; the division above already is global.
+                self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
+            stacked = sums.stacked()
+            self._train_sums = stacked if self._train_sums is None else self._train_sums + stacked
+            self._positions += rows.documents.numel()
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % self.config.trainer.log_every_steps == 0:
+            self._log_training(gradient_norm, self.config.optim.lr * factor)
+
+    def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
+        return self.model(
+            tokens=rows.tokens,
+            mask=rows.mask,
+            positions=rows.positions,
+            targets=rows.targets,
+            slots=rows.slots,
+            slot_weights=rows.slot_weights,
+            attention_mask=rows.attention_mask(),
+            input_tokens=rows.input_tokens,
+            chunk=chunk,
+        )
+
+    def _no_gradient_sync(self) -> Any:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _log_training(self, gradient_norm: Tensor, lr: float) -> None:
+        sums = LossSums.from_stacked(_all_reduce(self._train_sums))
+        seconds = time.perf_counter() - self._interval_start
+        metrics = loss_metrics(sums, "train")
+        metrics["train/loss"] = sums.loss(self.config.loss, sums.frames)
+        metrics["train/gradient_norm"] = gradient_norm
+        metrics["train/lr"] = lr
+        # Positions of rows, the empty tails included: the work done per second.
+        metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
+        self.log_dict(metrics)
+        bar = ("train/loss", "train/loss_c0", "train/loss_decoder", "train/positions_per_second")
+        for name in bar:
+            self.log(name.removeprefix("train/"), metrics[name], prog_bar=True, logger=False)
+        self._train_sums, self._positions, self._interval_start = None, 0, time.perf_counter()
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sums = None
+
+    def validation_step(self, rows: RowBatch, batch_index: int) -> None:
+        stacked = self._forward(rows, chunk=self.config.loss.validation_chunk).stacked()
+        self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
+
+    def on_validation_epoch_end(self) -> None:
+        if self._val_sums is None:
+            return
+        sums = LossSums.from_stacked(_all_reduce(self._val_sums))
+        metrics = loss_metrics(sums, "val")
+        # For choosing checkpoints: independent of the loss weights of the run.
+        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
+        self.log_dict(metrics)
+        self._interval_start = time.perf_counter()  # validation is not training time
+        self._positions = 0
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["csm"] = self.checkpoint_extras
+
+
+def loss_metrics(sums: LossSums, prefix: str) -> dict[str, Tensor]:
+    """Per-frame means of every codebook, unweighted by the run's loss weights, in nats."""
+    frames = sums.frames.clamp(min=1.0)
+    losses, correct = sums.losses / frames, sums.correct / frames
+    metrics = {
+        f"{prefix}/loss_c0": losses[0],
+        f"{prefix}/loss_decoder": losses[1:].mean(),
+        f"{prefix}/accuracy_c0": correct[0],
+        f"{prefix}/accuracy_decoder": correct[1:].mean(),
+        f"{prefix}/eos_recall": sums.eos[1] / sums.eos[0].clamp(min=1.0),
+    }
+    for codebook, (loss, accuracy) in enumerate(zip(losses, correct, strict=True)):
+        metrics[f"{prefix}_codebooks/loss_{codebook:02d}"] = loss
+        metrics[f"{prefix}_codebooks/accuracy_{codebook:02d}"] = accuracy
+    return metrics
+
+
+def _all_reduce(values: Tensor) -> Tensor:
+    """Sum over ranks (a copy); the values themselves in a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values

@@ -1,0 +1,139 @@
+"""`train(config)`: from a configuration to a trained checkpoint and an exported model directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from omegaconf import OmegaConf
+
+from csm.checkpoint.io import AtomicCheckpointIO
+from csm.checkpoint.native import check_weights, read_weights
+from csm.checkpoint.training import checkpoint_extras, export_checkpoint, read_training_checkpoint
+from csm.codec import check_same_codec, load_codec
+from csm.config import CodecKind, TrainConfig
+from csm.data.datamodule import CSMDataModule
+from csm.data.dataset import ShardedDataset
+from csm.model.csm import CSM
+from csm.text import load_tokenizer
+from csm.training.callbacks import AudioSamples
+from csm.training.module import CSMTrainingModule
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> float | None:
+    """Trains until `trainer.max_steps`; resumes where `ckpt_path` left off.
+
+    Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights as a model directory),
+    metrics as the loggers write them, samples/. Returns the best validation loss (unweighted), for sweeps; None
+    without a validation split. Raises ValueError or FileNotFoundError for what a user can mend.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    ckpt_path = find_checkpoint(config)
+    if config.data.demo:
+        from data_prep.demo import prepare_demo  # only here does training touch data preparation
+
+        prepare_demo(config)
+    dataset = ShardedDataset(config.data.path)
+    tokenizer = load_tokenizer(config.tokenizer)
+    codec_file = dataset.codec_file if config.codec.kind is CodecKind.spectral else None
+    extras = checkpoint_extras(config, dataset.codec, codec_file, tokenizer)
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    model = CSM(config.model)
+    if config.init_from is not None:
+        weights = read_weights(Path(config.init_from))
+        check_weights(model, weights, config.init_from)
+        model.load_state_dict(weights)
+    module = CSMTrainingModule(config, model, extras)
+    data = CSMDataModule(config, dataset, tokenizer)
+    log.info(
+        "%s: %.1fM parameters; %s: %d conversations, %.2f hours",
+        config.name,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        dataset.path,
+        len(dataset),
+        dataset.hours,
+    )
+
+    best = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="best-{step}",
+        monitor="val/loss",
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    latest = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="last",
+        every_n_train_steps=config.trainer.checkpoint_every_steps,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [best, latest, RichProgressBar(leave=True)]
+    if config.trainer.sample_every_steps:
+        codec_config = config.codec
+        if codec_config.kind is CodecKind.spectral and codec_config.path is None:
+            codec_config.path = str(dataset.codec_file)
+        codec = load_codec(codec_config)
+        check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
+        every, prompts = config.trainer.sample_every_steps, config.trainer.sample_prompts
+        callbacks.append(AudioSamples(dataset, codec, tokenizer, run_dir / "samples", every, prompts))
+
+    trainer = build_trainer(config, run_dir, callbacks)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    if trainer.is_global_zero and trainer.global_step >= config.trainer.max_steps:
+        export_checkpoint(run_dir / "checkpoints" / "last.ckpt", run_dir / "export", overwrite=True)
+    return None if best.best_model_score is None else float(best.best_model_score)
+
+
+def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The Lightning Trainer of a configuration. Epochs, samplers, accumulation and clipping are ours."""
+    options = config.trainer
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=config.strategy.name,
+        precision=options.precision,
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        logger=[instantiate(entry) for entry in config.logger.values()],
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        log_every_n_steps=options.log_every_steps,
+        val_check_interval=options.val_every_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic=options.deterministic,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def find_checkpoint(config: TrainConfig) -> str | None:
+    """The checkpoint to resume from, checked before anything is built.
+
+    Raises FileNotFoundError or ValueError if it is missing or damaged, or has another shape than the model configured.
+    """
+    if config.ckpt_path is None:
+        return None
+    path = Path(config.ckpt_path)
+    if config.ckpt_path == "last":
+        path = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+        if not path.exists():
+            log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
+            return None
+    checkpoint = read_training_checkpoint(path)
+    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    with torch.device("meta"):
+        check_weights(CSM(config.model), weights, str(path))
+    return str(path)

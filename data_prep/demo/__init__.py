@@ -1,0 +1,24 @@
+"""Bundled demo recordings: short dialogues of a phone system (a recorded human voice, speaker 0) and a caller (a
+synthetic voice, speaker 1). Sources and licence: ATTRIBUTION.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from csm.config import DataPrepConfig, TrainConfig
+from csm.data.dataset import DATASET_FILE
+from data_prep.prepare import prepare
+
+MANIFEST = Path(__file__).resolve().parent / "manifest.jsonl"
+
+
+def demo_config(cfg: DataPrepConfig) -> DataPrepConfig:
+    """`cfg` with the bundled recordings as its input; codec, output and the rest stay as they are."""
+    return replace(cfg, input=str(MANIFEST), source="demo", lang="en", licence="CC-BY-SA-3.0")
+
+
+def prepare_demo(config: TrainConfig) -> None:
+    """Prepares the demo recordings into `config.data.path` with `config.codec`, unless a dataset is there already."""
+    if not (Path(config.data.path) / DATASET_FILE).is_file():
+        prepare(demo_config(DataPrepConfig(output=config.data.path, codec=config.codec)))

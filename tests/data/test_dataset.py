@@ -1,0 +1,129 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from csm.config import CodecConfig, CodecKind, DataPrepConfig
+from csm.data.dataset import ShardedDataset
+from data_prep.demo import demo_config
+from data_prep.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """The demo recordings with a small codec, in several tiny shards."""
+    output = tmp_path_factory.mktemp("data") / "demo"
+    codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
+    prepare(demo_config(DataPrepConfig(output=str(output), codec=codec, shard_mb=0.008)))
+    return output
+
+
+@pytest.fixture
+def folder(prepared, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "demo"))
+
+
+def test_webdataset_reads_the_same_samples_as_the_index(prepared):
+    dataset = ShardedDataset(prepared)
+    assert len(dataset.info.shards) > 3
+    urls = [str(prepared / shard.name) for shard in dataset.info.shards]
+    streamed = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    assert [item["__key__"] for item in streamed] == list(dataset.keys)
+    for i, item in enumerate(streamed):
+        sample = dataset.read(i)
+        assert item["codes.npy"].dtype == np.uint16
+        assert np.array_equal(item["codes.npy"], sample.codes)
+        assert [turn["text"] for turn in item["json"]["turns"]] == [turn.text for turn in sample.turns]
+
+
+def test_index_columns_describe_the_samples(prepared):
+    dataset = ShardedDataset(prepared)
+    train, val = dataset.select("train"), dataset.select("val")
+    assert train.dtype == np.int64 and len(val) == 3
+    assert sorted([*train, *val]) == list(range(len(dataset)))
+    assert len(dataset.select("test")) == 0
+    for i in range(len(dataset)):
+        sample = dataset.read(i)
+        assert dataset.split[i] == sample.split and dataset.recordings[i] == sample.recording
+        assert dataset.n_frames[i] == sample.codes.shape[1] and dataset.n_turns[i] == len(sample.turns)
+        assert dataset.text_bytes[i] == sum(len(turn.text.encode()) for turn in sample.turns)
+        assert dataset.audio_path(sample).is_file()
+    assert dataset.hours == pytest.approx(dataset.n_frames.sum() * 0.08 / 3600)
+    assert dataset.codec_file == prepared / "codec.safetensors"
+
+
+def test_reads_in_forked_workers_and_after_pickling(prepared):
+    dataset = ShardedDataset(prepared)
+    expected = [dataset.read(i).codes for i in range(len(dataset))]  # leaves shards open in this process
+
+    class Codes(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, i: int) -> np.ndarray:
+            return dataset.read(i).codes
+
+    loader = torch.utils.data.DataLoader(Codes(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for codes, want in zip(loader, expected, strict=True):
+        assert np.array_equal(codes, want)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert np.array_equal(copy.read(7).codes, expected[7])
+
+
+def test_folder_that_is_no_dataset_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a prepared dataset .*python -m data_prep prepare input=MANIFEST"):
+        ShardedDataset(tmp_path)
+
+
+def test_shard_cut_short_is_named(folder):
+    shard = sorted(folder.glob("*.tar"))[1]
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[: size - 513])
+    with pytest.raises(ValueError) as error:
+        ShardedDataset(folder)
+    assert str(error.value).startswith(f"{shard}: cut short ({size - 513} bytes of {size}); restore it, or prepare")
+
+
+def test_missing_file_is_named(folder):
+    shard = sorted(folder.glob("*.tar"))[0]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{shard}: missing"):
+        ShardedDataset(folder)
+
+
+def test_files_that_dataset_json_does_not_name_are_not_read(folder):
+    shutil.copy(sorted(folder.glob("*.tar"))[0], folder / "stray-train-000099.tar")
+    assert len(ShardedDataset(folder)) == 25
+
+
+def test_index_of_another_dataset_is_refused(folder):
+    index = folder / "index.parquet"
+    data = bytearray(index.read_bytes())
+    data[len(data) // 2] ^= 1
+    index.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{index}: not the file named in dataset.json"):
+        ShardedDataset(folder)
+
+
+def test_dataset_of_a_later_version_is_refused(folder):
+    file = folder / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2}))
+    with pytest.raises(ValueError, match=f"{file}: .*schema version 2, this program reads 1"):
+        ShardedDataset(folder)
+
+
+def test_damaged_sample_is_named_when_read(folder):
+    dataset = ShardedDataset(folder)
+    shard = folder / dataset.info.shards[0].name
+    data = shard.read_bytes()
+    codes = data.index(dataset.read(0).codes.tobytes())
+    shard.write_bytes(data[:codes] + b"\xff\xff" + data[codes + 2 :])
+    key = dataset.keys[0]
+    with pytest.raises(ValueError, match=rf"{shard}, sample {key}: code 65535 is out of range.*codes 0\.\.22"):
+        dataset.read(0)

@@ -1,0 +1,32 @@
+"""Recordings and manifests that the tests make up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def noise(seconds: float, rate: int, seed: int) -> np.ndarray:
+    """Noise whose loudness changes all the time, so that no two frames have the same codes; float32 [N]."""
+    rng = np.random.default_rng(seed)
+    samples = round(seconds * rate)
+    knots = 4 + samples // 900
+    envelope = np.interp(np.arange(samples), np.linspace(0, samples, knots), rng.random(knots))
+    return (0.1 * envelope * np.convolve(rng.standard_normal(samples), rng.random(5), "same")).astype(np.float32)
+
+
+def turn(speaker: str | int, start: float, end: float, **more: Any) -> dict[str, Any]:
+    return {"speaker": speaker, "text": f"from {start} to {end}", "start": start, "end": end, **more}
+
+
+def write_manifest(path: Path, recordings: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(recording) + "\n" for recording in recordings))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Names and contents of everything in a folder."""
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}

@@ -1,0 +1,114 @@
+"""A killed `prepare` leaves nothing that passes for a dataset, and running it again gives what it would have given."""
+
+import multiprocessing
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+from made_recordings import files, noise, turn, write_manifest
+
+from csm.config import DataPrepConfig
+from csm.data.dataset import ShardedDataset
+from data_prep.prepare import prepare
+from data_prep.verify import verify
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("calls")
+    rows = []
+    for n in range(12):
+        soundfile.write(folder / f"call{n}.flac", noise(8.0, 16000, n), 16000)
+        rows.append({"audio": f"call{n}.flac", "turns": [turn("ab"[i % 2], i, i + 0.9) for i in range(8)]})
+    return write_manifest(folder / "calls.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def server() -> multiprocessing.context.BaseContext:
+    """Starts processes that have the program loaded already, so that a test can start many."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.prepare"])
+    return context
+
+
+def comparable(folder: Path) -> dict[str, bytes]:
+    """A dataset's files, apart from the codec's (its container may order entries differently) and its hash."""
+    return {name: data for name, data in files(folder).items() if name.endswith((".tar", ".parquet", ".jsonl"))}
+
+
+def appears(path: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(path.glob(pattern))
+
+
+def kill_when(server, cfg: DataPrepConfig, moment: Callable[[], bool]) -> int:
+    """Runs `prepare(cfg)` in a process and sends SIGKILL at `moment`; returns the process's exit code."""
+    process = server.Process(target=prepare, args=(cfg,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while process.is_alive() and not moment():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
+
+
+def moments(out: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
+    partial = out.with_name("out.partial")
+    yield "folder made, codec being fitted", partial.exists
+    yield "codec saved", appears(partial, "codec.safetensors")
+    yield "encoding", appears(partial, "staging.bin")
+    yield "writing shards", appears(partial, "*000003.tar")
+    yield "index written", appears(partial, "index.parquet")
+    yield "description written", appears(partial, "dataset.json")
+    yield "renamed", appears(out, "dataset.json")
+
+
+def test_killed_at_any_moment_then_run_again(calls, config, server, tmp_path):
+    reference = config(calls, output=str(tmp_path / "reference"), shard_mb=0.002)
+    prepare(reference)
+    expected = comparable(tmp_path / "reference")
+    out = tmp_path / "out"
+    cfg = config(calls, shard_mb=0.002)
+    killed = 0
+    for name, moment in moments(out):
+        killed += kill_when(server, cfg, moment) == -signal.SIGKILL
+        if out.exists():  # all or nothing
+            assert verify(out) == [] and comparable(out) == expected, name
+            shutil.rmtree(out)
+        else:
+            with pytest.raises(FileNotFoundError):
+                ShardedDataset(out)
+    assert killed >= 3  # the first moments leave much work undone
+    prepare(cfg)
+    assert comparable(out) == expected
+    assert not out.with_name("out.partial").exists()
+
+
+def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(calls, config, server, tmp_path):
+    out = tmp_path / "out"
+    prepare(config(calls, limit=5))
+    for moment in (
+        appears(tmp_path / "out.partial", "staging.bin"),
+        appears(tmp_path / "out.partial", "dataset.json"),
+        (tmp_path / "out.old").exists,
+    ):
+        kill_when(server, config(calls, limit=7, overwrite=True), moment)
+        if out.exists():
+            assert verify(out) == [] and len(ShardedDataset(out)) in (5, 7)
+    prepare(config(calls, limit=3, overwrite=True))
+    assert len(ShardedDataset(out)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_run_that_ended_between_its_two_renames_gets_the_old_dataset_back(calls, config, tmp_path):
+    prepare(config(calls, limit=4))
+    (tmp_path / "out").rename(tmp_path / "out.old")
+    with pytest.raises(ValueError, match="already holds a prepared dataset"):
+        prepare(config(calls, limit=4))
+    assert len(ShardedDataset(tmp_path / "out")) == 4

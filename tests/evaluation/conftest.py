@@ -1,0 +1,103 @@
+"""Real speech, a dataset prepared from it, and an untrained model that fits the dataset."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import data_prep.demo
+from csm.audio import load_audio
+from csm.checkpoint.native import save_native
+from csm.config import (
+    CodecConfig,
+    CodecKind,
+    CSMConfig,
+    DataPrepConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TransformerConfig,
+)
+from csm.data.dataset import ShardedDataset
+from csm.model.csm import CSM
+from csm.text import load_tokenizer
+from data_prep.prepare import prepare
+
+DEMO = Path(data_prep.demo.__file__).parent
+CONVERSATIONS = ["urgent", "echo", "weasels", "recorded"]  # four turns each; the last is split "val"
+CODEC = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
+
+
+@dataclass
+class SpokenTurn:
+    speaker: int
+    text: str
+    audio: Tensor  # float32 [num_samples], 24 kHz
+
+
+@pytest.fixture(scope="session")
+def speech() -> dict[str, list[SpokenTurn]]:
+    """Demo conversations by id, turn by turn."""
+    conversations = {}
+    for record in _manifest():
+        audio = load_audio(DEMO / record["audio"], 24_000)
+        conversations[record["id"]] = [
+            SpokenTurn(t["speaker"], t["text"], audio[round(t["start"] * 24_000) : round(t["end"] * 24_000)])
+            for t in record["turns"]
+        ]
+    return conversations
+
+
+@pytest.fixture(scope="session")
+def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four conversations prepared with a small codec; the recordings lie in the sibling folder `recordings`."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    recordings = folder / "recordings"
+    recordings.mkdir()
+    for record in _manifest():
+        shutil.copy(DEMO / record["audio"], recordings)
+    lines = "".join(json.dumps(record) + "\n" for record in _manifest())
+    (recordings / "manifest.jsonl").write_text(lines)
+    prepare(DataPrepConfig(input=str(recordings / "manifest.jsonl"), output=str(folder / "dataset"), codec=CODEC))
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = load_tokenizer(TokenizerConfig(kind=TokenizerKind.bytes, vocab_size=258))
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer")
+    config = CSMConfig(
+        backbone=TransformerConfig(layers=2, dim=48, heads=4, kv_heads=2, ffn_dim=80),
+        decoder=TransformerConfig(layers=1, dim=24, heads=3, kv_heads=1, ffn_dim=40),
+        text_vocab_size=258,
+        codebook_size=CODEC.codebook_size,
+        num_codebooks=CODEC.num_codebooks,
+        max_positions=512,
+    )
+    torch.manual_seed(7)
+    dataset = ShardedDataset(dataset_path)
+    save_native(
+        path=folder / "export",
+        weights=CSM(config).state_dict(),
+        model=config,
+        codec_info=dataset.codec,
+        codec=CODEC,
+        codec_file=dataset.codec_file,
+        tokenizer_dir=folder / "tokenizer",
+        training={"step": 0, "name": "untrained", "seed": 7, "data": str(dataset_path)},
+    )
+    return folder / "export"
+
+
+def _manifest() -> Iterator[dict]:
+    for line in (DEMO / "manifest.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["id"] in CONVERSATIONS:
+            yield record

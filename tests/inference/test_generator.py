@@ -1,0 +1,147 @@
+"""Step-by-step cached generation against the training forward, sampling rules, and the generator's errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from csm.codec.base import CodecInfo
+from csm.frames import TurnTokens, conversation_frames
+from csm.inference.generator import Generator, Segment
+from csm.inference.sampling import sample_code
+from csm.model.csm import CSM
+from csm.text import ByteTokenizer
+from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, tiny_config, tiny_model
+
+
+class ToyCodec:
+    """A codec for tests of everything around it: code c0 of a frame fills its 4 samples."""
+
+    info = CodecInfo("toy", "0", K, CODEBOOK_SIZE, 12.5, 50)
+    name, num_codebooks, codebook_size, frame_rate, sample_rate = "toy", K, CODEBOOK_SIZE, 12.5, 50
+    device = torch.device("cpu")
+
+    def encode(self, audio):
+        return torch.ones(audio.shape[0], K, -(-audio.shape[-1] // 4), dtype=torch.int64)
+
+    def decode(self, codes):
+        return codes[:, :1].float().repeat_interleave(4, dim=-1)
+
+
+class ToyTokenizer(ByteTokenizer):
+    vocab_size = TEXT_VOCAB
+
+    def encode_turn(self, text, speaker):
+        return [1, speaker + 2, *(ord(c) % TEXT_VOCAB for c in text), 0]
+
+
+@pytest.fixture
+def generator():
+    return Generator(tiny_model(), ToyCodec(), ToyTokenizer())
+
+
+def prompt():
+    turns = [
+        TurnTokens([1, 2, 3], torch.randint(1, CODEBOOK_SIZE, (K, 6), generator=torch.Generator().manual_seed(0))),
+        TurnTokens([7, 8, 9, 10], None),
+    ]
+    return conversation_frames(turns, K)
+
+
+@torch.no_grad()
+def uncached_greedy(model: CSM, tokens, mask, steps: int) -> torch.Tensor:
+    """Greedy generation by running the training forward from the beginning for every single code."""
+    codes = []
+    for _ in range(steps):
+        positions = torch.arange(tokens.shape[0])[None]
+        state = model.backbone_states(tokens[None], mask[None], positions)[:, -1]
+        frame = torch.zeros(1, K, dtype=torch.int64)
+        frame[0, 0] = model.codebook0_head(state)[0, :CODEBOOK_SIZE].argmax()
+        for codebook in range(1, K):
+            frame[0, codebook] = model.decoder_logits(state, frame[:, :-1])[codebook - 1, 0, :CODEBOOK_SIZE].argmax()
+        codes.append(frame[0])
+        tokens = torch.cat((tokens, torch.cat((frame, torch.zeros(1, 1, dtype=torch.int64)), dim=1)))
+        mask = torch.cat((mask, torch.tensor([[True] * K + [False]])))
+    return torch.stack(codes, dim=1)
+
+
+def test_cached_generation_equals_recomputation(generator):
+    frames = prompt()
+    codes, reason = generator.generate_codes(frames.tokens, frames.mask, max_frames=40, temperature=0)
+    assert torch.equal(codes, uncached_greedy(generator.model, frames.tokens, frames.mask, codes.shape[1]))
+    assert reason == "length" and codes.shape == (K, 40)
+
+
+def test_cached_logits_equal_teacher_forced_logits():
+    """The same positions in one pass, in two chunks and one by one give the same states."""
+    from csm.inference.cache import KVCache
+
+    model, frames = tiny_model().eval(), prompt()
+    positions = torch.arange(len(frames))[None]
+    with torch.no_grad():
+        whole = model.backbone_states(frames.tokens[None], frames.mask[None], positions)
+        cache = KVCache(model.config.backbone, 1, len(frames), torch.float32, torch.device("cpu"))
+        pieces = []
+        for start, end in [(0, 5), *((i, i + 1) for i in range(5, len(frames)))]:
+            chunk = (frames.tokens[None, start:end], frames.mask[None, start:end], positions[:, start:end])
+            pieces.append(model.backbone_states(*chunk, cache=cache))
+            cache.advance(end - start)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_generation_stops_at_the_all_zero_frame(generator):
+    """Heads biased to code 0 through the weights: the first frame is end of speech."""
+    with torch.no_grad():
+        for parameter in (generator.model.codebook0_head.weight, generator.model.audio_head):
+            parameter.zero_()  # all logits equal: argmax takes code 0
+    frames = prompt()
+    codes, reason = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
+    assert codes.shape == (K, 0) and reason == "stop"
+    result = generator.generate_segment("hi", 0, [], max_audio_length_ms=800, temperature=0)
+    assert result.frames == 0 and result.segment.audio.shape == (0,)
+
+
+def test_seed_reproduces_and_differs(generator):
+    frames = prompt()
+    first, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
+    torch.manual_seed(99)  # the global generator does not matter
+    again, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
+    other, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=6)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_codes_in_context_equal_the_same_audio(generator):
+    audio = torch.zeros(14)
+    by_audio = generator.generate("abc", 1, [Segment(0, "x", audio=audio)], 800, seed=1)
+    codes = generator.codec.encode(audio[None, None])[0]
+    by_codes = generator.generate("abc", 1, [Segment(0, "x", codes=codes)], 800, seed=1)
+    assert torch.equal(by_audio, by_codes) and by_audio.ndim == 1 and by_audio.dtype == torch.float32
+
+
+def test_prompt_that_leaves_no_room_is_refused(generator):
+    with pytest.raises(ValueError, match=r"prompt of 6 positions is too long.*160 - 154 = 6"):
+        generator.generate("abc", 1, [], max_audio_length_ms=154 * 80)
+    assert generator.generate("abc", 1, [], max_audio_length_ms=153 * 80, temperature=0).numel() > 0
+
+
+def test_bad_context_is_refused(generator):
+    with pytest.raises(ValueError, match="neither audio nor codes"):
+        generator.generate("a", 0, [Segment(0, "x")], 800)
+    with pytest.raises(ValueError, match="mono"):
+        generator.generate("a", 0, [Segment(0, "x", audio=torch.zeros(2, 9))], 800)
+    other = ToyCodec()
+    other.num_codebooks = K + 1
+    with pytest.raises(ValueError, match="use the codec it was trained with"):
+        Generator(CSM(tiny_config()), other, ToyTokenizer())
+
+
+def test_sampling_follows_the_distribution():
+    """Temperature, top-k with ties, reserved ids, against frequencies."""
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
+    noise = torch.Generator().manual_seed(0)
+    drawn = sample_code(logits, temperature=0.5, topk=2, codebook_size=5, generator=noise)
+    frequencies = torch.bincount(drawn, minlength=6) / 40_000
+    expected = torch.tensor([4.0, 2.0, 2.0]).softmax(0)  # k = 2 keeps both ids tied for second place
+    torch.testing.assert_close(frequencies[:3], expected, atol=0.01, rtol=0)
+    assert frequencies[3:].sum() == 0
+    assert sample_code(logits[:3], 0, 50, 5).tolist() == [0, 0, 0]

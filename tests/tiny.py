@@ -1,0 +1,69 @@
+"""Tiny random models and conversations, every dimension different."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from csm.config import CSMConfig, TransformerConfig
+from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
+from csm.frames import Frames, TurnTokens, conversation_frames
+from csm.model.csm import CSM
+
+K, CODEBOOK_SIZE, TEXT_VOCAB = 5, 13, 41
+
+
+def tiny_config(codebooks: int = K) -> CSMConfig:
+    return CSMConfig(
+        backbone=TransformerConfig(layers=3, dim=48, heads=6, kv_heads=3, ffn_dim=72),
+        decoder=TransformerConfig(layers=2, dim=32, heads=4, kv_heads=2, ffn_dim=56),
+        text_vocab_size=TEXT_VOCAB,
+        codebook_size=CODEBOOK_SIZE,
+        num_codebooks=codebooks,
+        max_positions=160,
+    )
+
+
+def tiny_model(seed: int = 0, codebooks: int = K) -> CSM:
+    """Weights large enough that every input matters to every output."""
+    torch.manual_seed(seed)
+    model = CSM(tiny_config(codebooks))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.3)
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def conversation(seed: int, frame_counts: tuple[int, ...] = (6, 9), loss: tuple[bool, ...] | None = None) -> Frames:
+    generator = torch.Generator().manual_seed(seed)
+    turns = []
+    for number, count in enumerate(frame_counts):
+        text = torch.randint(0, TEXT_VOCAB, (4 + number,), generator=generator).tolist()
+        codes = torch.randint(0, CODEBOOK_SIZE, (K, count), generator=generator)
+        codes[0].clamp_(min=1)  # no real frame is all zeros
+        turns.append(TurnTokens(text, codes, True if loss is None else loss[number]))
+    return conversation_frames(turns, K)
+
+
+def rows(documents: list[list[Frames]], max_positions: int = 64, ratio: int = 1, seed: int = 0) -> RowBatch:
+    """One packed row for each list of documents."""
+    rng = np.random.default_rng(seed)
+    slots = num_slots(max_positions, ratio) if ratio > 1 else max_positions
+    return stack_rows([pack_row(row, max_positions, K, slots, rng) for row in documents])
+
+
+def forward(model: CSM, batch: RowBatch, chunk: int | None = None):
+    return model(
+        batch.tokens,
+        batch.mask,
+        batch.positions,
+        batch.targets,
+        batch.slots,
+        batch.slot_weights,
+        batch.attention_mask(),
+        batch.input_tokens,
+        chunk,
+    )
