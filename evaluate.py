@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from csm.cli import user_errors
 from csm.config import register_schemas
+from csm.errors import user_errors
 from csm.evaluation.run import evaluate
 
 register_schemas()

@@ -8,6 +8,7 @@ recordings -> turns -> codes -> conversations -> shards + index -> dataset.json
     conversation.py  turns -> conversations (samples)
     pack.py          samples -> shuffled tar shards
     index.py         shards -> index.parquet and dataset.json
+    output.py        the output folder: all or nothing
     prepare.py       all of the above in a row
     verify.py        re-reads a finished dataset
     rejects.py       what was left out, and why

@@ -15,8 +15,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from csm.cli import user_errors
 from csm.config import DataPrepCommand, DataPrepConfig, register_schemas
+from csm.errors import user_errors
 from data_prep.demo import MANIFEST, demo_config
 from data_prep.prepare import Prepared, prepare
 from data_prep.rejects import REJECTS_FILE

@@ -26,7 +26,7 @@ from torch import Tensor
 from csm.codec import mel
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
 
-FORMAT = "csm-spectral-codec-1"
+FORMAT = "csm-spectral-codec-1"  # raise the number when the signal constants here or in mel.py change
 MELS_PER_FRAME = 8
 SAMPLES_PER_FRAME = MELS_PER_FRAME * mel.HOP  # 1920, 80 ms
 PCA_DIM = 96
@@ -64,9 +64,8 @@ class SpectralCodec(Codec):
     ) -> SpectralCodec:
         """Fits a codec to 1-D float waveforms at 24 kHz; 5 minutes of speech are enough. Runs on the CPU.
 
-        It holds 8 MB per minute of audio while it runs, so give it a sample of a large collection.
-
-        Deterministic for the same waveforms in the same order, seed and machine.
+        It holds 8 MB per minute of audio while it runs, so give it a sample of a large collection. Deterministic for
+        the same waveforms in the same order, seed and machine.
 
         Raises:
             ValueError: too little audio for `codebook_size` entries.

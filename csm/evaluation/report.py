@@ -25,7 +25,7 @@ EMBEDDED_PROMPTS = 100
 """Prompts whose audio lies inside report.html; the players of later ones read the files in audio/."""
 
 _READING = (
-    "Values in brackets are 95 % intervals (percentile bootstrap over clusters: {unit}). WER: word error rate of the "
+    "Values in brackets are 95 % intervals (percentile bootstrap, resampling {unit}). WER: word error rate of the "
     "transcript, lower is better; corpus = all errors / all words, mean = average over utterances. Cosines: similarity "
     "of voices by {embedder}, higher is better; they compare only with numbers of the same embedder. Ground truth is "
     "what the judges say of the recordings, codec resynthesis the best this model's codec allows."

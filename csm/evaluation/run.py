@@ -44,7 +44,8 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     _check_settings(settings)
     facts = read_config(checkpoint)
     output = Path(cfg.output) if cfg.output else checkpoint.resolve().parent / f"eval-{settings.name}"
-    if output.exists() and not (output / "results.json").is_file():
+    is_taken = output.is_file() or (output.is_dir() and any(output.iterdir()))
+    if is_taken and not (output / "results.json").is_file():
         raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
 
     generator = load_generator(checkpoint, cfg.device)

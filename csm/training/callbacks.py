@@ -1,4 +1,4 @@
-"""Audio samples during validation: the same prompts every time, beside the recording's codec resynthesis."""
+"""What happens around training: the progress bar, and audio samples during validation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from csm.audio import save_wav
@@ -16,6 +17,13 @@ from csm.data.dataset import ShardedDataset
 from csm.inference.generator import GeneratedSegment, Generator, Segment
 from csm.text import TextTokenizer
 from csm.training.module import CSMTrainingModule
+
+
+class StepProgressBar(RichProgressBar):
+    """Lightning's bar over all optimizer steps; there are no epochs in its sense."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
 
 
 class AudioSamples(L.Callback):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from csm.checkpoint.io import AtomicCheckpointIO
@@ -20,7 +22,7 @@ from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.model.csm import CSM
 from csm.text import load_tokenizer
-from csm.training.callbacks import AudioSamples
+from csm.training.callbacks import AudioSamples, StepProgressBar
 from csm.training.module import CSMTrainingModule
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def train(config: TrainConfig) -> float | None:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [best, latest, RichProgressBar(leave=True)]
+    callbacks: list[Callback] = [best, latest, StepProgressBar()]
     if config.trainer.sample_every_steps:
         codec_config = config.codec
         if codec_config.kind is CodecKind.spectral and codec_config.path is None:
@@ -96,6 +98,17 @@ def train(config: TrainConfig) -> float | None:
 
 def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
     """The Lightning Trainer of a configuration. Epochs, samplers, accumulation and clipping are ours."""
+    options = config.trainer
+    # Our checkpoints hold the state after the optimizer's step on purpose: resuming continues with the next one.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
+    try:
+        return _lightning_trainer(config, run_dir, callbacks)
+    except MisconfigurationException as error:  # such as a GPU asked for where there is none
+        raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
+
+
+def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
     options = config.trainer
     return L.Trainer(
         accelerator=options.accelerator,

@@ -1,0 +1,148 @@
+"""`python evaluate.py`, from a model directory to a report."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind, register_schemas
+from csm.evaluation.run import evaluate
+
+ROOT = Path(__file__).parents[2]
+
+
+def request(checkpoint: Path, output: Path, **options) -> EvaluateConfig:
+    settings = {
+        "name": "test",
+        "split": "val",
+        "speaker": 0,
+        "max_prompts": 2,
+        "max_audio_seconds": 0.8,
+        "asr": AsrKind.faster_whisper,
+        "speaker_model_kind": SpeakerKind.resemblyzer,
+        "bootstrap_samples": 50,
+    }
+    return EvaluateConfig(checkpoint=str(checkpoint), output=str(output), eval=EvalConfig(**settings | options))
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint, tmp_path_factory) -> Path:
+    return evaluate(request(checkpoint, tmp_path_factory.mktemp("out") / "report", seeds=[0, 5]))
+
+
+def test_every_prompt_has_all_three_systems(report, speech):
+    rows = [json.loads(line) for line in (report / "utterances.jsonl").read_text().splitlines()]
+    found = sorted((row["text"], row["system"], row["seed"]) for row in rows)
+    texts = [turn.text for turn in speech["recorded"] if turn.speaker == 0]
+    assert found == sorted(
+        (text, system, seed)
+        for text in texts
+        for system, seed in (("ground_truth", None), ("codec_resynthesis", None), ("model", 0), ("model", 5))
+    )
+    for row in rows:
+        assert row["hypothesis"] is not None
+        assert (report / row["audio"]).is_file() or "empty" in row["flags"]
+
+
+def test_judges_understand_the_recordings_and_not_the_untrained_model(report):
+    systems = json.loads((report / "results.json").read_text())["systems"]
+    assert systems["ground_truth"]["metrics"]["wer_corpus"]["value"] < 0.1
+    assert systems["model"]["metrics"]["wer_corpus"]["value"] > 0.7
+    assert systems["codec_resynthesis"]["metrics"]["cosine_recording"]["items"] == 2
+    assert systems["model"]["expected"] == systems["model"]["scored"] == 4
+    # 0.8 s are 10 frames: an untrained model does not stop by itself in time.
+    assert systems["model"]["failures"]["no_end"] > 0
+
+
+def test_report_says_where_its_numbers_come_from(report, checkpoint, dataset_path):
+    results = json.loads((report / "results.json").read_text())
+    facts = results["provenance"]
+    assert len(facts["checkpoint"]["weights_sha256"]) == 64
+    assert facts["checkpoint"]["codec"]["codebook_size"] == 23
+    assert (facts["prompts"]["dataset"], facts["prompts"]["split"]) == (str(dataset_path), "val")
+    assert facts["sampling"] | {"temperature": 0.9, "topk": 50, "seeds": [0, 5]} == facts["sampling"]
+    assert "tiny.en" in facts["recognizer"]["name"] and facts["speaker_embedder"]["name"] == "resemblyzer"
+    assert set(results["model_by_seed"]) == {"0", "5"}
+    assert not any("training data" in note for note in results["notes"])
+
+
+def test_same_request_gives_the_same_numbers_and_replaces_the_report(checkpoint, tmp_path):
+    results = []
+    for _ in range(2):
+        folder = evaluate(request(checkpoint, tmp_path / "report", split="train", max_prompts=1, seeds=[4]))
+        results.append(json.loads((folder / "results.json").read_text()))
+    assert results[0]["systems"] == results[1]["systems"]
+    assert "These prompts were in the training data" in results[0]["notes"][0]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_judges_that_cannot_run_are_named_and_the_rest_is_done(checkpoint, tmp_path, capsys):
+    options = {"speaker_model": "no-such-owner/no-such-model", "speaker_model_kind": SpeakerKind.wavlm}
+    folder = evaluate(request(checkpoint, tmp_path / "report", max_prompts=1, asr_model="no-such-folder", **options))
+    metrics = json.loads((folder / "results.json").read_text())["systems"]["model"]["metrics"]
+    assert metrics["wer_corpus"]["not_run"].startswith("no-such-folder is not a CTranslate2")
+    assert metrics["cosine_recording"]["not_run"].startswith("no-such-owner/no-such-model")
+    assert "not run: no-such-folder" in capsys.readouterr().err
+
+
+def test_folder_with_other_content_is_left_alone(checkpoint, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not an evaluation report; choose another folder"):
+        evaluate(request(checkpoint, tmp_path))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [0, 1], "temperature": 0.0}, "greedy: every seed gives the same speech"),
+        ({"seeds": []}, r"eval\.seeds must be one or more"),
+        ({"max_prompts": 0}, r"eval\.max_prompts must be at least 1"),
+        ({"max_audio_seconds": 0.0}, r"eval\.max_audio_seconds must be positive"),
+        ({"max_audio_seconds": 60.0}, r"lower eval\.max_audio_seconds"),
+        ({"dataset": "nowhere"}, r"dataset nowhere is not here; give eval\.dataset"),
+    ],
+)
+def test_impossible_requests_are_refused(checkpoint, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(request(checkpoint, tmp_path / "report", **options))
+    assert not (tmp_path / "report").exists()
+
+
+def test_codec_of_another_dataset_is_one_line_and_exit_code_2(checkpoint, dataset_path, tmp_path):
+    other = shutil.copytree(dataset_path, tmp_path / "other")
+    info = json.loads((other / "dataset.json").read_text())
+    info["codec"]["weights_hash"] = "0123456789abcdef"
+    (other / "dataset.json").write_text(json.dumps(info))
+    command = [sys.executable, "evaluate.py", f"checkpoint={checkpoint}", "eval=quickstart", f"eval.dataset={other}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "different codecs" in done.stderr and "0123456789abcdef" in done.stderr and str(other) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["default", "quickstart"])
+def test_configs_compose_to_typed_options(name):
+    config = compose_evaluate([f"eval={name}", "checkpoint=runs/a"])
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, EvaluateConfig)
+    assert settings.eval.name == name
+
+
+@pytest.mark.parametrize("override", ["eval.max_prompt=3", "eval.asr=parrot", "eval.topk=many"])
+def test_misspelled_options_fail_by_name(override):
+    with pytest.raises(ConfigCompositionException) as error:
+        compose_evaluate([override])
+    assert override.split("=")[0].split(".")[1] in f"{error.value} {error.value.__cause__}"
+
+
+def compose_evaluate(overrides: list[str]):
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("evaluate", overrides=overrides)

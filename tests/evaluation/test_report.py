@@ -1,0 +1,181 @@
+"""The written report, from hand-made results."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from csm.evaluation.prompts import EvalPrompt
+from csm.evaluation.report import Report, write_report
+from csm.evaluation.scores import Flag, System, Unavailable, Utterance, score_system
+from csm.evaluation.wer import align_words, count_errors
+from csm.inference.generator import Segment
+
+HOSTILE = "</div><script>alert(1)</script>|\"'><img src=x onerror=alert(2)> & `code` [a](b)"
+TONE = 0.3 * torch.sin(torch.arange(12_000) * 0.05)
+
+
+class Page(HTMLParser):
+    """Tags and text of a page, as a browser would see them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def utterance(system: System, hypothesis: str, **fields) -> Utterance:
+    alignment = align_words("please hold the line", hypothesis)
+    return Utterance(
+        **{
+            "prompt": "call/1",
+            "system": system,
+            "seed": 3 if system is System.model else None,
+            "cluster": "call",
+            "speaker": 0,
+            "text": "Please hold the line.",
+            "audio": TONE,
+            "context_turns": 1 if system is System.model else None,
+            "hypothesis": hypothesis,
+            "alignment": alignment,
+            "errors": count_errors(alignment),
+            **fields,
+        }
+    )
+
+
+ALL_JUDGES = Unavailable()
+
+
+def make_report(utterances: list[Utterance], unavailable: Unavailable = ALL_JUDGES, **prompt) -> Report:
+    scores = []
+    for system in System:
+        mine = [u for u in utterances if u.system is system]
+        scores.append(score_system(system, mine, 1, unavailable, 100, missing="original recordings not found (a.wav)"))
+    return Report(
+        title=f"Evaluation of {HOSTILE}",
+        subtitle="a test",
+        prompts=[
+            EvalPrompt(**{"id": "call/1", "text": "Please hold the line.", "speaker": 0, "cluster": "call", **prompt})
+        ],
+        utterances=utterances,
+        scores=scores,
+        scores_by_seed={},
+        embedder="tiny-embedder",
+        recognizer="tiny-recognizer",
+        notes=[HOSTILE],
+        provenance={"statistics": {"cluster": "calls"}, "checkpoint": {"path": HOSTILE, "codec": {"name": "spectral"}}},
+    )
+
+
+def write(report: Report, folder: Path) -> tuple[Page, str, dict]:
+    write_report(report, folder)
+    html = (folder / "report.html").read_text()
+    return Page(html), (folder / "report.md").read_text(), json.loads((folder / "results.json").read_text())
+
+
+def test_hostile_text_stays_text(tmp_path):
+    turns = [
+        utterance(System.ground_truth, "please hold the line", text=HOSTILE),
+        utterance(System.model, f"please {HOSTILE}", text=HOSTILE),
+    ]
+    report = make_report(turns, text=HOSTILE, id=HOSTILE, context=[Segment(1, HOSTILE)])
+    for turn in turns:
+        turn.prompt = HOSTILE
+    page, markdown, results = write(report, tmp_path)
+    assert len(page.all("script")) == 1  # the page's own
+    assert page.all("img") == []
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("alert(1)") >= 5
+    assert "<script" not in markdown and "<img" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("| ") and "alert" in line]
+    assert rows and all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)  # no new table cells
+    assert results["notes"] == [HOSTILE]
+
+
+def test_page_is_self_contained_and_plays_every_utterance(tmp_path):
+    page, _, _ = write(make_report([utterance(system, "please hold the line") for system in System]), tmp_path)
+    sources = [attributes["src"] for attributes in page.all("audio")]
+    assert len(sources) == 3
+    for source in sources:
+        assert source.startswith("data:audio/mpeg;base64,")
+        audio, rate = soundfile.read(io.BytesIO(base64.b64decode(source.split(",")[1])))
+        assert rate == 24_000 and abs(len(audio) - len(TONE)) < 2_400
+    assert page.all("link") == [] and not any("src" in attributes for attributes in page.all("script"))
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("href", "src")]
+    assert all(link.startswith("data:") for link in links)
+    assert "http" not in (tmp_path / "report.html").read_text()
+    audio, rate = soundfile.read(tmp_path / "audio/0000-model-seed3.wav")
+    assert (len(audio), rate) == (12_000, 24_000)
+
+
+def test_transcripts_show_what_was_missed_and_what_was_heard_instead(tmp_path):
+    write(make_report([utterance(System.model, "please fold the line now")]), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    transcript = re.search(r'<div class="transcript">(.*?)</div>', html).group(1)
+    assert transcript == "please <del>hold</del> <ins>fold</ins> the line <ins>now</ins> "
+
+
+def test_system_that_could_not_run_keeps_its_row_and_its_reason(tmp_path):
+    page, markdown, results = write(make_report([utterance(System.model, "please hold")]), tmp_path)
+    for system in ("ground_truth", "codec_resynthesis"):
+        row = results["systems"][system]
+        assert (row["expected"], row["scored"]) == (1, 0)
+        assert row["metrics"]["wer_corpus"] == {"not_run": "original recordings not found (a.wav)"}
+    assert results["systems"]["model"]["metrics"]["wer_corpus"]["value"] == 0.5
+    assert "not run: original recordings not found (a.wav)" in page.text
+    assert re.search(r"^\| Ground truth \| not run: original recordings not found", markdown, re.MULTILINE)
+
+
+def test_missing_judges_leave_not_run_in_every_format(tmp_path):
+    turns = [utterance(system, "", alignment=None, errors=None) for system in System]
+    unavailable = Unavailable(recognizer="Whisper is not here", embedder="no embedder")
+    page, markdown, results = write(make_report(turns, unavailable), tmp_path)
+    for system in System:
+        metrics = results["systems"][system.name]["metrics"]
+        assert metrics["wer_corpus"] == metrics["wer_mean"] == {"not_run": "Whisper is not here"}
+        assert metrics["cosine_earlier"] == {"not_run": "no embedder"}
+    assert results["systems"]["model"]["scored"] == 1
+    assert page.text.count("not run: Whisper is not here") == 6
+    assert markdown.count("not run: Whisper is not here") == 6
+    assert len(page.all("audio")) == 3
+
+
+def test_failures_are_counted_and_scored(tmp_path):
+    turns = [utterance(System.model, "", audio=torch.zeros(0), flags=[Flag.empty])]
+    page, markdown, results = write(make_report(turns), tmp_path)
+    model = results["systems"]["model"]
+    assert model["failures"] == {"empty": 1, "no_end": 0, "long_transcript": 0}
+    assert model["metrics"]["wer_corpus"]["value"] == 1.0
+    assert "1 with empty output" in page.text and "1 with empty output" in markdown
+    row = json.loads((tmp_path / "utterances.jsonl").read_text())
+    assert (row["flags"], row["audio"], row["wer"]) == (["empty"], None, 1.0)
+
+
+def test_cosines_are_averaged_where_they_exist_and_name_their_embedder(tmp_path):
+    turns = [
+        utterance(System.ground_truth, "please hold the line", cosine_earlier=0.9),
+        utterance(System.model, "please hold the line", cosine_recording=0.75, cosine_earlier=0.5),
+    ]
+    page, _, results = write(make_report(turns), tmp_path)
+    model, truth = results["systems"]["model"]["metrics"], results["systems"]["ground_truth"]["metrics"]
+    assert (model["cosine_recording"]["value"], model["cosine_earlier"]["value"]) == (0.75, 0.5)
+    assert truth["cosine_earlier"]["value"] == pytest.approx(0.9)
+    assert truth["cosine_recording"] == {"not_run": "the recording would be compared with itself"}
+    assert "Speaker cosine (tiny-embedder)" in page.text
