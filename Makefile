@@ -19,6 +19,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py experiment=quickstart
 	$(BIN)/python evaluate.py checkpoint=$(RUN)/export eval=quickstart
+	@echo
+	@echo "Done. Look and listen:"
+	@echo "  report         $(RUN)/eval-quickstart/report.html (speech in $(RUN)/eval-quickstart/audio)"
+	@echo "  model          $(RUN)/export"
+	@echo "  checkpoint     $(RUN)/checkpoints/last.ckpt, metrics in $(RUN)/metrics"
+	@echo "Next:"
+	@echo "  speak          $(BIN)/csm generate $(RUN)/export --text 'The leader has left the conference.' --temperature 0"
+	@echo "  your data      $(BIN)/python -m data_prep input=manifest.jsonl output=data/mine codec=spectral"
+	@echo "                 $(BIN)/python train.py experiment=quickstart data=shards data.path=data/mine name=mine"
+	@echo "  the 1B model   python train.py model=csm_1b data.path=data/mine trainer.devices=8 strategy=ddp   (GPUs)"
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

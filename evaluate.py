@@ -24,11 +24,9 @@ register_schemas()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    with user_errors():
-        if OmegaConf.is_missing(config, "checkpoint"):
-            raise ValueError("no checkpoint given; usage: python evaluate.py checkpoint=DIR (an exported model)")
-        folder = evaluate(OmegaConf.to_object(config))
-    print_headline(folder)
+    if OmegaConf.is_missing(config, "checkpoint"):
+        raise ValueError("no checkpoint given; usage: python evaluate.py checkpoint=DIR (an exported model)")
+    print_headline(evaluate(OmegaConf.to_object(config)))
 
 
 def print_headline(folder: Path) -> None:
@@ -59,4 +57,5 @@ def _cell(name: str, metric: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

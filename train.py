@@ -1,4 +1,7 @@
-"""Trains a CSM: python train.py model=csm_1b data.path=... (see configs/ and docs/training.md)."""
+"""Trains a CSM: python train.py model=csm_1b data.path=... (see configs/ and docs/architecture.md).
+
+Exit code 0: trained to the end. 2: something in the request is wrong; one line says what and how to mend it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from csm.config import register_schemas
 from csm.errors import user_errors
-from csm.training.run import train
 
 register_schemas()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
-    with user_errors():
-        return train(OmegaConf.to_object(config))
+    from csm.training.run import train  # only now: `--help` and mistakes need not wait for torch
+
+    return train(OmegaConf.to_object(config))
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

@@ -1,15 +1,38 @@
 """A training and research framework for CSM, the Conversational Speech Model.
 
-from csm import load_generator, Segment
+Speaking from an exported model:
 
-generator = load_generator("runs/quickstart/export")
-audio = generator.generate("Message marked urgent.", speaker=0, context=[])
+    from csm import load_generator
+
+    generator = load_generator("runs/quickstart/export")
+    audio = generator.generate("Message marked urgent.", speaker=0, context=[])  # float32 [num_samples]
 """
 
-from csm.checkpoint.native import load_generator, load_model
-from csm.config import CSMConfig
-from csm.inference.generator import GeneratedSegment, Generator, Segment
-from csm.model.csm import CSM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CSM", "CSMConfig", "GeneratedSegment", "Generator", "Segment", "load_generator", "load_model"]
+if TYPE_CHECKING:
+    from csm.checkpoint.native import load_generator, load_model
+    from csm.config import CSMConfig
+    from csm.inference.generator import GeneratedSegment, Generator, Segment
+    from csm.model.csm import CSM
+
 __version__ = "0.1.0"
+__all__ = ["CSM", "CSMConfig", "GeneratedSegment", "Generator", "Segment", "load_generator", "load_model"]
+
+_HOMES = {
+    "CSM": "csm.model.csm",
+    "CSMConfig": "csm.config",
+    "GeneratedSegment": "csm.inference.generator",
+    "Generator": "csm.inference.generator",
+    "Segment": "csm.inference.generator",
+    "load_generator": "csm.checkpoint.native",
+    "load_model": "csm.checkpoint.native",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: `import csm.config` alone must not cost the seconds that torch and its friends take.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'csm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

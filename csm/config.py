@@ -113,7 +113,7 @@ class DataConfig:
     rows_per_step: int = 8  # rows of one optimizer step, over all ranks and microbatches
     rows_per_microbatch: int = 8  # rows of one forward/backward pass on one rank
     permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
-    code_noise: float = 0.0  # share of input codes replaced by random ones in training; targets stay clean
+    context_dropout: float = 0.0  # chance, at each turn, that training reads it without what came before
     num_workers: int = 2
     demo: bool = False  # prepare the bundled demo recordings into `path` first if it holds no dataset
 
@@ -159,7 +159,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: Any = 1  # as in Lightning: a number, a list, or "auto"
     num_nodes: int = 1
-    precision: str = "32-true"
+    precision: str = "auto"  # as in Lightning; auto: bf16-mixed where the processor computes in bf16, else 32-true
     max_steps: int = MISSING
     log_every_steps: int = 10
     val_every_steps: int = 500

@@ -1,4 +1,4 @@
-"""How the command-line programs report what their user can mend."""
+"""How the command-line programs report what their user can mend: one line on stderr, exit code 2."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Prints a ValueError or OSError as one line on stderr and exits with code 2.
+    """Wraps a whole program: a ValueError, an OSError or a mistake in the configuration becomes one line and exit 2.
 
-    HYDRA_FULL_ERROR=1 shows the traceback instead, as everywhere in Hydra programs.
+    HYDRA_FULL_ERROR=1 in the environment shows the traceback instead, as everywhere in Hydra programs.
     """
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing several lines and exiting 1
     try:
         yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    """The messages of an error and of the one it came from, without line breaks."""
+    message = " ".join(str(error).split())
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        message += f" ({str(error.__cause__).splitlines()[0].strip()})"
+    return message

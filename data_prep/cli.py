@@ -39,20 +39,16 @@ def main() -> None:
         name = "data_prep_demo" if word == DataPrepCommand.demo.value else "data_prep"
         arguments = ["--config-name", name, f"command={word}", *arguments]
     sys.argv[1:] = arguments
-    _hydra_main()
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="data_prep")
-def _hydra_main(config: DictConfig) -> None:
     try:
         with user_errors():
-            _run(config)
+            _hydra_main()
     except KeyboardInterrupt:
         print("interrupted; nothing was left half written", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(config: DictConfig) -> None:
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="data_prep")
+def _hydra_main(config: DictConfig) -> None:
     demo = config.command == DataPrepCommand.demo
     for key in ("output",) if demo or config.command == DataPrepCommand.verify else ("input", "output"):
         if OmegaConf.is_missing(config, key):

@@ -64,6 +64,5 @@ def forward(model: CSM, batch: RowBatch, chunk: int | None = None):
         batch.slots,
         batch.slot_weights,
         batch.attention_mask(),
-        batch.input_tokens,
         chunk,
     )

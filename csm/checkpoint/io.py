@@ -7,10 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 
 
 def _sync(path: Path) -> None:
@@ -52,14 +48,3 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     os.rename(temporary, path)
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written atomically in the folder they belong to.
-
-    Lightning's own writer moves a file from the system's temporary folder, which is a copy, and so can be cut
-    short, wherever that is another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))

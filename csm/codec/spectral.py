@@ -153,7 +153,8 @@ class SpectralCodec(Codec):
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; it appears under its name only when it is complete."""
         path = Path(path)
-        metadata = {"format": FORMAT, "info": json.dumps(self.info.to_dict())}
+        # One key: safetensors writes several in any order, and equal codecs shall give equal files.
+        metadata = {"codec": json.dumps({"format": FORMAT, "info": self.info.to_dict()})}
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
             file = Path(temporary) / path.name
             save_file({name: tensor.contiguous() for name, tensor in self._tensors.items()}, file, metadata)
@@ -173,14 +174,14 @@ class SpectralCodec(Codec):
             )
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                metadata = json.loads((file.metadata() or {}).get("codec", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error}); fit or copy it again") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: not a spectral codec (format {metadata.get('format')!r}, expected {FORMAT!r})")
         codec = cls(tensors["mean"], tensors["components"], tensors["codebooks"], device)
-        if codec.info != CodecInfo.from_dict(json.loads(metadata["info"])):
+        if codec.info != CodecInfo.from_dict(metadata["info"]):
             raise ValueError(f"{path}: its contents do not match the hash recorded in it; fit or copy it again")
         return codec
 

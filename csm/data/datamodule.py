@@ -39,7 +39,7 @@ def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: 
     if tokenizer.vocab_size > model.text_vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's text table {model.text_vocab_size}; "
-            f"set tokenizer.vocab_size={tokenizer.vocab_size}"
+            f"set model.text_vocab_size={tokenizer.vocab_size}"
         )
 
 

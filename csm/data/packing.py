@@ -26,7 +26,6 @@ class RowBatch:
     targets:       bool [B, S], positions whose frame is predicted
     slots:         int64 [B, N], positions of the frames the depth decoder sees
     slot_weights:  float32 [B, N], inverse sampling probabilities; 0 = empty slot
-    input_tokens:  like tokens, with noise; None = read the tokens themselves
     """
 
     tokens: Tensor
@@ -36,7 +35,6 @@ class RowBatch:
     targets: Tensor
     slots: Tensor
     slot_weights: Tensor
-    input_tokens: Tensor | None = None
 
     def attention_mask(self) -> Tensor:
         """bool [B, 1, S, S]: a position sees itself and earlier positions of its own document."""
@@ -77,28 +75,12 @@ def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Genera
     return torch.from_numpy(chosen), torch.from_numpy(weights)
 
 
-def corrupt_codes(tokens: Tensor, mask: Tensor, eos: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """Replaces a random share of the codes of one row, `tokens [S, K+1]`, by the same codebook's code of another
-    audio frame of the row, so that a model in training meets inputs as imperfect as its own output.
-    End-of-speech frames stay whole."""
-    frames = torch.nonzero(mask[:, 0] & ~eos).flatten()
-    if share == 0 or len(frames) == 0:
-        return tokens
-    codes = tokens[frames, :-1]  # [F, K]
-    replaced = torch.from_numpy(rng.random(codes.shape) < share)
-    donors = torch.from_numpy(rng.integers(0, len(frames), codes.shape))
-    noisy = tokens.clone()
-    noisy[frames, :-1] = torch.where(replaced, codes.gather(0, donors), codes)
-    return noisy
-
-
 def pack_row(
     documents: list[Frames],
     max_positions: int,
     num_codebooks: int,
     slots: int,
     rng: np.random.Generator,
-    code_noise: float = 0.0,
 ) -> RowBatch:
     """Packs documents (together at most `max_positions` long) into a batch of one row; none gives an empty row."""
     total = sum(len(document) for document in documents)
@@ -118,15 +100,13 @@ def pack_row(
         numbers[start:end] = number
         start = end
     chosen, weights = select_slots(targets, eos, slots, rng)
-    noisy = corrupt_codes(tokens, mask, eos, code_noise, rng)[None] if code_noise else None
     return RowBatch(
-        tokens[None], mask[None], positions[None], numbers[None], targets[None], chosen[None], weights[None], noisy
+        tokens[None], mask[None], positions[None], numbers[None], targets[None], chosen[None], weights[None]
     )
 
 
 def stack_rows(rows: list[RowBatch]) -> RowBatch:
     """Joins batches along B."""
-    noisy = None if rows[0].input_tokens is None else torch.cat([row.input_tokens for row in rows])
     return RowBatch(
         tokens=torch.cat([row.tokens for row in rows]),
         mask=torch.cat([row.mask for row in rows]),
@@ -135,5 +115,4 @@ def stack_rows(rows: list[RowBatch]) -> RowBatch:
         targets=torch.cat([row.targets for row in rows]),
         slots=torch.cat([row.slots for row in rows]),
         slot_weights=torch.cat([row.slot_weights for row in rows]),
-        input_tokens=noisy,
     )

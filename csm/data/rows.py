@@ -13,16 +13,16 @@ from csm.data.dataset import ShardedDataset
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.data.plan import StepPlan, next_fit
 from csm.data.sample import Sample
-from csm.frames import Frames, TurnTokens, conversation_frames
+from csm.frames import TurnTokens, conversation_frames
 from csm.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
 
-def sample_frames(
+def sample_turns(
     sample: Sample, tokenizer: TextTokenizer, max_positions: int, speakers: dict[int, int] | None = None
-) -> Frames:
-    """A stored conversation as frames, with its speaker ids renamed by `speakers`.
+) -> list[TurnTokens]:
+    """The turns of a stored conversation, tokenized, with its speaker ids renamed by `speakers`.
 
     A conversation longer than `max_positions` keeps its leading turns: whole turns, never audio without its text.
     """
@@ -35,7 +35,20 @@ def sample_frames(
         if total > max_positions:
             break
         turns.append(tokens)
-    return conversation_frames(turns, sample.codes.shape[0])
+    return turns
+
+
+def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generator) -> list[list[TurnTokens]]:
+    """Cuts a conversation, with `chance` at each boundary between turns, into parts that are read on their own.
+
+    So the model also learns to speak with little or no context, and no turn is lost.
+    """
+    parts = [turns[:1]]
+    for turn in turns[1:]:
+        if rng.random() < chance:
+            parts.append([])
+        parts[-1].append(turn)
+    return parts
 
 
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
@@ -86,7 +99,7 @@ def usable_samples(
 class TrainRows(Dataset):
     """Item `step` = the microbatches of that optimizer step for one rank, a list of RowBatch.
 
-    Every random choice of a row (speaker ids, code noise, decoder frames) is drawn from (seed, step, row of the
+    Every random choice of a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
     global step), so neither ranks, workers nor microbatching change what is trained on.
     """
 
@@ -125,15 +138,15 @@ class TrainRows(Dataset):
         for position in rows[index] if index < len(rows) else []:
             sample = self.dataset.read(int(self.numbers[position]))
             speakers = permuted_speakers(sample, rng) if self.data.permute_speakers else None
-            documents.append(sample_frames(sample, self.tokenizer, self.data.max_positions, speakers))
-        return pack_row(
-            documents, self.data.max_positions, self.dataset.codec.num_codebooks, self.slots, rng, self.data.code_noise
-        )
+            turns = sample_turns(sample, self.tokenizer, self.data.max_positions, speakers)
+            parts = drop_context(turns, self.data.context_dropout, rng)
+            documents += [conversation_frames(part, self.dataset.codec.num_codebooks) for part in parts]
+        return pack_row(documents, self.data.max_positions, self.dataset.codec.num_codebooks, self.slots, rng)
 
 
 class ValidationRows(Dataset):
     """Item i = the i-th batch of one rank over a whole split: every frame in the depth decoder, stored speaker ids,
-    no noise. All ranks have equally many batches (the last ones may be empty rows)."""
+    no dropped context. All ranks have equally many batches (the last ones may be empty rows)."""
 
     def __init__(
         self,
@@ -160,6 +173,7 @@ class ValidationRows(Dataset):
         documents = []
         for position in self.rows[index] if index < len(self.rows) else []:
             sample = self.dataset.read(int(self.numbers[position]))
-            documents.append(sample_frames(sample, self.tokenizer, self.data.max_positions))
+            turns = sample_turns(sample, self.tokenizer, self.data.max_positions)
+            documents.append(conversation_frames(turns, self.dataset.codec.num_codebooks))
         length = self.data.max_positions
         return pack_row(documents, length, self.dataset.codec.num_codebooks, length, np.random.default_rng(0))

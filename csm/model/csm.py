@@ -116,7 +116,6 @@ class CSM(nn.Module):
         slots: Tensor,
         slot_weights: Tensor,
         attention_mask: Tensor | None = None,
-        input_tokens: Tensor | None = None,
         chunk: int | None = None,
     ) -> LossSums:
         """Loss sums over packed rows.
@@ -127,18 +126,15 @@ class CSM(nn.Module):
         slots:          [B, N] int, positions of the frames the depth decoder sees
         slot_weights:   [B, N] float, inverse sampling probabilities; 0 = empty slot
         attention_mask: [B, 1, S, S], block-diagonal and causal; None = one document per row
-        input_tokens:   [B, S, K+1], what is read instead of `tokens` (input noise); what is predicted stays
         chunk:          depth decoder frames per pass (bounds memory when every frame is used); None = all at once
         """
-        inputs = tokens if input_tokens is None else input_tokens
-        states = self.backbone_states(inputs, mask, positions, attention_mask)  # [B, S, D]
+        states = self.backbone_states(tokens, mask, positions, attention_mask)  # [B, S, D]
         codes = tokens[..., :-1]
         c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
 
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
         slot_states = states[rows, slots - 1].flatten(0, 1)  # [B*N, D]
         slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
-        slot_inputs = inputs[rows, slots][..., :-2].flatten(0, 1)  # [B*N, K-1]
         return codebook_losses(
             c0_logits=c0_logits,
             codes=codes[:, 1:],
@@ -146,6 +142,6 @@ class CSM(nn.Module):
             slot_c0_logits=c0_logits[rows, slots - 1].flatten(0, 1),
             slot_codes=slot_codes,
             slot_weights=slot_weights.flatten(),
-            decoder_logits=lambda start, end: self.decoder_logits(slot_states[start:end], slot_inputs[start:end]),
+            decoder_logits=lambda start, end: self.decoder_logits(slot_states[start:end], slot_codes[start:end, :-1]),
             chunk=chunk or slot_codes.shape[0],
         )

@@ -84,7 +84,6 @@ class CSMTrainingModule(L.LightningModule):
             slots=rows.slots,
             slot_weights=rows.slot_weights,
             attention_mask=rows.attention_mask(),
-            input_tokens=rows.input_tokens,
             chunk=chunk,
         )
 
@@ -102,9 +101,9 @@ class CSMTrainingModule(L.LightningModule):
         # Positions of rows, the empty tails included: the work done per second.
         metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
         self.log_dict(metrics)
-        bar = ("train/loss", "train/loss_c0", "train/loss_decoder", "train/positions_per_second")
-        for name in bar:
-            self.log(name.removeprefix("train/"), metrics[name], prog_bar=True, logger=False)
+        bar = {"loss_c0": "c0", "loss_decoder": "decoder", "positions_per_second": "positions/s"}
+        for name, short in bar.items():
+            self.log(short, metrics[f"train/{name}"], prog_bar=True, logger=False)
         self._train_sums, self._positions, self._interval_start = None, 0, time.perf_counter()
 
     # -------------------------------------------------------------------------------------------- validation

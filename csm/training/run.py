@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -13,16 +14,16 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-from csm.checkpoint.io import AtomicCheckpointIO
 from csm.checkpoint.native import check_weights, read_weights
 from csm.checkpoint.training import checkpoint_extras, export_checkpoint, read_training_checkpoint
 from csm.codec import check_same_codec, load_codec
-from csm.config import CodecKind, TrainConfig
+from csm.config import CodecKind, TrainConfig, TrainerConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.model.csm import CSM
-from csm.text import load_tokenizer
+from csm.text import TextTokenizer, load_tokenizer
 from csm.training.callbacks import AudioSamples, StepProgressBar
+from csm.training.checkpoint_io import AtomicCheckpointIO
 from csm.training.module import CSMTrainingModule
 
 log = logging.getLogger(__name__)
@@ -66,34 +67,40 @@ def train(config: TrainConfig) -> float | None:
     )
 
     best = ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
-        filename="best-{step}",
-        monitor="val/loss",
-        save_top_k=1,
-        enable_version_counter=False,
+        run_dir / "checkpoints", filename="best-{step}", monitor="val/loss", save_top_k=1, enable_version_counter=False
     )
     latest = ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
+        run_dir / "checkpoints",
         filename="last",
         every_n_train_steps=config.trainer.checkpoint_every_steps,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [best, latest, StepProgressBar()]
+    callbacks: list[Callback] = [latest, StepProgressBar()]
+    if len(dataset.select("val")):
+        callbacks.append(best)
+    else:
+        log.warning("%s has no split 'val': no validation, and no best checkpoint", dataset.path)
     if config.trainer.sample_every_steps:
-        codec_config = config.codec
-        if codec_config.kind is CodecKind.spectral and codec_config.path is None:
-            codec_config.path = str(dataset.codec_file)
-        codec = load_codec(codec_config)
-        check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
-        every, prompts = config.trainer.sample_every_steps, config.trainer.sample_prompts
-        callbacks.append(AudioSamples(dataset, codec, tokenizer, run_dir / "samples", every, prompts))
+        callbacks.append(_audio_samples(config, dataset, tokenizer, run_dir / "samples"))
 
     trainer = build_trainer(config, run_dir, callbacks)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     if trainer.is_global_zero and trainer.global_step >= config.trainer.max_steps:
         export_checkpoint(run_dir / "checkpoints" / "last.ckpt", run_dir / "export", overwrite=True)
     return None if best.best_model_score is None else float(best.best_model_score)
+
+
+def _audio_samples(
+    config: TrainConfig, dataset: ShardedDataset, tokenizer: TextTokenizer, folder: Path
+) -> AudioSamples:
+    codec_config = config.codec
+    if codec_config.kind is CodecKind.spectral and codec_config.path is None:
+        codec_config = replace(codec_config, path=str(dataset.codec_file))
+    codec = load_codec(codec_config)
+    check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
+    options = config.trainer
+    return AudioSamples(dataset, codec, tokenizer, folder, options.sample_every_steps, options.sample_prompts)
 
 
 def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
@@ -115,7 +122,7 @@ def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callb
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=config.strategy.name,
-        precision=options.precision,
+        precision=_precision(options),
         max_steps=options.max_steps,
         max_epochs=-1,
         logger=[instantiate(entry) for entry in config.logger.values()],
@@ -130,6 +137,17 @@ def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callb
         enable_model_summary=False,
         default_root_dir=run_dir,
     )
+
+
+def _precision(options: TrainerConfig) -> str:
+    """Lightning's precision for `options.precision`, see TrainerConfig."""
+    if options.precision != "auto":
+        return options.precision
+    on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    precision = "bf16-mixed" if native else "32-true"
+    log.info("precision %s", precision)
+    return precision
 
 
 def find_checkpoint(config: TrainConfig) -> str | None:

@@ -1,0 +1,185 @@
+"""Model directories: what goes in comes out bit for bit, damage is named, nothing is ever half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from csm.checkpoint.io import atomic_directory, write_atomically
+from csm.checkpoint.native import load_generator, load_model, save_native
+from csm.checkpoint.training import export_checkpoint
+from csm.cli import main
+from csm.config import CodecConfig, CodecKind
+from csm.data.dataset import ShardedDataset
+from csm.text import ByteTokenizer
+from csm.training.run import train
+from tests.conftest import compose_train
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def model_directory(tmp_path: Path, small_dataset: Path):
+    model, dataset = tiny_model(), ShardedDataset(small_dataset)
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    save_native(
+        path=tmp_path / "model",
+        weights=model.state_dict(),
+        model=model.config,
+        codec_info=dataset.codec,
+        codec=CodecConfig(kind=CodecKind.spectral),
+        codec_file=dataset.codec_file,
+        tokenizer_dir=tmp_path / "tokenizer",
+        training={"step": 3},
+    )
+    return tmp_path / "model", model
+
+
+def test_round_trip_is_bit_exact(model_directory):
+    path, model = model_directory
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert load_model(path, dtype=torch.bfloat16).audio_head.dtype == torch.bfloat16
+
+
+def test_existing_directory_is_kept(model_directory, tmp_path):
+    path, model = model_directory
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    with pytest.raises(FileExistsError, match="exists; choose another folder or pass --overwrite"):
+        save_native(path, model.state_dict(), model.config, None, CodecConfig(), None, tmp_path / "tokenizer", {})
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
+
+
+def damaged(path: Path, change) -> Path:
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, path / "model.safetensors")
+    return path
+
+
+def test_wrong_weights_name_the_first_tensor(model_directory):
+    path, _ = model_directory
+    original = (path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"tensor projection\.weight \(32, 48\) is missing"):
+        load_model(damaged(path, lambda w: w.pop("projection.weight")))
+    (path / "model.safetensors").write_bytes(original)
+    with pytest.raises(ValueError, match=r"unexpected tensor surprise"):
+        load_model(damaged(path, lambda w: w.update(surprise=torch.zeros(1))))
+    (path / "model.safetensors").write_bytes(original)
+    with pytest.raises(ValueError, match=r"audio_head has shape \(3, 32, 16\), the model expects \(4, 32, 16\)"):
+        load_model(damaged(path, lambda w: w.update(audio_head=w["audio_head"][:3].clone())))
+    (path / "model.safetensors").write_bytes(original[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut short"):
+        load_model(path)
+
+
+def test_bad_directories_say_what_they_lack(model_directory, tmp_path):
+    path, _ = model_directory
+    with pytest.raises(FileNotFoundError, match="not a model directory"):
+        load_model(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(ValueError, match="reads format_version 1"):
+        load_model(path)
+    (path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_model(path)
+
+
+def test_another_codec_is_refused(model_directory):
+    path, _ = model_directory
+    config = json.loads((path / "config.json").read_text())
+    config["codec"]["info"]["weights_hash"] = "0" * 16
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="different codecs"):
+        load_generator(path)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"csm": Payload(), "state_dict": {}}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="damaged or not a training checkpoint"):
+        export_checkpoint(tmp_path / "evil.ckpt", tmp_path / "out")
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
+
+
+def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, capsys):
+    """A checkpoint alone is enough: dataset and run folder are gone when it is exported."""
+    overrides = [*tiny_overrides, "trainer.max_steps=1", "trainer.val_every_steps=1"]
+    data = next(o for o in overrides if o.startswith("data.path=")).removeprefix("data.path=")
+    shutil.copytree(data, tmp_path / "data")
+    train(compose_train([*overrides, f"data.path={tmp_path / 'data'}"]))
+    shutil.move(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "data")
+    model, wav = tmp_path / "exported", tmp_path / "out.wav"
+
+    def csm(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["csm", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    assert csm("export", tmp_path / "alone.ckpt", "--out", model) == 0
+    assert csm("export", tmp_path / "alone.ckpt", "--out", model) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert csm("export", tmp_path / "alone.ckpt", "--out", model, "--overwrite", "--dtype", "bf16") == 0
+    speak = ("generate", model, "--text", "Hello.", "--seed", 3, "--max-audio-length-ms", 400)
+    assert csm(*speak, "--out", wav) == 0
+    assert wav.read_bytes()[:4] == b"RIFF"
+    (tmp_path / "context.jsonl").write_text('{"speaker": 1, "text": "Hi.", "audio": "out.wav"}\n')
+    assert csm(*speak, "--context", tmp_path / "context.jsonl", "--out", tmp_path / "second.wav") == 0
+    (tmp_path / "context.jsonl").write_text('{"speaker": 1}\n')
+    assert csm(*speak, "--context", tmp_path / "context.jsonl") == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from csm.checkpoint.io import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as folder:
+    (folder / "a").write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_writer_leaves_the_old_directory(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a").write_text("old")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(target)]).returncode == -9
+    assert (target / "a").read_text() == "old"
+    with atomic_directory(target) as folder:
+        assert list(folder.iterdir()) == []  # nothing of the killed attempt
+        (folder / "b").write_text("newer")
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, fail)
+    assert file.read_text() == "old"

@@ -1,0 +1,55 @@
+"""Shared: a small prepared dataset of real speech, and configurations composed as the command line does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from csm.config import CodecConfig, CodecKind, DataPrepConfig, TrainConfig, register_schemas
+from data_prep.demo import demo_config
+from data_prep.prepare import prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_OVERRIDES = [
+    "experiment=quickstart",
+    "model.backbone={layers: 2, dim: 48, heads: 6, kv_heads: 3, ffn_dim: 72}",
+    "model.decoder={layers: 1, dim: 32, heads: 4, kv_heads: 2, ffn_dim: 56}",
+    "codec.num_codebooks=5",
+    "codec.codebook_size=23",
+    "data.demo=false",
+    "data.max_positions=384",
+    "data.rows_per_step=4",
+    "data.rows_per_microbatch=2",
+    "trainer.precision=32-true",
+    "trainer.sample_every_steps=0",
+    "trainer.log_every_steps=1",
+    "trainer.max_steps=3",
+    "trainer.val_every_steps=3",
+    "trainer.checkpoint_every_steps=3",
+]
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo recordings, prepared with 5 codebooks of 23."""
+    output = tmp_path_factory.mktemp("small") / "demo"
+    codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
+    prepare(demo_config(DataPrepConfig(output=str(output), codec=codec)))
+    return output
+
+
+@pytest.fixture
+def tiny_overrides(small_dataset: Path, tmp_path: Path) -> list[str]:
+    """Command-line overrides of a training run of seconds; `run_dir` is tmp_path/run."""
+    return [*TINY_OVERRIDES, f"data.path={small_dataset}", f"run_dir={tmp_path / 'run'}"]
+
+
+def compose_train(overrides: list[str]) -> TrainConfig:
+    """TrainConfig as `python train.py <overrides>` would build it."""
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return OmegaConf.to_object(compose("train", overrides=overrides))

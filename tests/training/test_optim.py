@@ -1,0 +1,44 @@
+"""Schedules and parameter groups against hand-computed values."""
+
+from __future__ import annotations
+
+import pytest
+
+from csm.config import OptimConfig, Schedule
+from csm.training.optim import build_optimizer, lr_factor, parameter_groups
+from tests.tiny import tiny_model
+
+
+def test_cosine():
+    config = OptimConfig(warmup_steps=10, min_lr_ratio=0.1)
+    assert [lr_factor(s, config, 110) for s in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert lr_factor(60, config, 110) == pytest.approx(0.55)  # half way between 1 and 0.1
+    assert lr_factor(110, config, 110) == pytest.approx(0.1)
+    assert lr_factor(500, config, 110) == pytest.approx(0.1)
+
+
+def test_warmup_stable_decay():
+    config = OptimConfig(schedule=Schedule.wsd, warmup_steps=10, decay_steps=20, min_lr_ratio=0.2)
+    assert [lr_factor(s, config, 100) for s in (9, 50, 80)] == pytest.approx([1.0, 1.0, 1.0])
+    assert lr_factor(90, config, 100) == pytest.approx(0.6)
+    assert lr_factor(100, config, 100) == pytest.approx(0.2)
+
+
+def test_groups_hold_every_parameter_once_with_the_right_settings():
+    model = tiny_model()
+    config = OptimConfig(lr=1.0, backbone_lr_scale=0.5, decoder_lr_scale=2.0, embeddings_lr_scale=3.0, weight_decay=0.3)
+    names = {id(p): name for name, p in model.named_parameters()}
+    seen = {}
+    for group in parameter_groups(model, config):
+        for parameter in group["params"]:
+            assert id(parameter) not in seen
+            seen[id(parameter)] = (group["lr"], group["weight_decay"])
+    assert seen.keys() == names.keys()
+    by_name = {names[key]: value for key, value in seen.items()}
+    assert by_name["backbone.layers.0.attn.q_proj.weight"] == (0.5, 0.3)
+    assert by_name["backbone.layers.0.attn_norm.weight"] == (0.5, 0.0)
+    assert by_name["decoder.layers.1.mlp.down_proj.weight"] == (2.0, 0.3)
+    assert by_name["decoder.norm.weight"] == (2.0, 0.0)
+    assert by_name["codebook0_head.weight"] == by_name["projection.weight"] == by_name["audio_head"] == (2.0, 0.3)
+    assert by_name["audio_embeddings.weight"] == by_name["text_embeddings.weight"] == (3.0, 0.0)
+    assert build_optimizer(model, config).defaults["fused"] is True

@@ -1,0 +1,156 @@
+"""train.py as a whole: what it leaves behind, data-parallel equality, resume after a kill, and its refusals."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from csm import load_generator
+from csm.checkpoint.training import read_training_checkpoint
+from csm.training.run import train
+from tests.conftest import ROOT, compose_train
+
+
+def command(overrides: list[str]) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *overrides]
+
+
+def run(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(overrides), capture_output=True, text=True, timeout=300, env=environment)
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_training_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with next((folder / "metrics").rglob("metrics.csv")).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_leaves_checkpoints_metrics_samples_and_a_model_that_speaks(tiny_overrides, tmp_path):
+    more = ["trainer.sample_every_steps=3", "trainer.sample_prompts=1", "+logger.wandb._target_=" + WANDB]
+    os.environ["WANDB_MODE"] = "offline"
+    best = train(compose_train([*tiny_overrides, *more, f"+logger.wandb.save_dir={tmp_path}"]))
+    folder = tmp_path / "run"
+    rows = logged(folder)
+    training = [row for row in rows if row["train/loss"]]
+    assert len(training) == 3
+    assert all(float(row[f"train_codebooks/loss_0{i}"]) > 0 for row in training for i in range(5))
+    validation = next(row for row in rows if row["val/loss"])
+    assert float(validation["val/loss"]) == pytest.approx(best, rel=1e-4)
+    assert 0 <= float(validation["val/eos_recall"]) <= 1
+    assert (folder / "checkpoints" / "last.ckpt").is_file() and list((folder / "checkpoints").glob("best-*.ckpt"))
+    assert next((folder / "samples").rglob("codec.wav")).stat().st_size > 1000
+    assert list(tmp_path.rglob("offline-run-*")), "W&B wrote its offline run"
+    generator = load_generator(folder / "export")
+    exported = generator.model.state_dict()
+    for name, tensor in last_weights(folder).items():
+        assert torch.equal(exported[name.removeprefix("model.")], tensor)
+    segment = generator.generate_segment("Hello.", 0, [], max_audio_length_ms=800, seed=1)
+    assert segment.segment.codes.shape[0] == 5
+
+
+WANDB = "lightning.pytorch.loggers.WandbLogger"
+
+
+def test_two_processes_equal_one(tiny_overrides, tmp_path):
+    """1 process x 2 microbatches = 2 gloo processes x 1: same losses, same weights, rows of unequal length.
+
+    A large Adam epsilon keeps the update proportional to the gradient, so rounding is not blown up to a full step.
+    """
+    steady = ["optim.eps=1e-2", "data.context_dropout=0.5"]
+    one = run([*tiny_overrides, *steady])
+    assert one.returncode == 0, one.stderr
+    parallel = [f"run_dir={tmp_path / 'two'}", "strategy=ddp", "trainer.devices=2"]
+    two = run([*tiny_overrides, *steady, *parallel])
+    assert two.returncode == 0, two.stderr
+    for first, second in zip(logged(tmp_path / "run"), logged(tmp_path / "two"), strict=True):
+        for name in ("train/loss", "train/loss_c0", "train/gradient_norm", "val/loss", "val/accuracy_c0"):
+            if first[name]:
+                assert float(first[name]) == pytest.approx(float(second[name]), rel=1e-4), name
+    weights = last_weights(tmp_path / "two")
+    for name, tensor in last_weights(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_killed_run_resumes_bit_for_bit(tiny_overrides, tmp_path):
+    steps = ["trainer.max_steps=12", "trainer.val_every_steps=12", "trainer.checkpoint_every_steps=2", "ckpt_path=last"]
+    whole = run([*tiny_overrides, *steps, f"run_dir={tmp_path / 'whole'}"])
+    assert whole.returncode == 0, whole.stderr
+    overrides = [*tiny_overrides, *steps]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(overrides), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = read_training_checkpoint(last)["global_step"]
+    assert 2 <= step < 12, "killed in the middle"
+    resumed = run(overrides)
+    assert resumed.returncode == 0, resumed.stderr
+    expected = last_weights(tmp_path / "whole")
+    for name, tensor in last_weights(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+    checkpoints = [read_training_checkpoint(tmp_path / r / "checkpoints" / "last.ckpt") for r in ("run", "whole")]
+    assert [c["global_step"] for c in checkpoints] == [12, 12]
+    for first, second in zip(*(c["optimizer_states"][0]["state"].values() for c in checkpoints), strict=True):
+        assert torch.equal(first["exp_avg"], second["exp_avg"])
+
+
+def one_line_error(overrides: list[str]) -> str:
+    result = run(overrides)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr
+    return errors[0]
+
+
+def test_checkpoint_of_another_shape_is_refused(tiny_overrides, tmp_path):
+    train(compose_train(tiny_overrides))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    message = one_line_error([*tiny_overrides, f"ckpt_path={checkpoint}", "model.backbone.ffn_dim=88"])
+    assert str(checkpoint) in message and "backbone.layers.0.mlp.gate_proj.weight" in message
+    assert "(72, 48)" in message and "(88, 48)" in message
+    assert checkpoint.read_bytes() == before
+    checkpoint.write_bytes(before[: len(before) // 2])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a training checkpoint"):
+        train(compose_train([*tiny_overrides, f"ckpt_path={checkpoint}"]))
+
+
+def test_refusals_name_the_key_and_the_remedy(tiny_overrides, tmp_path):
+    cases = {
+        "codec.num_codebooks=6": "codec.num_codebooks=5",
+        "model.text_vocab_size=99": "set model.text_vocab_size=258",
+        "data.rows_per_microbatch=3": "data.rows_per_step=4 is not a multiple",
+        "data.max_positions=4096": "exceeds model.max_positions=2048",
+        "ckpt_path=nowhere.ckpt": "nowhere.ckpt does not exist",
+        "data.path=nowhere": "nowhere: not a prepared dataset",
+        "trainer.accelerator=gpu": "trainer.accelerator=gpu",
+    }
+    for override, expected in cases.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=expected):
+            train(compose_train([*tiny_overrides, override]))
+
+
+def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path, caplog):
+    """45 positions hold some first turns and not others."""
+    train(compose_train([*tiny_overrides, "data.max_positions=45"]))
+    left_out = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert left_out and all("data.max_positions=45" in message and "sample demo-" in message for message in left_out)
+    assert any("keep their leading turns only" in record.getMessage() for record in caplog.records)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
