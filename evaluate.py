@@ -24,9 +24,10 @@ register_schemas()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    if OmegaConf.is_missing(config, "checkpoint"):
-        raise ValueError("no checkpoint given; usage: python evaluate.py checkpoint=DIR (an exported model)")
-    print_headline(evaluate(OmegaConf.to_object(config)))
+    with user_errors():
+        if OmegaConf.is_missing(config, "checkpoint"):
+            raise ValueError("no checkpoint given; usage: python evaluate.py checkpoint=DIR (an exported model)")
+        print_headline(evaluate(OmegaConf.to_object(config)))
 
 
 def print_headline(folder: Path) -> None:

@@ -18,7 +18,8 @@ register_schemas()
 def main(config: DictConfig) -> float | None:
     from csm.training.run import train  # only now: `--help` and mistakes need not wait for torch
 
-    return train(OmegaConf.to_object(config))
+    with user_errors():
+        return train(OmegaConf.to_object(config))
 
 
 if __name__ == "__main__":

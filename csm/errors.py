@@ -10,22 +10,28 @@ from contextlib import contextmanager
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""Whether the user wants tracebacks, in the way of every Hydra program."""
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Wraps a whole program: a ValueError, an OSError or a mistake in the configuration becomes one line and exit 2.
+    """Turns a ValueError, an OSError or a mistake in the configuration into one line and exit code 2.
 
-    HYDRA_FULL_ERROR=1 in the environment shows the traceback instead, as everywhere in Hydra programs.
+    A Hydra program needs it twice: around the whole, for mistakes that Hydra finds while composing, and inside its
+    main function, since Hydra prints lines of its own about any error that leaves it.
     """
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing several lines and exiting 1
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
+        if TRACEBACKS:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _one_line(error: BaseException) -> str:

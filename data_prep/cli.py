@@ -49,6 +49,11 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="data_prep")
 def _hydra_main(config: DictConfig) -> None:
+    with user_errors():
+        _run(config)
+
+
+def _run(config: DictConfig) -> None:
     demo = config.command == DataPrepCommand.demo
     for key in ("output",) if demo or config.command == DataPrepCommand.verify else ("input", "output"):
         if OmegaConf.is_missing(config, key):

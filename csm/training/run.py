@@ -73,7 +73,6 @@ def train(config: TrainConfig) -> float | None:
         run_dir / "checkpoints",
         filename="last",
         every_n_train_steps=config.trainer.checkpoint_every_steps,
-        save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [latest, StepProgressBar()]
@@ -85,9 +84,12 @@ def train(config: TrainConfig) -> float | None:
         callbacks.append(_audio_samples(config, dataset, tokenizer, run_dir / "samples"))
 
     trainer = build_trainer(config, run_dir, callbacks)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    if trainer.is_global_zero and trainer.global_step >= config.trainer.max_steps:
-        export_checkpoint(run_dir / "checkpoints" / "last.ckpt", run_dir / "export", overwrite=True)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.global_step >= config.trainer.max_steps:
+        last = run_dir / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(last)  # the end need not be a multiple of checkpoint_every_steps
+        if trainer.is_global_zero:
+            export_checkpoint(last, run_dir / "export", overwrite=True)
     return None if best.best_model_score is None else float(best.best_model_score)
 
 

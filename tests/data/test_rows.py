@@ -98,9 +98,11 @@ def test_dropped_context_keeps_every_turn_in_order(dataset):
 def test_long_conversations_keep_whole_leading_turns(dataset):
     sample = dataset.read(0)
     whole = sample_turns(sample, TOKENIZER, 10_000)
-    limit = sum(turn.num_positions for turn in whole[:2])
-    assert sample_turns(sample, TOKENIZER, limit) == whole[:2] or len(sample_turns(sample, TOKENIZER, limit)) == 2
-    assert len(sample_turns(sample, TOKENIZER, limit - 1)) == 1
+    two_turns = sum(turn.num_positions for turn in whole[:2])
+    for limit, kept in ((two_turns, 2), (two_turns - 1, 1)):
+        turns = sample_turns(sample, TOKENIZER, limit)
+        assert [turn.text for turn in turns] == [turn.text for turn in whole[:kept]]
+        assert all(torch.equal(turn.codes, full.codes) for turn, full in zip(turns, whole, strict=False))
 
 
 def test_validation_uses_every_frame_once_on_any_number_of_ranks(dataset):

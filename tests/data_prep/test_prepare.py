@@ -267,7 +267,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
 def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, program):
     for argument, name in (("max_turn_second=3", "max_turn_second"), ("max_turns=many", "max_turns")):
         code, _, stderr = program(f"input={calls}", f"output={tmp_path / 'out'}", argument)
-        assert code == 1 and name in stderr and "Traceback" not in stderr
+        assert code == 2 and name in stderr and stderr.startswith("error: ") and stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -14,8 +14,12 @@ import pytest
 import torch
 
 from csm import load_generator
+from csm.checkpoint.native import read_config
 from csm.checkpoint.training import read_training_checkpoint
+from csm.config import CodecConfig, CodecKind, DataPrepConfig
 from csm.training.run import train
+from data_prep.demo import demo_config
+from data_prep.prepare import prepare
 from tests.conftest import ROOT, compose_train
 
 
@@ -147,10 +151,25 @@ def test_refusals_name_the_key_and_the_remedy(tiny_overrides, tmp_path):
             train(compose_train([*tiny_overrides, override]))
 
 
-def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path, caplog):
+def test_the_end_is_kept_whatever_the_cadence_and_without_validation(tiny_overrides, tmp_path):
+    """Five steps, a checkpoint every three, no split "val"."""
+    output = str(tmp_path / "train-only")
+    codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
+    prepare(demo_config(DataPrepConfig(output=output, codec=codec, limit=4)))
+    best = train(compose_train([*tiny_overrides, f"data.path={output}", "trainer.max_steps=5"]))
+    assert best is None
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [file.name for file in checkpoints.iterdir()] == ["last.ckpt"]
+    assert read_training_checkpoint(checkpoints / "last.ckpt")["global_step"] == 5
+    assert read_config(tmp_path / "run" / "export")["training"]["step"] == 5
+
+
+def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path):
     """45 positions hold some first turns and not others."""
-    train(compose_train([*tiny_overrides, "data.max_positions=45"]))
-    left_out = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
-    assert left_out and all("data.max_positions=45" in message and "sample demo-" in message for message in left_out)
-    assert any("keep their leading turns only" in record.getMessage() for record in caplog.records)
+    result = run([*tiny_overrides, "data.max_positions=45"])
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    left_out = [line for line in lines if "is left out" in line]
+    assert left_out and all("data.max_positions=45" in line and "sample demo-" in line for line in left_out)
+    assert any("keep their leading turns only" in line for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
