@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> float | None:
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.global_step >= config.trainer.max_steps:
         last = run_dir / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(last)  # the end need not be a multiple of checkpoint_every_steps
+        trainer.save_checkpoint(last, weights_only=False)  # the end need not be a multiple of checkpoint_every_steps
         if trainer.is_global_zero:
             export_checkpoint(last, run_dir / "export", overwrite=True)
     return None if best.best_model_score is None else float(best.best_model_score)
