@@ -1,10 +1,10 @@
 """One training step at the 82M benchmark size: ours beside transformers' CsmForConditionalGeneration, in one run.
 
-    python benchmarks/train_step.py [--threads 2] [--steps 3] [--ratios 16 1]
+    python benchmarks/train_step.py [--threads 2] [--steps 3] [--rounds 2] [--ratios 16 1]
 
-Each system runs in a process of its own (so that its peak memory is its own) on the same random conversation rows,
-4 x 256 positions, fp32, AdamW. Prints positions/s and peak memory, and their ratios. Record results in
-docs/benchmarks.md with hardware and versions.
+Each system runs in processes of its own (so that its peak memory is its own), the two taking turns, on random rows of
+4 x 256 positions, fp32, AdamW. Prints the median positions/s of all steps and the peak memory, and their ratios.
+Record results in docs/benchmarks.md with hardware and versions.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ def transformers_step(ratio: int) -> Callable[[], None]:
     codes = torch.randint(1, 2048, (ROWS, FRAMES + 1, CODEBOOKS))
     labels = torch.full((ROWS, POSITIONS, CODEBOOKS), -100)
     labels[:, TEXT : TEXT + FRAMES + 1] = codes
-    # -101: codebook 0 only; the depth decoder keeps 1/ratio of the positions, as ours does.
+    # Frames whose codebooks 1.. are all -100 never enter the depth decoder; it keeps 1/ratio of the positions.
     kept = torch.stack([torch.randperm(FRAMES + 1)[: POSITIONS // ratio] for _ in range(ROWS)]) + TEXT
     dropped = torch.ones(ROWS, POSITIONS, dtype=torch.bool)
     dropped.scatter_(1, kept, False)
     dropped &= labels[..., 0] != -100
-    labels[..., 1:][dropped] = -101
+    labels[..., 1:][dropped] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -121,49 +121,57 @@ def transformers_step(ratio: int) -> Callable[[], None]:
     return step
 
 
-def measure(system: str, ratio: int, steps: int, threads: int) -> dict[str, float]:
+def measure(system: str, ratio: int, steps: int, threads: int) -> dict[str, list[float] | float]:
+    """Seconds of each step and peak memory (GiB) of this process."""
     torch.set_num_threads(threads)
     step = {"ours": our_step, "transformers": transformers_step}[system](ratio)
-    step()  # allocations, optimizer state
-    times = []
+    for _ in range(2):  # optimizer state, and memory the process gets for the first time
+        step()
+    seconds = []
     for _ in range(steps):
         start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # KiB on Linux -> GiB
-    return {"positions_per_second": ROWS * POSITIONS / float(np.median(times)), "peak_gib": peak}
+    return {"seconds": seconds, "peak": peak}
+
+
+def measure_in_turns(ratio: int, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """(positions/s, peak GiB) of both systems, in fresh processes that alternate `options.rounds` times."""
+    seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
+    peaks = dict.fromkeys(seconds, 0.0)
+    for _ in range(options.rounds):
+        for system in seconds:
+            command = [sys.executable, __file__, "--one", system, str(ratio)]
+            command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            result = json.loads(output.splitlines()[-1])
+            seconds[system] += result["seconds"]
+            peaks[system] = max(peaks[system], result["peak"])
+    return {system: (ROWS * POSITIONS / float(np.median(seconds[system])), peaks[system]) for system in seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ratios", type=int, nargs="+", default=[16, 1])
     parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "RATIO"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        system, ratio = arguments.one
-        print(json.dumps(measure(system, int(ratio), arguments.steps, arguments.threads)))
+    options = parser.parse_args()
+    if options.one:
+        system, ratio = options.one
+        print(json.dumps(measure(system, int(ratio), options.steps, options.threads)))
         return
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, ",
-        end="",
-    )
-    print(f"transformers {transformers.__version__}, fp32, {ROWS} x {POSITIONS} positions, median of {arguments.steps}")
-    print(f"{'ratio':>6} {'system':>13} {'positions/s':>12} {'peak GiB':>9}")
-    for ratio in arguments.ratios:
-        results = {}
-        for system in ("ours", "transformers"):
-            command = [sys.executable, __file__, "--one", system, str(ratio)]
-            command += ["--steps", str(arguments.steps), "--threads", str(arguments.threads)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results[system] = json.loads(output.splitlines()[-1])
-            speed, peak = results[system]["positions_per_second"], results[system]["peak_gib"]
-            print(f"{'1/' + str(ratio):>6} {system:>13} {speed:12.0f} {peak:9.2f}", flush=True)
-        speed, peak = (
-            results["ours"][key] / results["transformers"][key] for key in ("positions_per_second", "peak_gib")
-        )
-        print(f"{'1/' + str(ratio):>6} {'ratio':>13} {speed:11.2f}x {peak:8.2f}x", flush=True)
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}, fp32, {ROWS} x {POSITIONS} positions")
+    print(f"{'decoder':>8} {'system':>13} {'positions/s':>12} {'peak GiB':>9}")
+    for ratio in options.ratios:
+        results = measure_in_turns(ratio, options)
+        for system, (speed, peak) in results.items():
+            print(f"{'1/' + str(ratio):>8} {system:>13} {speed:12.0f} {peak:9.2f}")
+        speed, peak = (ours / theirs for ours, theirs in zip(*results.values(), strict=True))
+        print(f"{'1/' + str(ratio):>8} {'ratio':>13} {speed:11.2f}x {peak:8.2f}x", flush=True)
 
 
 if __name__ == "__main__":

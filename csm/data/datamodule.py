@@ -86,5 +86,4 @@ class CSMDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )

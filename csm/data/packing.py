@@ -106,13 +106,20 @@ def pack_row(
 
 
 def stack_rows(rows: list[RowBatch]) -> RowBatch:
-    """Joins batches along B."""
+    """Joins batches along B.
+
+    With a slot for every position (every frame is used), slots that no row fills are cut off: text and tails would
+    cost the depth decoder as much as frames do. With fewer slots shapes stay static.
+    """
+    slots = rows[0].slots.shape[1]
+    if slots == rows[0].tokens.shape[1]:
+        slots = max(1, max(int((row.slot_weights > 0).sum(dim=1).max()) for row in rows))
     return RowBatch(
         tokens=torch.cat([row.tokens for row in rows]),
         mask=torch.cat([row.mask for row in rows]),
         positions=torch.cat([row.positions for row in rows]),
         documents=torch.cat([row.documents for row in rows]),
         targets=torch.cat([row.targets for row in rows]),
-        slots=torch.cat([row.slots for row in rows]),
-        slot_weights=torch.cat([row.slot_weights for row in rows]),
+        slots=torch.cat([row.slots[:, :slots] for row in rows]),  # filled slots come first
+        slot_weights=torch.cat([row.slot_weights[:, :slots] for row in rows]),
     )

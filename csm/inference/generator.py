@@ -103,7 +103,8 @@ class Generator:
         ]
         turns.append(TurnTokens(self.tokenizer.encode_turn(text, speaker), None))
         frames = conversation_frames(turns, self.model.config.num_codebooks)
-        codes, reason = self.generate_codes(frames.tokens, frames.mask, max_frames, temperature, topk, seed)
+        codes = self.generate_codes(frames.tokens, frames.mask, max_frames, temperature, topk, seed)
+        reason = "stop" if codes.shape[1] < max_frames else "length"
         audio = torch.zeros(0)
         if codes.shape[1]:
             audio = self.codec.decode(codes[None])[0, 0].float().cpu()
@@ -117,10 +118,11 @@ class Generator:
         temperature: float = 0.9,
         topk: int = 50,
         seed: int | None = None,
-    ) -> tuple[Tensor, str]:
+    ) -> Tensor:
         """Continues the prompt `tokens, mask [S, K+1]` with up to `max_frames` frames.
 
-        Returns int64 codes `[K, T]` on the CPU, T = 0 if the model ends the turn at once, and the finish reason.
+        Returns int64 codes `[K, T]` on the CPU, without the end-of-speech frame: T < max_frames if the model ended
+        the turn (0 if it did so at once).
         `temperature=0` is greedy; `seed` makes sampling reproducible whatever else draws random numbers.
         Raises ValueError if prompt and `max_frames` do not fit into the model's positions (Sesame's rule).
         """
@@ -131,15 +133,14 @@ class Generator:
                 f"{self.model.config.max_positions} - {max_frames} = {limit}; "
                 "give less context or a smaller max_audio_length_ms"
             )
-        frames, reason = [], "length"
+        frames = []
         for frame in self._frames(tokens, mask, max_frames, temperature, topk, seed):
             if is_eos_frame(frame):
-                reason = "stop"
                 break
             frames.append(frame.cpu())
         if not frames:
-            return torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), reason
-        return torch.stack(frames, dim=1), reason
+            return torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64)
+        return torch.stack(frames, dim=1)
 
     @torch.inference_mode()
     def _frames(

@@ -100,6 +100,12 @@ class CSMTrainingModule(L.LightningModule):
         metrics["train/lr"] = lr
         # Positions of rows, the empty tails included: the work done per second.
         metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
+        # Looked at only here, where values leave the device anyway; a checkpoint of the same step is saved after this.
+        if not torch.isfinite(metrics["train/loss"] + gradient_norm):
+            raise FloatingPointError(
+                f"loss or gradients are not finite at or before step {self.global_step}; resume from an earlier "
+                "checkpoint with a lower optim.lr or more optim.warmup_steps"
+            )
         self.log_dict(metrics)
         bar = {"loss_c0": "c0", "loss_decoder": "decoder", "positions_per_second": "positions/s"}
         for name, short in bar.items():

@@ -67,9 +67,9 @@ def uncached_greedy(model: CSM, tokens, mask, steps: int) -> torch.Tensor:
 
 def test_cached_generation_equals_recomputation(generator):
     frames = prompt()
-    codes, reason = generator.generate_codes(frames.tokens, frames.mask, max_frames=40, temperature=0)
+    codes = generator.generate_codes(frames.tokens, frames.mask, max_frames=40, temperature=0)
     assert torch.equal(codes, uncached_greedy(generator.model, frames.tokens, frames.mask, codes.shape[1]))
-    assert reason == "length" and codes.shape == (K, 40)
+    assert codes.shape == (K, 40)
 
 
 def test_cached_logits_equal_teacher_forced_logits():
@@ -95,18 +95,24 @@ def test_generation_stops_at_the_all_zero_frame(generator):
         for parameter in (generator.model.codebook0_head.weight, generator.model.audio_head):
             parameter.zero_()  # all logits equal: argmax takes code 0
     frames = prompt()
-    codes, reason = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
-    assert codes.shape == (K, 0) and reason == "stop"
+    codes = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
+    assert codes.shape == (K, 0)
     result = generator.generate_segment("hi", 0, [], max_audio_length_ms=800, temperature=0)
-    assert result.frames == 0 and result.segment.audio.shape == (0,)
+    assert result.frames == 0 and result.segment.audio.shape == (0,) and result.finish_reason == "stop"
+
+
+def test_limit_is_reported(generator):
+    result = generator.generate_segment("hi", 0, [], max_audio_length_ms=800, temperature=0)
+    assert result.frames == 10 and result.finish_reason == "length"
+    assert result.segment.audio.shape == (40,) and result.segment.codes.shape == (K, 10)
 
 
 def test_seed_reproduces_and_differs(generator):
     frames = prompt()
-    first, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
+    first = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
     torch.manual_seed(99)  # the global generator does not matter
-    again, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
-    other, _ = generator.generate_codes(frames.tokens, frames.mask, 12, seed=6)
+    again = generator.generate_codes(frames.tokens, frames.mask, 12, seed=5)
+    other = generator.generate_codes(frames.tokens, frames.mask, 12, seed=6)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

@@ -164,6 +164,13 @@ def test_the_end_is_kept_whatever_the_cadence_and_without_validation(tiny_overri
     assert read_config(tmp_path / "run" / "export")["training"]["step"] == 5
 
 
+def test_non_finite_loss_stops_the_run_before_its_checkpoint(tiny_overrides, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite at or before step \d+; resume from an earlier"):
+        train(compose_train([*tiny_overrides, "optim.lr=1e30", "optim.warmup_steps=1"]))
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "run" / "export").exists()
+
+
 def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path):
     """45 positions hold some first turns and not others."""
     result = run([*tiny_overrides, "data.max_positions=45"])
