@@ -100,9 +100,11 @@ class CSM(nn.Module):
         states: [M, D], backbone states before each frame; codes: [M, K-1], c_0..c_{K-2} of the frames.
         Returns [K-1, M, V]: entry i-1 predicts c_i, from h and c_0..c_{i-1}.
         """
-        inputs = torch.cat((states[:, None], self.embed_codes(codes)), dim=1)  # [M, K, D]
-        positions = torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[0], -1)
-        hidden = self.decoder(self.projection(inputs), positions)  # [M, K, d]
+        # Both are projected before they are joined: the copy is half as wide.
+        projected = (self.projection(states)[:, None], self.projection(self.embed_codes(codes)))
+        inputs = torch.cat(projected, dim=1)  # [M, K, d]
+        positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # the same for every frame
+        hidden = self.decoder(inputs, positions)  # [M, K, d]
         return torch.bmm(hidden[:, 1:].transpose(0, 1), self.audio_head)  # [K-1, M, d] x [K-1, d, V]
 
     # ---------------------------------------------------------------------------------------------- training

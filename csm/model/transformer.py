@@ -140,7 +140,7 @@ class Transformer(nn.Module):
         """Runs the stack.
 
         x:         [B, S, D]
-        positions: [B, S] int, rotary positions (they restart with every packed document)
+        positions: [B, S] or [1, S] int, rotary positions (they restart with every packed document)
         mask:      [B, 1, S, S_keys], True or 0.0 where a query may look; None = plain causal attention, which
                    together with a cache is right for a first chunk or for single steps only
         Returns the states after the final norm, [B, S, D].
