@@ -5,8 +5,6 @@ In memory audio is float32 in [-1, 1]; files of any sample rate, channel count a
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import av
@@ -15,6 +13,8 @@ import soundfile
 import soxr
 import torch
 from torch import Tensor
+
+from csm.files import write_atomically
 
 RAW_G722 = ".g722"
 """Headerless G.722 at 64 kbit/s (16 kHz mono), as telephony systems store prompts; recognised by its suffix."""
@@ -90,14 +90,7 @@ def save_wav(path: str | Path, audio: Tensor, sample_rate: int) -> None:
     """
     if audio.ndim != 1:
         raise ValueError(f"{path}: expected mono audio [N], got shape {tuple(audio.shape)}")
-    path = Path(path)
     limited = audio.detach().cpu().float().clamp(-1.0, 1.0).numpy()
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=path.name, dir=path.parent)
-    os.close(handle)
-    try:
-        soundfile.write(temporary, limited, sample_rate, subtype="PCM_16", format="WAV")
-        os.chmod(temporary, 0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(
+        Path(path), lambda file: soundfile.write(file, limited, sample_rate, subtype="PCM_16", format="WAV")
+    )

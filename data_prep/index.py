@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from csm.codec import CodecInfo
 from csm.config import DataPrepConfig
 from csm.data.dataset import DATASET_FILE, INDEX_SCHEMA, DatasetInfo, FileInfo, ShardInfo, fingerprint, sha256_of
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER, SCHEMA_VERSION
+from csm.files import sync
 from data_prep.pack import StagedSample
 
 INDEX_FILE = "index.parquet"
@@ -96,12 +96,3 @@ def write_dataset_json(
 
 def file_info(path: Path) -> FileInfo:
     return FileInfo(path.name, path.stat().st_size, sha256_of(path))
-
-
-def sync(path: Path) -> None:
-    """Forces a written file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

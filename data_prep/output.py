@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from csm.data.dataset import DATASET_FILE
-from data_prep.index import sync
+from csm.files import sync
 
 
 @contextmanager

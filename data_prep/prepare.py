@@ -16,10 +16,11 @@ from csm.codec import Codec, SpectralCodec, load_codec
 from csm.codec.mel import SAMPLE_RATE as SPECTRAL_SAMPLE_RATE
 from csm.config import CodecKind, DataPrepConfig
 from csm.data.dataset import DatasetInfo
+from csm.files import sync
 from data_prep.conversation import make_samples, split_of
 from data_prep.cut import CutTurn, cut_turns
 from data_prep.encode import encode_recordings
-from data_prep.index import sync, write_dataset_json, write_index
+from data_prep.index import write_dataset_json, write_index
 from data_prep.manifest import Recording, read_input
 from data_prep.output import output_folder
 from data_prep.pack import Staging, write_shards

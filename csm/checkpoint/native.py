@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from csm.checkpoint.io import atomic_directory
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig
+from csm.files import atomic_directory
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
 from csm.text import TextTokenizer, load_saved_tokenizer
@@ -47,10 +47,12 @@ def save_native(
     codec_file:    copied in as codec.safetensors; None for a codec that is found on the hub
     tokenizer_dir: copied in as tokenizer/
     training:      JSON-able facts about the run (step, dataset, seed), kept in config.json
-    Raises FileExistsError if `path` exists, unless `overwrite`.
+    Raises FileExistsError if `path` exists, unless it is a model directory and `overwrite` is set.
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another folder or pass --overwrite")
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileExistsError(f"{path} is not a model directory and was left alone; choose another folder")
     codec_entry = {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo}
     config = {
         "format_version": FORMAT_VERSION,

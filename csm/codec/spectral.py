@@ -13,8 +13,6 @@ which is what the model emits to end its turn.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from csm.codec import mel
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+from csm.files import write_atomically
 
 FORMAT = "csm-spectral-codec-1"  # raise the number when the signal constants here or in mel.py change
 MELS_PER_FRAME = 8
@@ -152,13 +151,10 @@ class SpectralCodec(Codec):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; it appears under its name only when it is complete."""
-        path = Path(path)
         # One key: safetensors writes several in any order, and equal codecs shall give equal files.
         metadata = {"codec": json.dumps({"format": FORMAT, "info": self.info.to_dict()})}
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-            file = Path(temporary) / path.name
-            save_file({name: tensor.contiguous() for name, tensor in self._tensors.items()}, file, metadata)
-            os.replace(file, path)
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors.items()}
+        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> SpectralCodec:

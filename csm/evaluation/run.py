@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from csm.checkpoint.io import atomic_directory
 from csm.checkpoint.native import load_generator, read_config
 from csm.config import EvalConfig, EvaluateConfig
 from csm.data.dataset import ShardedDataset, sha256_of
@@ -23,6 +22,7 @@ from csm.evaluation.scores import NotRun, System, SystemScores, Unavailable, Utt
 from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
 from csm.evaluation.stages import compare_voices, generated, recorded, transcribe
 from csm.evaluation.text_norm import load_normalizer
+from csm.files import atomic_directory
 from csm.inference.generator import Generator
 
 FEW_CLUSTERS = 10

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from csm.checkpoint.io import write_atomically
+from csm.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

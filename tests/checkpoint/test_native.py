@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from csm.checkpoint.io import atomic_directory, write_atomically
 from csm.checkpoint.native import load_generator, load_model, save_native
 from csm.checkpoint.training import export_checkpoint
 from csm.cli import main
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
+from csm.files import atomic_directory, write_atomically
 from csm.text import ByteTokenizer
 from csm.training.run import train
 from tests.conftest import compose_train
@@ -58,6 +58,12 @@ def test_existing_directory_is_kept(model_directory, tmp_path):
     with pytest.raises(FileExistsError, match="exists; choose another folder or pass --overwrite"):
         save_native(path, model.state_dict(), model.config, None, CodecConfig(), None, tmp_path / "tokenizer", {})
     assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
+    holiday = tmp_path / "photos"
+    holiday.mkdir()
+    (holiday / "beach.png").write_text("sand")
+    with pytest.raises(FileExistsError, match="not a model directory and was left alone"):
+        save_native(holiday, model.state_dict(), model.config, None, CodecConfig(), None, tmp_path, {}, overwrite=True)
+    assert (holiday / "beach.png").read_text() == "sand"
 
 
 def damaged(path: Path, change) -> Path:
@@ -152,7 +158,7 @@ def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from csm.checkpoint.io import atomic_directory
+from csm.files import atomic_directory
 with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "a").write_text("new")
     os.kill(os.getpid(), signal.SIGKILL)
