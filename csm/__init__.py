@@ -12,13 +12,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csm.checkpoint.native import load_generator, load_model
+    from csm.checkpoint.load import load_csm_1b, load_generator, load_model
     from csm.config import CSMConfig
     from csm.inference.generator import GeneratedSegment, Generator, Segment
     from csm.model.csm import CSM
 
 __version__ = "0.1.0"
-__all__ = ["CSM", "CSMConfig", "GeneratedSegment", "Generator", "Segment", "load_generator", "load_model"]
+__all__ = [
+    "CSM",
+    "CSMConfig",
+    "GeneratedSegment",
+    "Generator",
+    "Segment",
+    "load_csm_1b",
+    "load_generator",
+    "load_model",
+]
 
 _HOMES = {
     "CSM": "csm.model.csm",
@@ -26,8 +35,9 @@ _HOMES = {
     "GeneratedSegment": "csm.inference.generator",
     "Generator": "csm.inference.generator",
     "Segment": "csm.inference.generator",
-    "load_generator": "csm.checkpoint.native",
-    "load_model": "csm.checkpoint.native",
+    "load_csm_1b": "csm.checkpoint.load",
+    "load_generator": "csm.checkpoint.load",
+    "load_model": "csm.checkpoint.load",
 }
 
 

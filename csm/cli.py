@@ -1,7 +1,7 @@
 """`csm <command>`: single-shot tools around a model.
 
 csm generate MODEL --text "..."      speech from an exported model
-csm export CHECKPOINT --out DIR      a model directory from a training checkpoint
+csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from pathlib import Path
 import torch
 
 from csm.audio import load_audio, save_wav
-from csm.checkpoint.native import load_generator
-from csm.checkpoint.training import export_checkpoint
+from csm.checkpoint import hub
+from csm.checkpoint.export import ADAPTER, LAYOUTS
+from csm.checkpoint.export import export as export_checkpoint
+from csm.checkpoint.load import load_generator
+from csm.checkpoint.source import open_checkpoint
 from csm.errors import user_errors
 from csm.inference.generator import Segment
 
@@ -40,7 +43,9 @@ def read_context(path: Path, sample_rate: int) -> list[Segment]:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    generator = load_generator(arguments.model, arguments.device)
+    generator = load_generator(
+        arguments.model, arguments.device, codec_path=arguments.codec, tokenizer_path=arguments.tokenizer
+    )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
     result = generator.generate_segment(
         arguments.text,
@@ -60,9 +65,15 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run and not arguments.push_to_hub:
+        raise ValueError("--dry-run belongs to --push-to-hub OWNER/NAME")
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    export_checkpoint(arguments.checkpoint, arguments.out, dtype, arguments.overwrite)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.codec, arguments.tokenizer)
+    export_checkpoint(checkpoint, arguments.out, arguments.format, dtype, arguments.overwrite)
     print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
+    if arguments.push_to_hub:
+        for line in hub.push(arguments.out, arguments.push_to_hub, arguments.private, arguments.dry_run):
+            print(line)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     speak = commands.add_parser(
         "generate", help="speech from an exported model", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    speak.add_argument("model", type=Path, help="model directory (train.py leaves one in run_dir/export)")
+    speak.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
     speak.add_argument("--text", required=True)
     speak.add_argument("--speaker", type=int, default=0)
     speak.add_argument("--context", type=Path, help="JSONL of earlier turns: speaker, text, audio")
@@ -82,15 +93,32 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--topk", type=int, default=50)
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    _add_parts(speak)
     speak.set_defaults(run=generate)
 
-    convert = commands.add_parser("export", help="a model directory from a training checkpoint")
-    convert.add_argument("checkpoint", type=Path, help="a .ckpt file of train.py")
+    convert = commands.add_parser("export", help="a model directory from a checkpoint, in any layout")
+    convert.add_argument("checkpoint", help="a .ckpt file of train.py, a model directory in any layout, or a hub id")
     convert.add_argument("--out", type=Path, required=True, help="folder to write")
-    convert.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: as trained, fp32)")
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    convert.add_argument(
+        "--format",
+        choices=[*LAYOUTS, ADAPTER],
+        default="native",
+        help="native (default); sesame: for Sesame's code; hf: for transformers; all: one folder for both of them; "
+        "peft: the LoRA adapter alone",
+    )
+    convert.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: as stored)")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
+    convert.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository")
+    convert.add_argument("--private", action="store_true", help="with --push-to-hub: create it as a private repository")
+    convert.add_argument("--dry-run", action="store_true", help="with --push-to-hub: only list what would be uploaded")
+    _add_parts(convert)
     convert.set_defaults(run=export)
     return parser
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="for a checkpoint in Sesame's layout without one")
 
 
 def main() -> None:

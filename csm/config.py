@@ -128,6 +128,20 @@ class LossConfig:
     validation_chunk: int = 512  # frames per pass of the depth decoder when every frame is used
 
 
+@dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen linear layers (csm/model/lora.py)."""
+
+    rank: int = 0  # 0: no adapters, all weights are trained
+    alpha: float = 32.0  # the update is scaled by alpha / rank
+    dropout: float = 0.0  # on the adapters' input; not drawn again bit for bit when a run is resumed
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    stacks: list[str] = field(default_factory=lambda: ["backbone", "decoder"])
+    train_modules: list[str] = field(default_factory=list)  # trained in full beside them, such as codebook0_head
+
+
 class Schedule(Enum):
     cosine = "cosine"
     wsd = "wsd"
@@ -184,12 +198,15 @@ class TrainConfig:
     run_dir: str = MISSING
     seed: int = 1234
     ckpt_path: str | None = None  # checkpoint to resume from; "last" = the newest one of run_dir, if any
-    init_from: str | None = None  # exported model directory whose weights training starts from
+    init_from: str | None = (
+        None  # weights to start from: a CSM in any layout, or a Llama for the backbone; path or hub id
+    )
     model: CSMConfig = field(default_factory=CSMConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

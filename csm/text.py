@@ -71,7 +71,7 @@ class HFTokenizer(TextTokenizer):
         tokenizer.no_padding()
         content = json.loads(tokenizer.to_str())
         self._tokenizer = tokenizer
-        self._bos, self._eos = bos, eos
+        self.bos, self.eos = bos, eos
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)
         canonical = json.dumps([content, bos, eos], sort_keys=True)
@@ -100,6 +100,10 @@ class HFTokenizer(TextTokenizer):
             f"beside its {TOKENIZER_FILE}"
         )
 
+    def content(self) -> dict[str, Any]:
+        """A copy of the tokenizer.json."""
+        return json.loads(self._tokenizer.to_str())
+
     def encode(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True  # set on every call: copies in worker processes lose it
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -108,8 +112,8 @@ class HFTokenizer(TextTokenizer):
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads as well."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self._bos,
-            "eos_token": self._eos,
+            "bos_token": self.bos,
+            "eos_token": self.eos,
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
         }

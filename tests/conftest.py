@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from moshi.models import loaders
+from moshi.quantization.core_vq import EuclideanCodebook
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from csm.config import CodecConfig, CodecKind, DataPrepConfig, TrainConfig, register_schemas
 from data_prep.demo import demo_config
 from data_prep.prepare import prepare
+from tests.llama_tokenizer import save_llama_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +46,30 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
     prepare(demo_config(DataPrepConfig(output=str(output), codec=codec)))
     return output
+
+
+@pytest.fixture(scope="session")
+def mimi_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file like the published one: Mimi at its full size with random weights, in moshi's layout.
+
+    Untrained codebooks are all zeros, so they are filled.
+    """
+    torch.manual_seed(0)
+    model = loaders.get_mimi(None, num_codebooks=32)
+    for module in model.modules():
+        if isinstance(module, EuclideanCodebook):
+            module.embedding_sum.normal_(std=0.05)
+            module._initialized.fill_(1)
+    path = tmp_path_factory.mktemp("mimi") / "mimi.safetensors"
+    save_file(model.state_dict(), path)
+    yield path
+    path.unlink()  # 380 MB
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Llama-3's tokenizer, 128256 ids."""
+    return save_llama_tokenizer(tmp_path_factory.mktemp("tokenizer") / "llama")
 
 
 @pytest.fixture

@@ -37,22 +37,26 @@ def tiny_model(seed: int = 0, codebooks: int = K) -> CSM:
     return model
 
 
-def conversation(seed: int, frame_counts: tuple[int, ...] = (6, 9), loss: tuple[bool, ...] | None = None) -> Frames:
+def conversation(
+    seed: int, frame_counts: tuple[int, ...] = (6, 9), loss: tuple[bool, ...] | None = None, codebooks: int = K
+) -> Frames:
     generator = torch.Generator().manual_seed(seed)
     turns = []
     for number, count in enumerate(frame_counts):
         text = torch.randint(0, TEXT_VOCAB, (4 + number,), generator=generator).tolist()
-        codes = torch.randint(0, CODEBOOK_SIZE, (K, count), generator=generator)
+        codes = torch.randint(0, CODEBOOK_SIZE, (codebooks, count), generator=generator)
         codes[0].clamp_(min=1)  # no real frame is all zeros
         turns.append(TurnTokens(text, codes, True if loss is None else loss[number]))
-    return conversation_frames(turns, K)
+    return conversation_frames(turns, codebooks)
 
 
-def rows(documents: list[list[Frames]], max_positions: int = 64, ratio: int = 1, seed: int = 0) -> RowBatch:
+def rows(
+    documents: list[list[Frames]], max_positions: int = 64, ratio: int = 1, seed: int = 0, codebooks: int = K
+) -> RowBatch:
     """One packed row for each list of documents."""
     rng = np.random.default_rng(seed)
     slots = num_slots(max_positions, ratio) if ratio > 1 else max_positions
-    return stack_rows([pack_row(row, max_positions, K, slots, rng) for row in documents])
+    return stack_rows([pack_row(row, max_positions, codebooks, slots, rng) for row in documents])
 
 
 def forward(model: CSM, batch: RowBatch, chunk: int | None = None):

@@ -1,4 +1,4 @@
-"""Training checkpoints (Lightning .ckpt files): what they carry besides weights, and how they become a model directory.
+"""Training checkpoints (Lightning .ckpt files): what they carry besides weights.
 
 Under the key "csm" of every checkpoint:
 
@@ -10,21 +10,23 @@ Under the key "csm" of every checkpoint:
 
 from __future__ import annotations
 
-import pickle
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
-from csm.checkpoint.native import check_weights, save_native
+from csm.checkpoint.tensors import Weights, lazy, load_pickled
 from csm.codec import CodecInfo
 from csm.config import TrainConfig
-from csm.model.csm import CSM
+from csm.model.lora import merged
 from csm.text import TextTokenizer
 
+EXTRAS = "csm"  # the key of what this module adds to a checkpoint
 PREFIX = "model."  # of the model's tensors in the LightningModule
 
 
@@ -32,7 +34,7 @@ def checkpoint_extras(
     config: TrainConfig, codec: CodecInfo, codec_file: Path | None, tokenizer: TextTokenizer
 ) -> dict[str, Any]:
     """What the module's docstring describes, as plain values and tensors (loads with weights_only=True)."""
-    files: dict[str, torch.Tensor] = {}
+    files: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         for file in sorted(Path(folder).rglob("*")):
@@ -44,65 +46,48 @@ def checkpoint_extras(
     return {"config": plain, "codec": codec.to_dict(), "files": files}
 
 
-def _read_bytes(file: Path) -> torch.Tensor:
+def _read_bytes(file: Path) -> Tensor:
     return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """Loads a training checkpoint on the CPU, without unpickling objects.
+    """Loads a training checkpoint on the CPU, memory-mapped, without unpickling objects.
 
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged or not one of ours.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, BadZipFile, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is damaged or not a training checkpoint ({reason})") from None
-    if "csm" not in checkpoint or "state_dict" not in checkpoint:
+    checkpoint = load_pickled(path)
+    if EXTRAS not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(f"checkpoint {path} was not written by this project's train.py")
     return checkpoint
 
 
 def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     """The configuration a checkpoint was trained with."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint["csm"]["config"]))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint[EXTRAS]["config"]))
 
 
-def export_checkpoint(path: Path, output: Path, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
-    """Turns a training checkpoint into a native model directory at `output`.
+def model_weights(checkpoint: dict[str, Any]) -> tuple[Weights, Weights]:
+    """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any)."""
+    lora = config_of(checkpoint).lora
+    stored = lazy({name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()})
+    adapters = {name: tensor for name, tensor in stored.items() if name.endswith((".lora_a", ".lora_b"))}
+    weights = {name: tensor for name, tensor in stored.items() if name not in adapters}
+    for name in adapters:
+        if name.endswith(".lora_a"):
+            layer = name.removesuffix("lora_a")
+            a, b = adapters[name], adapters[f"{layer}lora_b"]
+            weights[f"{layer}weight"] = weights[f"{layer}weight"].map(
+                lambda weight, a=a, b=b: merged(weight, a.read(), b.read(), lora)
+            )
+    return weights, adapters
 
-    dtype: of the exported weights; None keeps fp32. Raises what `read_training_checkpoint` and `save_native` raise.
-    """
-    checkpoint = read_training_checkpoint(path)
-    config, extras = config_of(checkpoint), checkpoint["csm"]
-    weights = {
-        name.removeprefix(PREFIX): tensor if dtype is None else tensor.to(dtype)
-        for name, tensor in checkpoint["state_dict"].items()
-    }
-    with torch.device("meta"):
-        check_weights(CSM(config.model), weights, str(path))
+
+@contextmanager
+def stored_files(checkpoint: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder with the tokenizer/ and, if fitted, the codec.safetensors that the checkpoint carries."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in extras["files"].items():
+        for name, content in checkpoint[EXTRAS]["files"].items():
             file = Path(folder) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content.numpy().tobytes())
-        codec_file = Path(folder) / "codec.safetensors"
-        save_native(
-            path=output,
-            weights=weights,
-            model=config.model,
-            codec_info=CodecInfo.from_dict(extras["codec"]),
-            codec=config.codec,
-            codec_file=codec_file if codec_file.exists() else None,
-            tokenizer_dir=Path(folder) / "tokenizer",
-            training={
-                "step": checkpoint["global_step"],
-                "name": config.name,
-                "seed": config.seed,
-                "data": config.data.path,
-                "max_positions": config.data.max_positions,
-            },
-            overwrite=overwrite,
-        )
+        yield Path(folder)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,19 @@ class MimiCodec(Codec):
         except (SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: not Mimi weights in moshi's safetensors format ({reason})") from error
+        return cls(model)
+
+    @classmethod
+    def from_state_dict(
+        cls, weights: Mapping[str, Tensor], num_codebooks: int = 32, device: torch.device | str = "cpu"
+    ) -> MimiCodec:
+        """Builds Mimi from tensors under moshi's names. Raises ValueError naming what is missing or misshapen."""
+        model = loaders.get_mimi(None, device=device, num_codebooks=num_codebooks)
+        try:
+            model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"not Mimi's weights ({reason[:300]}); copy the model again") from error
         return cls(model)
 
     @torch.inference_mode()

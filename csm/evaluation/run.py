@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from csm.checkpoint.native import load_generator, read_config
+from csm.checkpoint.source import Checkpoint, open_checkpoint
+from csm.codec.base import hash_tensors
 from csm.config import EvalConfig, EvaluateConfig
-from csm.data.dataset import ShardedDataset, sha256_of
+from csm.data.dataset import ShardedDataset
 from csm.evaluation.asr import Recognizer, load_recognizer
 from csm.evaluation.hub import EvaluatorUnavailable
 from csm.evaluation.prompts import EvalPrompt, PromptSet, dataset_prompts, file_prompts
@@ -42,14 +43,15 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     started = time.monotonic()
     checkpoint, settings = Path(cfg.checkpoint), cfg.eval
     _check_settings(settings)
-    facts = read_config(checkpoint)
-    output = Path(cfg.output) if cfg.output else checkpoint.resolve().parent / f"eval-{settings.name}"
+    opened = open_checkpoint(cfg.checkpoint)
+    folder = checkpoint.resolve().parent if checkpoint.exists() else Path("runs") / checkpoint.name  # a hub id
+    output = Path(cfg.output) if cfg.output else folder / f"eval-{settings.name}"
     is_taken = output.is_file() or (output.is_dir() and any(output.iterdir()))
     if is_taken and not (output / "results.json").is_file():
         raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
 
-    generator = load_generator(checkpoint, cfg.device)
-    trained_on = facts["training"].get("data")
+    generator = Generator(opened.load_model(cfg.device), opened.read_codec(cfg.device), opened.read_tokenizer())
+    trained_on = opened.training.get("data")
     prompt_set = _prompts(settings, generator, cfg.checkpoint, trained_on)
     prompts = prompt_set.prompts
     recognizer, no_recognizer = _load(
@@ -74,7 +76,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
             takes = [u for u in utterances if u.seed == seed]
             by_seed[seed] = score_system(System.model, takes, len(prompts), unavailable, settings.bootstrap_samples)
     report = Report(
-        title=f"Evaluation of {facts['training'].get('name') or checkpoint.resolve().name}",
+        title=f"Evaluation of {opened.training.get('name') or checkpoint.resolve().name}",
         subtitle=_subtitle(settings, prompt_set),
         prompts=prompts,
         utterances=utterances,
@@ -88,7 +90,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
             | {"wall_seconds": round(time.monotonic() - started, 1)}
             | _speed(utterances),
             "code": code_version(),
-            "checkpoint": _checkpoint_facts(cfg.checkpoint, facts, generator),
+            "checkpoint": _checkpoint_facts(opened, generator),
             "prompts": prompt_set.origin | {"prompts": len(prompts)},
             "sampling": {
                 "temperature": settings.temperature,
@@ -234,13 +236,14 @@ def _speed(utterances: list[Utterance]) -> dict[str, Any]:
     }
 
 
-def _checkpoint_facts(checkpoint: str, config: dict[str, Any], generator: Generator) -> dict[str, Any]:
+def _checkpoint_facts(checkpoint: Checkpoint, generator: Generator) -> dict[str, Any]:
     return {
-        "path": checkpoint,
-        "weights_sha256": sha256_of(Path(checkpoint) / "model.safetensors"),
+        "path": checkpoint.where,
+        "layout": checkpoint.layout,
+        "weights_hash": hash_tensors(generator.model.state_dict()),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "dtype": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
-        "training": config["training"],
+        "training": checkpoint.training,
         "codec": generator.codec.info.to_dict(),
         "tokenizer": generator.tokenizer.identity,
     }

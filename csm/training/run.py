@@ -14,13 +14,18 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-from csm.checkpoint.native import check_weights, read_weights
-from csm.checkpoint.training import checkpoint_extras, export_checkpoint, read_training_checkpoint
+from csm.checkpoint.export import export
+from csm.checkpoint.init import init_weights_from
+from csm.checkpoint.names import shapes
+from csm.checkpoint.source import open_checkpoint
+from csm.checkpoint.tensors import check_tensors
+from csm.checkpoint.training import checkpoint_extras, config_of, model_weights, read_training_checkpoint
 from csm.codec import check_same_codec, load_codec
 from csm.config import CodecKind, TrainConfig, TrainerConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.model.csm import CSM
+from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.callbacks import AudioSamples, StepProgressBar
 from csm.training.checkpoint_io import AtomicCheckpointIO
@@ -52,9 +57,9 @@ def train(config: TrainConfig) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = CSM(config.model)
     if config.init_from is not None:
-        weights = read_weights(Path(config.init_from))
-        check_weights(model, weights, config.init_from)
-        model.load_state_dict(weights)
+        init_weights_from(model, config.init_from)
+    if config.lora.rank:
+        apply_lora(model, config.lora)
     module = CSMTrainingModule(config, model, extras)
     data = CSMDataModule(config, dataset, tokenizer)
     log.info(
@@ -89,7 +94,7 @@ def train(config: TrainConfig) -> float | None:
         last = run_dir / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)  # the end need not be a multiple of checkpoint_every_steps
         if trainer.is_global_zero:
-            export_checkpoint(last, run_dir / "export", overwrite=True)
+            export(open_checkpoint(last), run_dir / "export", overwrite=True)
     return None if best.best_model_score is None else float(best.best_model_score)
 
 
@@ -166,7 +171,10 @@ def find_checkpoint(config: TrainConfig) -> str | None:
             log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
             return None
     checkpoint = read_training_checkpoint(path)
-    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    with torch.device("meta"):
-        check_weights(CSM(config.model), weights, str(path))
+    weights, _ = model_weights(checkpoint)
+    check_tensors(weights, shapes(config.model), str(path))
+    if config_of(checkpoint).lora != config.lora:
+        raise ValueError(
+            f"{path} was trained with other lora options ({config_of(checkpoint).lora}); resume with the same"
+        )
     return str(path)

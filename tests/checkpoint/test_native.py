@@ -12,12 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from csm.checkpoint.native import load_generator, load_model, save_native
-from csm.checkpoint.training import export_checkpoint
+from csm.checkpoint.export import export
+from csm.checkpoint.load import load_generator, load_model
+from csm.checkpoint.native import write_native
+from csm.checkpoint.source import open_checkpoint
+from csm.checkpoint.tensors import lazy
 from csm.cli import main
+from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.files import atomic_directory, write_atomically
+from csm.model.csm import CSM
 from csm.text import ByteTokenizer
 from csm.training.run import train
 from tests.conftest import compose_train
@@ -27,15 +32,17 @@ from tests.tiny import tiny_model
 @pytest.fixture
 def model_directory(tmp_path: Path, small_dataset: Path):
     model, dataset = tiny_model(), ShardedDataset(small_dataset)
-    ByteTokenizer().save(tmp_path / "tokenizer")
-    save_native(
-        path=tmp_path / "model",
-        weights=model.state_dict(),
-        model=model.config,
-        codec_info=dataset.codec,
+    model.config.text_vocab_size = 258
+    model = CSM(model.config)
+    (tmp_path / "model").mkdir()
+    write_native(
+        tmp_path / "model",
+        weights=lazy(model.state_dict()),
+        config=model.config,
         codec=CodecConfig(kind=CodecKind.spectral),
-        codec_file=dataset.codec_file,
-        tokenizer_dir=tmp_path / "tokenizer",
+        codec_info=dataset.codec,
+        fitted_codec=SpectralCodec.load(dataset.codec_file),
+        tokenizer=ByteTokenizer(),
         training={"step": 3},
     )
     return tmp_path / "model", model
@@ -53,16 +60,17 @@ def test_round_trip_is_bit_exact(model_directory):
 
 
 def test_existing_directory_is_kept(model_directory, tmp_path):
-    path, model = model_directory
+    path, _ = model_directory
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    checkpoint = open_checkpoint(path)
     with pytest.raises(FileExistsError, match="exists; choose another folder or pass --overwrite"):
-        save_native(path, model.state_dict(), model.config, None, CodecConfig(), None, tmp_path / "tokenizer", {})
+        export(checkpoint, path)
     assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
     holiday = tmp_path / "photos"
     holiday.mkdir()
     (holiday / "beach.png").write_text("sand")
     with pytest.raises(FileExistsError, match="not a model directory and was left alone"):
-        save_native(holiday, model.state_dict(), model.config, None, CodecConfig(), None, tmp_path, {}, overwrite=True)
+        export(checkpoint, holiday, overwrite=True)
     assert (holiday / "beach.png").read_text() == "sand"
 
 
@@ -85,7 +93,7 @@ def test_wrong_weights_name_the_first_tensor(model_directory):
     with pytest.raises(ValueError, match=r"audio_head has shape \(3, 32, 16\), the model expects \(4, 32, 16\)"):
         load_model(damaged(path, lambda w: w.update(audio_head=w["audio_head"][:3].clone())))
     (path / "model.safetensors").write_bytes(original[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut short, first at tensor \S+ \("):
         load_model(path)
 
 
@@ -117,9 +125,9 @@ def test_pickled_code_is_not_run(tmp_path):
             return (Path.touch, (tmp_path / "owned",))
 
     torch.save({"csm": Payload(), "state_dict": {}}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="damaged or not a training checkpoint"):
-        export_checkpoint(tmp_path / "evil.ckpt", tmp_path / "out")
-    assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="holds Python objects, which could run code and are not loaded"):
+        load_model(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "owned").exists()
 
 
 def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, capsys):

@@ -3,8 +3,6 @@
 import huggingface_hub.constants
 import pytest
 import torch
-from moshi.models import loaders
-from moshi.quantization.core_vq import EuclideanCodebook
 from safetensors.torch import save_file
 
 from csm.codec import encode_turns, load_codec
@@ -13,24 +11,8 @@ from csm.config import CodecConfig, CodecKind
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file like the published one. Untrained codebooks are all zeros, so they are filled."""
-    torch.manual_seed(0)
-    model = loaders.get_mimi(None, num_codebooks=32)
-    for module in model.modules():
-        if isinstance(module, EuclideanCodebook):
-            module.embedding_sum.normal_(std=0.05)
-            module._initialized.fill_(1)
-    path = tmp_path_factory.mktemp("mimi") / "mimi.safetensors"
-    save_file(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def codec(weights):
-    codec = load_codec(CodecConfig(kind=CodecKind.mimi, path=str(weights)))
-    yield codec
-    weights.unlink()
+def codec(mimi_weights):
+    return load_codec(CodecConfig(kind=CodecKind.mimi, path=str(mimi_weights)))
 
 
 def test_it_is_mimi_with_32_codebooks(codec):
@@ -68,14 +50,14 @@ def test_decoding_uses_every_codebook(codec):
         assert (codec.decode(changed) - audio).abs().max() > 1e-6
 
 
-def test_fewer_codebooks_are_the_first_of_all(codec, weights, babble):
-    eight = MimiCodec.load(weights, num_codebooks=8)
+def test_fewer_codebooks_are_the_first_of_all(codec, mimi_weights, babble):
+    eight = MimiCodec.load(mimi_weights, num_codebooks=8)
     audio = babble(9000, 4)[None, None]
     assert torch.equal(eight.encode(audio), codec.encode(audio)[:, :8])
     assert eight.identity == codec.identity and eight.info != codec.info
 
 
-def test_what_is_missing_or_wrong_is_said_in_one_line(codec, weights, tmp_path, monkeypatch):
+def test_what_is_missing_or_wrong_is_said_in_one_line(codec, mimi_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"codec\.path=FILE, or use codec=spectral") as caught:
         load_codec(CodecConfig(repo="nobody/no-mimi-here"))
@@ -88,6 +70,6 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(codec, weights, tmp_path, 
         load_codec(CodecConfig(path=str(other)))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="Mimi has 1 to 32"):
-        MimiCodec.load(weights, num_codebooks=33)
+        MimiCodec.load(mimi_weights, num_codebooks=33)
     with pytest.raises(ValueError, match=r"must lie in 0\.\.2047, got 0\.\.2048"):
         codec.decode(torch.tensor([0] * 31 + [2048])[None, :, None])

@@ -12,7 +12,9 @@ from torch import Tensor
 
 import data_prep.demo
 from csm.audio import load_audio
-from csm.checkpoint.native import save_native
+from csm.checkpoint.native import write_native
+from csm.checkpoint.tensors import lazy
+from csm.codec import SpectralCodec
 from csm.config import (
     CodecConfig,
     CodecKind,
@@ -71,8 +73,6 @@ def checkpoint(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A model directory with random weights."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = load_tokenizer(TokenizerConfig(kind=TokenizerKind.bytes, vocab_size=258))
-    (folder / "tokenizer").mkdir()
-    tokenizer.save(folder / "tokenizer")
     config = CSMConfig(
         backbone=TransformerConfig(layers=2, dim=48, heads=4, kv_heads=2, ffn_dim=80),
         decoder=TransformerConfig(layers=1, dim=24, heads=3, kv_heads=1, ffn_dim=40),
@@ -83,14 +83,15 @@ def checkpoint(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     torch.manual_seed(7)
     dataset = ShardedDataset(dataset_path)
-    save_native(
-        path=folder / "export",
-        weights=CSM(config).state_dict(),
-        model=config,
-        codec_info=dataset.codec,
+    (folder / "export").mkdir()
+    write_native(
+        folder / "export",
+        weights=lazy(CSM(config).state_dict()),
+        config=config,
         codec=CODEC,
-        codec_file=dataset.codec_file,
-        tokenizer_dir=folder / "tokenizer",
+        codec_info=dataset.codec,
+        fitted_codec=SpectralCodec.load(dataset.codec_file),
+        tokenizer=tokenizer,
         training={"step": 0, "name": "untrained", "seed": 7, "data": str(dataset_path)},
     )
     return folder / "export"

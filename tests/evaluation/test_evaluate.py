@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from csm import load_model
+from csm.codec.base import hash_tensors
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind, register_schemas
 from csm.evaluation.run import evaluate
 
@@ -63,7 +65,8 @@ def test_judges_understand_the_recordings_and_not_the_untrained_model(report):
 def test_report_says_where_its_numbers_come_from(report, checkpoint, dataset_path):
     results = json.loads((report / "results.json").read_text())
     facts = results["provenance"]
-    assert len(facts["checkpoint"]["weights_sha256"]) == 64
+    assert facts["checkpoint"]["weights_hash"] == hash_tensors(load_model(checkpoint).state_dict())
+    assert facts["checkpoint"]["layout"] == "native"
     assert facts["checkpoint"]["codec"]["codebook_size"] == 23
     assert (facts["prompts"]["dataset"], facts["prompts"]["split"]) == (str(dataset_path), "val")
     assert facts["sampling"] | {"temperature": 0.9, "topk": 50, "seeds": [0, 5]} == facts["sampling"]

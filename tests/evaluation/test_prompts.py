@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csm.audio import load_audio, save_wav
-from csm.checkpoint.native import load_generator
+from csm.checkpoint.load import load_generator
 from csm.codec import SpectralCodec
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset

@@ -132,7 +132,7 @@ def test_checkpoint_of_another_shape_is_refused(tiny_overrides, tmp_path):
     assert "(72, 48)" in message and "(88, 48)" in message
     assert checkpoint.read_bytes() == before
     checkpoint.write_bytes(before[: len(before) // 2])
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a training checkpoint"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a checkpoint"):
         train(compose_train([*tiny_overrides, f"ckpt_path={checkpoint}"]))
 
 

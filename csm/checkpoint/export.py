@@ -1,0 +1,140 @@
+"""Writes a checkpoint as a model directory: native, Sesame's layout, Hugging Face's, or the last two in one.
+
+    native   config.json model.safetensors tokenizer/ codec.safetensors (fitted codecs)
+    sesame   config.json model.safetensors, tokenizer.json and tokenizer_config.json
+    hf       config.json generation_config.json model.safetensors (codec included), tokenizer, chat template,
+             preprocessor
+    all      sesame's and hf's files in one directory, as sesame/csm-1b is published: config.json serves both loaders
+             and sends transformers to transformers.safetensors, Sesame's own weights being model.safetensors
+
+    peft     only the LoRA adapter of a training checkpoint, for transformers' model with PEFT
+
+and a model card, README.md, in all but the last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csm.checkpoint import hf, names, sesame
+from csm.checkpoint.card import model_card
+from csm.checkpoint.hf_text import write_processor_files
+from csm.checkpoint.mimi import HF_CODEC_CONFIG, moshi_to_hf
+from csm.checkpoint.native import write_native
+from csm.checkpoint.peft import write_peft_adapter
+from csm.checkpoint.source import HF_CODEC_PREFIX, Checkpoint
+from csm.checkpoint.tensors import Weights, cast, lazy, write_safetensors
+from csm.codec import SpectralCodec
+from csm.config import CodecKind
+from csm.files import atomic_directory
+
+LAYOUTS = ("native", "sesame", "hf", "all")
+ADAPTER = "peft"
+
+
+def export(
+    checkpoint: Checkpoint,
+    output: Path,
+    layout: str = "native",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the directory, whole or not at all, one tensor at a time.
+
+    dtype: of the model's weights, None keeps the stored one; the codec stays in float32. Raises FileExistsError if
+    `output` exists, unless it is a model directory and `overwrite` is set, and ValueError for a model whose codec or
+    tokenizer the layout has no place for.
+    """
+    assert layout in (*LAYOUTS, ADAPTER), layout
+    with model_directory(output, overwrite) as folder:
+        weights = cast(checkpoint.weights, dtype)
+        if layout == ADAPTER:
+            write_peft_adapter(folder, cast(checkpoint.adapters, dtype), checkpoint.lora, checkpoint.base_model)
+            return
+        if layout == "native":
+            _write_native(checkpoint, weights, folder)
+        else:
+            _check_mimi(checkpoint, layout)
+            config = _write_foreign(checkpoint, weights, folder, layout)
+            config["training"] = checkpoint.training
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(checkpoint, output.name, layout), encoding="utf-8")
+
+
+@contextmanager
+def model_directory(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder that becomes `path` once it is complete; never replaces anything but a model directory."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another folder or pass --overwrite")
+    if path.exists() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise FileExistsError(f"{path} is not a model directory and was left alone; choose another folder")
+    with atomic_directory(path) as folder:
+        yield folder
+
+
+def _write_native(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
+    fitted, info = None, checkpoint.codec_info
+    if checkpoint.codec.kind is CodecKind.spectral or info is None:
+        codec = checkpoint.read_codec("cpu")
+        fitted, info = (codec if isinstance(codec, SpectralCodec) else None), codec.info
+    write_native(
+        folder,
+        weights,
+        checkpoint.config,
+        checkpoint.codec,
+        info,
+        fitted,
+        checkpoint.read_tokenizer(),
+        checkpoint.training,
+    )
+
+
+def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layout: str) -> dict[str, Any]:
+    """Writes everything but config.json; returns its contents."""
+    config, content = checkpoint.config, {}
+    tokenizer = checkpoint.read_tokenizer()
+    if layout == "sesame":
+        tokenizer.save(folder)
+    if layout in ("sesame", "all"):
+        content |= sesame.write_config(config)
+        write_safetensors(names.to_sesame(weights, config), folder / "model.safetensors")
+    if layout in ("hf", "all"):
+        ids = write_processor_files(folder, tokenizer, config.text_vocab_size)
+        content |= hf.write_config(
+            config,
+            codec_config=HF_CODEC_CONFIG,
+            bos_token_id=ids.bos_token_id,
+            pad_token_id=ids.pad_token_id,
+            audio_token_id=ids.audio_token_id,
+            audio_eos_token_id=ids.audio_eos_token_id,
+            dtype=str(weights["codebook0_head.weight"].dtype).removeprefix("torch."),
+        )
+        generation = hf.write_generation_config(config, ids.bos_token_id, ids.pad_token_id)
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        codec = moshi_to_hf(checkpoint.read_codec("cpu").model.state_dict())
+        stored = names.to_hf(weights) | {HF_CODEC_PREFIX + name: tensor for name, tensor in lazy(codec).items()}
+        file = "transformers.safetensors" if layout == "all" else "model.safetensors"
+        write_safetensors(stored, folder / file)
+        if layout == "all":
+            content["transformers_weights"] = file
+    return content
+
+
+def _check_mimi(checkpoint: Checkpoint, layout: str) -> None:
+    if checkpoint.codec.kind is not CodecKind.mimi:
+        raise ValueError(
+            f"{checkpoint.where} speaks through the {checkpoint.codec.kind.name} codec, and the layout {layout!r} "
+            "implies Mimi; export it with --format native, or train on data prepared with codec=mimi"
+        )
+    wanted = HF_CODEC_CONFIG["num_quantizers"]
+    if layout != "sesame" and checkpoint.config.num_codebooks != wanted:
+        raise ValueError(
+            f"{checkpoint.where} reads {checkpoint.config.num_codebooks} codebooks, and transformers encodes context "
+            f"with all {wanted} of Mimi's; export it with --format native or sesame"
+        )

@@ -1,0 +1,137 @@
+"""The text side of a Hugging Face CSM directory: tokenizer, chat template and preprocessor for `CsmProcessor`.
+
+transformers marks audio in the text with two ids: one stands for each frame, one for the end-of-speech frame. csm-1b
+uses two reserved tokens of Llama-3's tokenizer for it (128002 and 128003), renamed <|AUDIO|> and <|audio_eos|>.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from csm.text import CONFIG_FILE, TOKENIZER_FILE, HFTokenizer, TextTokenizer
+
+AUDIO, AUDIO_EOS = "<|AUDIO|>", "<|audio_eos|>"
+RESERVED = ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set parts = message['content'] -%}
+{%- if parts | length == 0 or parts[0]['type'] != 'text' -%}
+{{ raise_exception('message ' ~ loop.index0 ~ ': its content must begin with a text') }}
+{%- endif -%}
+{%- if not message['role'] or not message['role'].isdigit() -%}
+{{ raise_exception('message ' ~ loop.index0 ~ ': its role must be a speaker number such as "0"') }}
+{%- endif -%}
+{%- if not loop.last and (parts | length != 2 or parts[1]['type'] != 'audio') -%}
+{{ raise_exception('message ' ~ loop.index0 ~ ': all but the last message need one text and one audio') }}
+{%- endif -%}
+{{ bos_token ~ '[' ~ message['role'] ~ ']' ~ parts[0]['text'] ~ eos_token }}
+{%- for part in parts[1:] if part['type'] == 'audio' -%}
+{{ '<|AUDIO|><|audio_eos|>' }}
+{%- endfor -%}
+{%- endfor -%}
+"""
+
+PREPROCESSOR_CONFIG = {
+    "feature_extractor_type": "EncodecFeatureExtractor",
+    "processor_class": "CsmProcessor",
+    "feature_size": 1,
+    "sampling_rate": 24_000,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "chunk_length_s": None,
+    "overlap": None,
+}
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids that config.json and generation_config.json repeat."""
+
+    bos_token_id: int
+    pad_token_id: int
+    audio_token_id: int
+    audio_eos_token_id: int
+
+
+def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_size: int) -> SpecialIds:
+    """Writes tokenizer, chat template and preprocessor files into `folder`.
+
+    Audio is marked by <|AUDIO|> and <|audio_eos|> if the tokenizer has them, else by Llama-3's first two reserved
+    tokens, which are renamed, else by two new ids, if text_vocab_size leaves rows for them. Raises ValueError if it
+    does not, for the byte tokenizer, and for one with more ids than text_vocab_size.
+    """
+    if not isinstance(tokenizer, HFTokenizer):
+        raise ValueError(
+            "the byte tokenizer has no Hugging Face form; export with --format native, or train with tokenizer.kind=hf"
+        )
+    if tokenizer.vocab_size > text_vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's text vocabulary {text_vocab_size}; export with "
+            "the tokenizer the model was trained with"
+        )
+    content = tokenizer.content()
+    audio, audio_eos = _mark_audio(content, tokenizer.vocab_size, text_vocab_size)
+    full = Tokenizer.from_str(json.dumps(content))
+    full.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos} $A {tokenizer.eos}",
+        special_tokens=[(tokenizer.bos, tokenizer.bos_id), (tokenizer.eos, tokenizer.eos_id)],
+    )
+    full.save(str(folder / TOKENIZER_FILE))
+    names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "CsmProcessor",
+        **names,
+        "clean_up_tokenization_spaces": False,
+        # Without it transformers also returns token_type_ids, which generate() refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    _write_json(folder / CONFIG_FILE, config)
+    _write_json(folder / "special_tokens_map.json", names)
+    _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return SpecialIds(tokenizer.bos_id, pad_token_id=audio, audio_token_id=audio, audio_eos_token_id=audio_eos)
+
+
+def _mark_audio(content: dict[str, Any], vocab_size: int, text_vocab_size: int) -> list[int]:
+    """Gives `content`, a tokenizer.json, the two audio tokens; returns their ids."""
+    added = {entry["content"]: entry for entry in content["added_tokens"]}
+    ids = []
+    for name, reserved in zip((AUDIO, AUDIO_EOS), RESERVED, strict=True):
+        if name not in added:
+            if reserved in added:
+                entry = added[reserved]
+                entry["content"] = name
+                _rename_in_vocabulary(content, reserved, name)
+            elif vocab_size < text_vocab_size:
+                entry = {"id": vocab_size, "content": name, "special": True}
+                entry |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+                content["added_tokens"].append(entry)
+                vocab_size += 1
+            else:
+                raise ValueError(
+                    f"the tokenizer has neither {name} nor {reserved}, and the model's text vocabulary of "
+                    f"{text_vocab_size} leaves no row for a new one; transformers needs two ids to mark audio: export "
+                    "with --format native or sesame"
+                )
+            added[name] = entry
+        ids.append(added[name]["id"])
+    return ids
+
+
+def _rename_in_vocabulary(content: dict[str, Any], old: str, new: str) -> None:
+    vocabulary = content["model"].get("vocab")
+    if isinstance(vocabulary, dict) and old in vocabulary:
+        vocabulary[new] = vocabulary.pop(old)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

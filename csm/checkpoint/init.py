@@ -1,0 +1,48 @@
+"""What training starts from: a CSM checkpoint in any layout, or the text model that becomes the backbone."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch
+
+from csm.checkpoint.hub import fetch
+from csm.checkpoint.llama import init_from_llama
+from csm.checkpoint.names import shapes
+from csm.checkpoint.source import open_checkpoint
+from csm.checkpoint.tensors import check_tensors
+from csm.model.csm import CSM
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def init_weights_from(model: CSM, path_or_repo: str) -> None:
+    """Overwrites the weights of `model` with those of a checkpoint.
+
+    A CSM (native, Sesame's, Hugging Face's layout, or a training checkpoint) gives all of them; a Llama gives backbone
+    and text embeddings, and what keeps its random values is listed in the log. Raises ValueError naming the first
+    tensor that does not fit, FileNotFoundError if there is no such checkpoint.
+    """
+    path = fetch(path_or_repo)
+    config_file = path / "config.json"
+    content = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if content.get("model_type") == "llama":
+        kept = init_from_llama(model, path, content)
+        log.info("backbone and text embeddings from %s; random: %s", path_or_repo, ", ".join(_summary(kept)))
+        return
+    checkpoint = open_checkpoint(path)
+    check_tensors(checkpoint.weights, shapes(model.config), str(path_or_repo))
+    parameters = dict(model.named_parameters())
+    for name, tensor in checkpoint.weights.items():
+        parameters[name].copy_(tensor.read())
+    if checkpoint.config.rope != model.config.rope:
+        log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)
+    log.info("all weights from %s (%s layout)", path_or_repo, checkpoint.layout)
+
+
+def _summary(names: list[str]) -> list[str]:
+    """Names, with those of a whole stack as one entry."""
+    others = [name for name in names if not name.startswith("decoder.")]
+    return [*others, "decoder.*"] if len(others) < len(names) else others

@@ -1,0 +1,66 @@
+"""What users call to get a model or a speaking generator out of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from csm.checkpoint.source import open_checkpoint
+from csm.inference.generator import Generator
+from csm.model.csm import CSM
+
+
+def load_model(path_or_repo: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CSM:
+    """The model of a checkpoint in any layout (native, Sesame's, Hugging Face's, training), local or on the hub.
+
+    dtype: of the weights; None keeps the stored one. Raises ValueError naming the first tensor that is missing,
+    unexpected or of another shape, and FileNotFoundError if there is no such checkpoint.
+    """
+    return open_checkpoint(path_or_repo).load_model(device, dtype)
+
+
+def load_generator(
+    path_or_repo: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    codec_path: str | None = None,
+    tokenizer_path: str | None = None,
+) -> Generator:
+    """Model, codec and tokenizer of a checkpoint in any layout, ready to speak.
+
+    codec_path, tokenizer_path: local Mimi weights (moshi's file) and tokenizer, where the checkpoint carries none and
+    the hub is not to be asked. Raises what `load_model` raises, also for codec and tokenizer.
+    """
+    checkpoint = open_checkpoint(path_or_repo, codec_path, tokenizer_path)
+    tokenizer = checkpoint.read_tokenizer()
+    return Generator(checkpoint.load_model(device, dtype), checkpoint.read_codec(str(device)), tokenizer)
+
+
+def load_csm_1b(
+    path_or_repo: str | Path | torch.device = "sesame/csm-1b",
+    device: str | torch.device = "cuda",
+    codec_path: str | None = None,
+    tokenizer_path: str | None = None,
+) -> Generator:
+    """A generator in bfloat16, with the signatures that Sesame published over time:
+
+        load_csm_1b(device="cuda")       load_csm_1b("cuda")       load_csm_1b("ckpt.pt", "cuda")
+
+    Any checkpoint that `load_generator` reads will do, of whatever size.
+    """
+    if _is_device(path_or_repo):
+        path_or_repo, device = "sesame/csm-1b", path_or_repo
+    return load_generator(path_or_repo, device, torch.bfloat16, codec_path, tokenizer_path)
+
+
+def _is_device(value: str | Path | torch.device) -> bool:
+    if isinstance(value, torch.device):
+        return True
+    if isinstance(value, Path) or Path(value).exists():
+        return False
+    try:
+        torch.device(value)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,125 @@
+"""The tokenizer and processor files of a Hugging Face directory, with Llama-3's real tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, CsmProcessor
+
+from csm.checkpoint.hf_text import write_processor_files
+from csm.frames import TurnTokens, conversation_frames
+from csm.inference.messages import segments_from_messages
+from csm.text import ByteTokenizer, HFTokenizer
+
+AUDIO_ID, AUDIO_EOS_ID = 128_002, 128_003
+
+
+@pytest.fixture(scope="module")
+def exported(llama_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    ids = write_processor_files(folder, HFTokenizer.load(llama_tokenizer), 128_256)
+    assert (ids.bos_token_id, ids.audio_token_id, ids.audio_eos_token_id) == (128_000, AUDIO_ID, AUDIO_EOS_ID)
+    # The processor asks config.json of the directory for nothing but the kind of model.
+    (folder / "config.json").write_text(json.dumps({"model_type": "csm"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(exported):
+    processor = AutoProcessor.from_pretrained(exported)
+    assert isinstance(processor, CsmProcessor)
+    return processor
+
+
+def message(speaker: int, text: str, audio: np.ndarray | None = None) -> dict:
+    content = [{"type": "text", "text": text}]
+    if audio is not None:
+        content.append({"type": "audio", "audio": audio})
+    return {"role": str(speaker), "content": content}
+
+
+def tokenize(processor, messages):
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+
+
+def test_golden_ids(processor):
+    """The values of transformers' own test-suite (tests/models/csm/test_processing_csm.py)."""
+    golden = "128000 58 15 60 2028 374 264 1296 11914 13 128001 128002 128002 128002 128003"
+    found = tokenize(processor, [message(0, "This is a test sentence.", np.zeros(4096, dtype=np.float32))])
+    assert found["input_ids"].tolist() == [[int(value) for value in golden.split()]]
+    assert "token_type_ids" not in found
+
+
+def test_positions_equal_our_layout(processor, llama_tokenizer):
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(size=n).astype(np.float32) * 0.1 for n in (1920, 1921, 30_000)]
+    messages = [
+        message(0, "Hello, <|AUDIO|> there!", clips[0]),
+        message(7, "  Two  spaces, ümlaut — 12345.", clips[1]),
+        message(0, "", clips[2]),
+        message(12, "And now?"),
+    ]
+    segments = segments_from_messages(messages, 24_000)
+    assert [segment.speaker for segment in segments] == [0, 7, 0, 12] and segments[-1].audio is None
+    tokenizer = HFTokenizer.load(llama_tokenizer)
+    turns = []
+    for segment in segments:
+        frames = None if segment.audio is None else -(-len(segment.audio) // 1920)
+        codes = None if frames is None else torch.ones(3, frames, dtype=torch.int64)
+        turns.append(TurnTokens(tokenizer.encode_turn(segment.text, segment.speaker), codes))
+    frames = conversation_frames(turns, 3)
+    ours = torch.where(frames.mask[:, -1], frames.tokens[:, -1], AUDIO_ID)
+    ours[frames.eos] = AUDIO_EOS_ID
+    # A special token's name in a text is plain characters here; transformers would take it for audio. So not there.
+    messages[0]["content"][0]["text"] = "Hello, there!"
+    turns[0] = TurnTokens(tokenizer.encode_turn("Hello, there!", 0), turns[0].codes)
+    assert AUDIO_ID not in tokenizer.encode_turn("Hello, <|AUDIO|> there!", 0)
+    frames = conversation_frames(turns, 3)
+    ours = torch.where(frames.mask[:, -1], frames.tokens[:, -1], AUDIO_ID)
+    ours[frames.eos] = AUDIO_EOS_ID
+    assert tokenize(processor, messages)["input_ids"][0].tolist() == ours.tolist()
+
+
+def test_template_refuses_what_it_cannot_lay_out(processor):
+    clip = np.zeros(1920, dtype=np.float32)
+    with pytest.raises(Exception, match="message 0: all but the last message need one text and one audio"):
+        tokenize(processor, [message(0, "Hello."), message(1, "Hi.", clip)])
+    with pytest.raises(Exception, match="message 1: its role must be a speaker number"):
+        tokenize(processor, [message(0, "Hello.", clip), {**message(1, "Hi."), "role": "user"}])
+
+
+def test_our_own_loader_reads_the_directory(exported, llama_tokenizer):
+    before, after = HFTokenizer.load(llama_tokenizer), HFTokenizer.load(exported)
+    for text in ("This is a test sentence.", "ümlaut <|AUDIO|> \n\n 123"):
+        assert after.encode_turn(text, 4) == before.encode_turn(text, 4)
+    assert (after.bos_id, after.eos_id, after.vocab_size) == (128_000, 128_001, 128_256)
+
+
+@pytest.fixture
+def small_tokenizer(tmp_path):
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate("abc[]0123")}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return HFTokenizer.load(tmp_path)
+
+
+def test_other_tokenizers_get_two_new_ids_if_there_is_room(small_tokenizer, tmp_path):
+    size = small_tokenizer.vocab_size
+    with pytest.raises(ValueError, match=f"text vocabulary of {size + 1} leaves no row"):
+        write_processor_files(tmp_path, small_tokenizer, size + 1)
+    with pytest.raises(ValueError, match=f"has {size} ids, the model's text vocabulary {size - 1}"):
+        write_processor_files(tmp_path, small_tokenizer, size - 1)
+    with pytest.raises(ValueError, match="the byte tokenizer has no Hugging Face form"):
+        write_processor_files(tmp_path, ByteTokenizer(), 300)
+    out = tmp_path / "out"
+    out.mkdir()
+    ids = write_processor_files(out, small_tokenizer, size + 2)
+    assert (ids.audio_token_id, ids.audio_eos_token_id) == (size, size + 1)
+    (out / "config.json").write_text(json.dumps({"model_type": "csm"}))
+    found = tokenize(AutoProcessor.from_pretrained(out), [message(1, "abc", np.zeros(1920, dtype=np.float32))])
+    assert found["input_ids"][0].tolist() == [*small_tokenizer.encode_turn("abc", 1), size, size + 1]
