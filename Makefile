@@ -13,7 +13,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	# --no-deps: resemblyzer asks for webrtcvad, which has no wheels; webrtcvad-wheels (above) is the same module
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt resemblyzer
+	# and llama-models, of which the tests read one file, Llama-3's vocabulary
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt resemblyzer llama-models
 	touch $@
 
 quickstart: $(VENV)/installed

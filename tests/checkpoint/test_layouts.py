@@ -212,3 +212,29 @@ def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch)
     ):
         with pytest.raises(FileNotFoundError, match=r"sesame/csm-1b: no such path, and it cannot be fetched"):
             call()
+
+
+def test_readme_snippet_of_sesames_api(exported, mimi_weights, tmp_path, monkeypatch):
+    """README's code as it stands, offline, from a hub cache that holds sesame/csm-1b and Mimi."""
+    from moshi.models import loaders
+
+    cache = tmp_path / "hub"
+    files = {file.name: file for file in exported["sesame"].iterdir()}
+    for repo, contents in (("sesame/csm-1b", files), (loaders.DEFAULT_REPO, {loaders.MIMI_NAME: mimi_weights})):
+        root = cache / f"models--{repo.replace('/', '--')}"
+        snapshot = root / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("0" * 40)
+        for name, file in contents.items():
+            (snapshot / name).symlink_to(file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    snippet = next(block for block in readme.split("```python\n") if "load_csm_1b(device=device)" in block)
+    names: dict = {}
+    torch.manual_seed(0)
+    exec(snippet.split("```")[0], names)
+    assert names["audio"].ndim == 1 and names["generator"].sample_rate == RATE
+    assert (tmp_path / "audio.wav").is_file()
