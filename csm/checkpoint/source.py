@@ -24,6 +24,7 @@ import torch
 from csm.checkpoint import hf, names, native, sesame
 from csm.checkpoint.hub import fetch
 from csm.checkpoint.mimi import hf_to_moshi
+from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.tensors import Weights, check_tensors, lazy, load_pickled, open_safetensors
 from csm.checkpoint.training import EXTRAS, config_of, model_weights, stored_files
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
@@ -84,6 +85,11 @@ def open_checkpoint(
             if EXTRAS in content:
                 return _with_codec(_open_training(path, content), codec_path)
         return _open_sesame(path.parent, path, _read_json(path.with_name("config.json")), codec_path, tokenizer_path)
+    if is_sharded(path):
+        content, tensors = read_sharded(path)
+        if EXTRAS not in content:
+            raise ValueError(f"checkpoint {path} was not written by this project's train.py")
+        return _with_codec(_open_training(path, content, tensors), codec_path)
     config = _read_json(path / "config.json")
     if "format_version" in config:
         return _with_codec(_open_native(path), codec_path)
@@ -130,9 +136,9 @@ def _open_native(path: Path) -> Checkpoint:
     )
 
 
-def _open_training(path: Path, content: dict[str, Any]) -> Checkpoint:
+def _open_training(path: Path, content: dict[str, Any], tensors: Weights | None = None) -> Checkpoint:
     config, info = config_of(content), CodecInfo.from_dict(content[EXTRAS]["codec"])
-    weights, adapters = model_weights(content)
+    weights, adapters = model_weights(content, tensors)
     check_tensors(weights, names.shapes(config.model), str(path))
 
     def read_codec(device: str) -> Codec:

@@ -66,10 +66,14 @@ def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint[EXTRAS]["config"]))
 
 
-def model_weights(checkpoint: dict[str, Any]) -> tuple[Weights, Weights]:
-    """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any)."""
+def model_weights(checkpoint: dict[str, Any], tensors: Weights | None = None) -> tuple[Weights, Weights]:
+    """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any).
+
+    tensors: of the LightningModule, where they are not in the checkpoint's "state_dict" (sharded ones).
+    """
     lora = config_of(checkpoint).lora
-    stored = lazy({name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()})
+    tensors = lazy(checkpoint["state_dict"]) if tensors is None else tensors
+    stored = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     adapters = {name: tensor for name, tensor in stored.items() if name.endswith((".lora_a", ".lora_b"))}
     weights = {name: tensor for name, tensor in stored.items() if name not in adapters}
     for name in adapters:
