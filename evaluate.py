@@ -26,7 +26,9 @@ register_schemas()
 def main(config: DictConfig) -> None:
     with user_errors():
         if OmegaConf.is_missing(config, "checkpoint"):
-            raise ValueError("no checkpoint given; usage: python evaluate.py checkpoint=DIR (an exported model)")
+            raise ValueError(
+                "no checkpoint given; usage: python evaluate.py checkpoint=PATH (exported model, .ckpt or hub id)"
+            )
         print_headline(evaluate(OmegaConf.to_object(config)))
 
 

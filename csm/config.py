@@ -253,7 +253,9 @@ class EvalConfig:
 class EvaluateConfig:
     """Root of `python evaluate.py`."""
 
-    checkpoint: str = MISSING  # exported model directory
+    checkpoint: str = MISSING  # in any layout, local or on the hub
+    codec_path: str | None = None  # local Mimi weights (moshi's file), where the checkpoint carries no codec
+    tokenizer_path: str | None = None  # for a checkpoint in Sesame's layout without a tokenizer
     output: str | None = None  # report folder; null: <checkpoint>/../eval-<eval.name>
     device: str = "cpu"
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -43,7 +43,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     started = time.monotonic()
     checkpoint, settings = Path(cfg.checkpoint), cfg.eval
     _check_settings(settings)
-    opened = open_checkpoint(cfg.checkpoint)
+    opened = open_checkpoint(cfg.checkpoint, cfg.codec_path, cfg.tokenizer_path)
     folder = checkpoint.resolve().parent if checkpoint.exists() else Path("runs") / checkpoint.name  # a hub id
     output = Path(cfg.output) if cfg.output else folder / f"eval-{settings.name}"
     is_taken = output.is_file() or (output.is_dir() and any(output.iterdir()))

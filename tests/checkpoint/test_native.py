@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from csm.audio import load_audio, save_wav
 from csm.checkpoint.export import export
 from csm.checkpoint.load import load_generator, load_model
 from csm.checkpoint.native import write_native
@@ -32,7 +33,7 @@ from tests.tiny import tiny_model
 @pytest.fixture
 def model_directory(tmp_path: Path, small_dataset: Path):
     model, dataset = tiny_model(), ShardedDataset(small_dataset)
-    model.config.text_vocab_size = 258
+    model.config.text_vocab_size, model.config.codebook_size = 258, dataset.codec.codebook_size
     model = CSM(model.config)
     (tmp_path / "model").mkdir()
     write_native(
@@ -90,7 +91,7 @@ def test_wrong_weights_name_the_first_tensor(model_directory):
     with pytest.raises(ValueError, match=r"unexpected tensor surprise"):
         load_model(damaged(path, lambda w: w.update(surprise=torch.zeros(1))))
     (path / "model.safetensors").write_bytes(original)
-    with pytest.raises(ValueError, match=r"audio_head has shape \(3, 32, 16\), the model expects \(4, 32, 16\)"):
+    with pytest.raises(ValueError, match=r"audio_head has shape \(3, 32, 26\), the model expects \(4, 32, 26\)"):
         load_model(damaged(path, lambda w: w.update(audio_head=w["audio_head"][:3].clone())))
     (path / "model.safetensors").write_bytes(original[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut short, first at tensor \S+ \("):
@@ -161,6 +162,22 @@ def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, 
     (tmp_path / "context.jsonl").write_text('{"speaker": 1}\n')
     assert csm(*speak, "--context", tmp_path / "context.jsonl") == 2
     assert "line 1" in capsys.readouterr().err
+
+
+def test_example_conversation(model_directory, tmp_path):
+    """Two voices from recordings, two turns, the second with the first in its context."""
+    path, _ = model_directory
+    prompts = []
+    for name, pitch in (("a", 150), ("b", 220)):
+        save_wav(tmp_path / f"{name}.wav", torch.sin(torch.arange(4000) * 6.28 * pitch / 24_000) * 0.2, 24_000)
+        prompts += [f"--prompt-{name}", str(tmp_path / f"{name}.wav"), "Hum."]
+    script = Path(__file__).parents[2] / "examples" / "conversation.py"
+    turns = ["--say", "Hey.", "--say", "Yes?", "--max-seconds", "0.4", "--out", str(tmp_path / "out.wav")]
+    command = [sys.executable, str(script), str(path), *prompts, *turns]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "speaker 0: Hey." in done.stdout and "speaker 1: Yes?" in done.stdout
+    assert load_audio(tmp_path / "out.wav", 24_000).numel() > 0
 
 
 KILLED = """
