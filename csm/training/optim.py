@@ -13,7 +13,8 @@ from csm.config import OptimConfig, Schedule
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Backbone, decoder (with projection and heads) and embeddings, each with its learning-rate multiple.
 
-    Weight decay acts on matrices only: not on norms, and not on embeddings, whose rare rows would shrink.
+    Frozen parameters are left out. Weight decay acts on matrices only: not on norms, not on embeddings, whose rare rows
+    would shrink, and not on LoRA adapters, which are a change of the weights and not the weights.
     """
     scales = {
         "backbone": config.backbone_lr_scale,
@@ -28,11 +29,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
             part = "embeddings"
         else:
             part = "backbone" if name.startswith("backbone.") else "decoder"
-        decay = part != "embeddings" and parameter.ndim >= 2
+        decay = part != "embeddings" and parameter.ndim >= 2 and ".lora_" not in name
         groups.setdefault((part, decay), []).append(parameter)
     return [
         {
-            "name": part if decay or part == "embeddings" else f"{part}_norms",
+            "name": part if decay or part == "embeddings" else f"{part}_no_decay",
             "params": parameters,
             "lr": config.lr * scales[part],
             "weight_decay": config.weight_decay if decay else 0.0,
