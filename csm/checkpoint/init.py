@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from csm.checkpoint.hub import fetch
 from csm.checkpoint.llama import init_from_llama
 from csm.checkpoint.names import shapes
-from csm.checkpoint.source import open_checkpoint
+from csm.checkpoint.source import open_checkpoint, read_json
 from csm.checkpoint.tensors import check_tensors
 from csm.model.csm import CSM
 
@@ -26,8 +25,7 @@ def init_weights_from(model: CSM, path_or_repo: str) -> None:
     tensor that does not fit, FileNotFoundError if there is no such checkpoint.
     """
     path = fetch(path_or_repo)
-    config_file = path / "config.json"
-    content = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    content = read_json(path / "config.json")
     if content.get("model_type") == "llama":
         kept = init_from_llama(model, path, content)
         log.info("backbone and text embeddings from %s; random: %s", path_or_repo, ", ".join(_summary(kept)))

@@ -80,23 +80,27 @@ def open_checkpoint(
     """
     path = fetch(path_or_repo)
     if path.is_file():
-        if path.suffix != ".safetensors":
-            content = load_pickled(path)
-            if EXTRAS in content:
-                return _with_codec(_open_training(path, content), codec_path)
-        return _open_sesame(path.parent, path, _read_json(path.with_name("config.json")), codec_path, tokenizer_path)
+        content = load_pickled(path) if path.suffix != ".safetensors" else None
+        if content is not None and EXTRAS in content:
+            return _with_codec(_open_training(path, content), codec_path)
+        weights = open_safetensors(path) if content is None else _pickled_weights(path, content)
+        config = read_json(path.with_name("config.json"))
+        return _open_sesame(path, weights, config, codec_path, tokenizer_path)
     if is_sharded(path):
         content, tensors = read_sharded(path)
         if EXTRAS not in content:
             raise ValueError(f"checkpoint {path} was not written by this project's train.py")
         return _with_codec(_open_training(path, content, tensors), codec_path)
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if "format_version" in config:
         return _with_codec(_open_native(path), codec_path)
     if "backbone_flavor" in config:
-        for file in (path / "model.safetensors", path / "ckpt.pt"):
-            if file.is_file():
-                return _open_sesame(path, file, config, codec_path, tokenizer_path)
+        single, pickled = path / "model.safetensors", path / "ckpt.pt"
+        if single.is_file():
+            return _open_sesame(single, open_safetensors(single), config, codec_path, tokenizer_path)
+        if pickled.is_file():
+            weights = _pickled_weights(pickled, load_pickled(pickled))
+            return _open_sesame(pickled, weights, config, codec_path, tokenizer_path)
     if config.get("model_type") == "csm":
         return _open_hf(path, config, codec_path)
     lacking = "no config.json" if not config else "a config.json of another kind of model"
@@ -174,9 +178,9 @@ def _open_training(path: Path, content: dict[str, Any], tensors: Weights | None 
 
 
 def _open_sesame(
-    path: Path, file: Path, content: dict[str, Any], codec_path: str | None, tokenizer_path: str | None
+    file: Path, weights: Weights, content: dict[str, Any], codec_path: str | None, tokenizer_path: str | None
 ) -> Checkpoint:
-    weights = open_safetensors(file) if file.suffix == ".safetensors" else _pickled_weights(file)
+    path = file.parent
     if "backbone_flavor" in content:
         config = sesame.read_config(content, str(path / "config.json"))
     else:
@@ -274,15 +278,15 @@ def _checked(tokenizer: TextTokenizer, config: CSMConfig, path: Path) -> TextTok
     return tokenizer
 
 
-def _pickled_weights(file: Path) -> Weights:
-    content = load_pickled(file)
+def _pickled_weights(file: Path, content: dict[str, Any]) -> Weights:
     content = content.get("state_dict", content)
-    if EXTRAS in content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"checkpoint {file} is not a dictionary of tensors as Sesame's ckpt.pt is")
     return lazy(content)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A model's config.json; empty if there is none. Raises ValueError naming the file if it is no JSON object."""
     if not file.is_file():
         return {}
     try:

@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> float | None:
 
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = CSM(config.model)
-    if config.init_from is not None:
+    if config.init_from is not None and ckpt_path is None:  # a checkpoint to resume from holds all weights
         init_weights_from(model, config.init_from)
     if config.lora.rank:
         apply_lora(model, config.lora)
