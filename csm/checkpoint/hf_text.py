@@ -25,7 +25,7 @@ CHAT_TEMPLATE = """\
 {%- if parts | length == 0 or parts[0]['type'] != 'text' -%}
 {{ raise_exception('message ' ~ loop.index0 ~ ': its content must begin with a text') }}
 {%- endif -%}
-{%- if not message['role'] or not message['role'].isdigit() -%}
+{%- if not (message['role'] | string).isdecimal() -%}
 {{ raise_exception('message ' ~ loop.index0 ~ ': its role must be a speaker number such as "0"') }}
 {%- endif -%}
 {%- if not loop.last and (parts | length != 2 or parts[1]['type'] != 'audio') -%}
@@ -66,7 +66,8 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
 
     Audio is marked by <|AUDIO|> and <|audio_eos|> if the tokenizer has them, else by Llama-3's first two reserved
     tokens, which are renamed, else by two new ids, if text_vocab_size leaves rows for them. Raises ValueError if it
-    does not, for the byte tokenizer, and for one with more ids than text_vocab_size.
+    does not, if new ids cannot follow the tokenizer's own, for the byte tokenizer, and for one with more ids than
+    text_vocab_size.
     """
     if not isinstance(tokenizer, HFTokenizer):
         raise ValueError(
@@ -80,6 +81,13 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
     content = tokenizer.content()
     audio, audio_eos = _mark_audio(content, tokenizer.vocab_size, text_vocab_size)
     full = Tokenizer.from_str(json.dumps(content))
+    for name, expected in ((AUDIO, audio), (AUDIO_EOS, audio_eos)):
+        found = full.token_to_id(name)  # the library numbers added tokens itself, whatever the file says
+        if found != expected:
+            raise ValueError(
+                f"the tokenizer would give {name} the id {found} in place of {expected}: its ids have gaps, or the name "
+                "is an ordinary token of its vocabulary; number its ids without gaps and make the name a special token"
+            )
     full.post_processor = TemplateProcessing(
         single=f"{tokenizer.bos} $A {tokenizer.eos}",
         special_tokens=[(tokenizer.bos, tokenizer.bos_id), (tokenizer.eos, tokenizer.eos_id)],

@@ -21,22 +21,28 @@ def segments_from_messages(messages: Sequence[Mapping[str, Any]], sample_rate: i
 
     A message has a speaker number as its role and as content one text, then one audio: under "path" (or "url") a local
     file, which is resampled, or under "audio" such a path or samples `[num_samples]` at `sample_rate`. The last
-    message may lack audio: it is the one to be spoken. Raises ValueError naming the message that is otherwise.
+    message may lack audio: it is the one to be spoken. Raises ValueError naming the message that is otherwise, or whose
+    audio cannot be read.
     """
     segments = []
     for number, message in enumerate(messages):
         where = f"message {number}"
+        if not isinstance(message, Mapping):
+            raise ValueError(f'{where} is a {type(message).__name__}; it must be a mapping with "role" and "content"')
         role, content = str(message.get("role", "")), message.get("content")
-        if not role.isdigit():
+        if not role.isdecimal():
             raise ValueError(f'{where}: its role is {role!r}; it must be a speaker number such as "0"')
         if not isinstance(content, Sequence) or isinstance(content, str) or not content:
             raise ValueError(f'{where}: its content must be a list that begins with {{"type": "text", "text": ...}}')
-        kinds = [part.get("type") for part in content]
+        kinds = [part.get("type") if isinstance(part, Mapping) else type(part).__name__ for part in content]
         last = number == len(messages) - 1
         if kinds != ["text", "audio"] and not (last and kinds == ["text"]):
             raise ValueError(f"{where}: its content is {kinds}; it must be one text, then one audio")
+        text = content[0].get("text")
+        if not isinstance(text, str):
+            raise ValueError(f'{where}: its text is {text!r}; it must be a string under "text"')
         audio = _samples(content[1], sample_rate, where) if len(content) == 2 else None
-        segments.append(Segment(int(role), content[0]["text"], audio))
+        segments.append(Segment(int(role), text, audio))
     return segments
 
 
@@ -45,8 +51,16 @@ def _samples(part: Mapping[str, Any], sample_rate: int, where: str) -> Tensor:
     if source is None:
         raise ValueError(f'{where}: its audio has neither "path" nor "audio"')
     if isinstance(source, (str, Path)):
-        return load_audio(Path(source), sample_rate)
-    audio = torch.as_tensor(source, dtype=torch.float32)
-    if audio.ndim != 1:
+        try:
+            return load_audio(source, sample_rate)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    try:
+        audio = torch.as_tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: its audio is neither a path nor an array of samples ({error})") from error
+    if audio.ndim != 1 or not len(audio):
         raise ValueError(f"{where}: its audio must be mono, shape [num_samples]; got {tuple(audio.shape)}")
-    return audio
+    if not audio.is_floating_point():  # integers have another full scale, which only their source knows
+        raise ValueError(f"{where}: its samples are {audio.dtype}; they must be floating point, in [-1, 1]")
+    return audio.float()

@@ -92,6 +92,12 @@ def test_template_refuses_what_it_cannot_lay_out(processor):
         tokenize(processor, [message(0, "Hello.", clip), {**message(1, "Hi."), "role": "user"}])
 
 
+def test_roles_may_be_numbers(processor):
+    for speaker in (0, 3):
+        as_number = tokenize(processor, [{**message(speaker, "Hello."), "role": speaker}])
+        assert torch.equal(as_number["input_ids"], tokenize(processor, [message(speaker, "Hello.")])["input_ids"])
+
+
 def test_our_own_loader_reads_the_directory(exported, llama_tokenizer):
     before, after = HFTokenizer.load(llama_tokenizer), HFTokenizer.load(exported)
     for text in ("This is a test sentence.", "ümlaut <|AUDIO|> \n\n 123"):
@@ -99,13 +105,35 @@ def test_our_own_loader_reads_the_directory(exported, llama_tokenizer):
     assert (after.bos_id, after.eos_id, after.vocab_size) == (128_000, 128_001, 128_256)
 
 
+LETTERS = {letter: n for n, letter in enumerate("abc[]0123")}
+
+
+def save_small(folder, vocabulary, specials=()):
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", *specials)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return HFTokenizer.load(folder)
+
+
 @pytest.fixture
 def small_tokenizer(tmp_path):
-    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate("abc[]0123")}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return HFTokenizer.load(tmp_path)
+    return save_small(tmp_path, LETTERS)
+
+
+def test_audio_tokens_that_are_there_keep_their_ids(tmp_path):
+    tokenizer = save_small(tmp_path, LETTERS, ("<|audio_eos|>", "<|reserved_special_token_0|>", "<|AUDIO|>"))
+    ids = write_processor_files(tmp_path, tokenizer, tokenizer.vocab_size)
+    assert (ids.audio_token_id, ids.audio_eos_token_id) == (len(LETTERS) + 4, len(LETTERS) + 2)
+    assert HFTokenizer.load(tmp_path).encode_turn("abc", 1) == tokenizer.encode_turn("abc", 1)
+
+
+@pytest.mark.parametrize("vocabulary", [{**LETTERS, "z": 50}, {**LETTERS, "<|AUDIO|>": 9}], ids=["gap", "ordinary"])
+def test_ids_that_the_written_file_would_not_have_are_refused(tmp_path, vocabulary):
+    tokenizer = save_small(tmp_path, vocabulary)
+    size = tokenizer.vocab_size
+    with pytest.raises(ValueError, match=rf"would give <\|AUDIO\|> the id \d+ in place of {size}: its ids have gaps"):
+        write_processor_files(tmp_path, tokenizer, size + 2)
 
 
 def test_other_tokenizers_get_two_new_ids_if_there_is_room(small_tokenizer, tmp_path):

@@ -43,6 +43,23 @@ def test_paths_and_samples(tmp_path):
             {"role": "0", "content": [text("a"), {"type": "audio", "audio": [[0.0]]}]},
             "message 1: its audio must be mono",
         ),
+        ("a", "message 1 is a str"),
+        ({"role": "²", "content": [text("a")]}, "message 1: its role is '²'"),
+        ({"role": "0", "content": ["a"]}, r"message 1: its content is \['str'\]"),
+        ({"role": "0", "content": [{"type": "text"}]}, "message 1: its text is None"),
+        ({"role": "0", "content": [text("a"), {"type": "audio", "audio": []}]}, "message 1: its audio must be mono"),
+        (
+            {"role": "0", "content": [text("a"), {"type": "audio", "audio": np.ones(5, dtype=np.int16)}]},
+            r"message 1: its samples are torch\.int16",
+        ),
+        (
+            {"role": "0", "content": [text("a"), {"type": "audio", "audio": {"array": [0.0]}}]},
+            "message 1: its audio is neither a path nor an array",
+        ),
+        (
+            {"role": "0", "content": [text("a"), {"type": "audio", "path": "missing.wav"}]},
+            r"message 1: missing\.wav: no such audio file",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(bad, reason):
