@@ -85,8 +85,9 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
         found = full.token_to_id(name)  # the library numbers added tokens itself, whatever the file says
         if found != expected:
             raise ValueError(
-                f"the tokenizer would give {name} the id {found} in place of {expected}: its ids have gaps, or the name "
-                "is an ordinary token of its vocabulary; number its ids without gaps and make the name a special token"
+                f"the tokenizer would give {name} the id {found} in place of {expected}: its ids have gaps, or the "
+                "name is an ordinary token of its vocabulary; number its ids without gaps and make the name a "
+                "special token"
             )
     full.post_processor = TemplateProcessing(
         single=f"{tokenizer.bos} $A {tokenizer.eos}",

@@ -44,8 +44,8 @@ def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: 
 
 
 class CSMDataModule(L.LightningDataModule):
-    """Training batches are lists of RowBatch (the microbatches of one optimizer step); validation batches are single
-    RowBatches. The data order is a function of the optimizer step, so resuming needs no state of its own."""
+    """Training batches are StepBatches, one for each optimizer step; validation batches are single RowBatches. The data
+    order is a function of the optimizer step, so resuming needs no state of its own."""
 
     def __init__(self, config: TrainConfig, dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
         super().__init__()

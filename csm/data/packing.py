@@ -44,6 +44,21 @@ class RowBatch:
         return (same & causal)[:, None]
 
 
+@dataclass
+class StepBatch:
+    """What one rank computes in one optimizer step.
+
+    frames:    supervised frames of this rank, on the host: their sum over ranks is what losses are divided by
+    positions: positions of this rank that hold something, as opposed to the empty tails of rows
+    keys:      sample keys of each of this rank's rows, to name what a bad step consisted of
+    """
+
+    microbatches: list[RowBatch]
+    frames: int
+    positions: int
+    keys: list[list[str]]
+
+
 def num_slots(max_positions: int, decoder_frame_ratio: int) -> int:
     """Slots of a row: 1/ratio of its positions, at least two (see `select_slots`)."""
     return max(2, -(-max_positions // decoder_frame_ratio))

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from csm.config import DataConfig, LossConfig
 from csm.data.dataset import ShardedDataset
-from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
+from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_rows
 from csm.data.plan import StepPlan, next_fit
 from csm.data.sample import Sample
 from csm.frames import TurnTokens, conversation_frames
@@ -97,7 +97,7 @@ def usable_samples(
 
 
 class TrainRows(Dataset):
-    """Item `step` = the microbatches of that optimizer step for one rank, a list of RowBatch.
+    """Item `step` = what one rank computes in that optimizer step.
 
     Every random choice of a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
     global step), so neither ranks, workers nor microbatching change what is trained on.
@@ -124,13 +124,20 @@ class TrainRows(Dataset):
         self.numbers, lengths = usable_samples(dataset, "train", tokenizer, data.max_positions)
         self.plan = StepPlan(lengths, data.max_positions, data.rows_per_step, seed)
 
-    def __getitem__(self, step: int) -> list[RowBatch]:
+    def __getitem__(self, step: int) -> StepBatch:
         _, rows = self.plan.rows(step)
         per_pass = self.data.rows_per_microbatch
-        batches = []
+        batches, keys = [], []
         for first in range(self.rank * per_pass, self.data.rows_per_step, self.world_size * per_pass):
-            batches.append(stack_rows([self._row(step, i, rows) for i in range(first, first + per_pass)]))
-        return batches
+            numbers = range(first, first + per_pass)
+            batches.append(stack_rows([self._row(step, i, rows) for i in numbers]))
+            keys += [[self.dataset.keys[self.numbers[p]] for p in rows[i]] if i < len(rows) else [] for i in numbers]
+        return StepBatch(
+            microbatches=batches,
+            frames=sum(int(batch.targets.sum()) for batch in batches),
+            positions=sum(int((batch.documents >= 0).sum()) for batch in batches),
+            keys=keys,
+        )
 
     def _row(self, step: int, index: int, rows: list[np.ndarray]) -> RowBatch:
         rng = np.random.default_rng((self.seed, step, index))

@@ -1,7 +1,7 @@
 """The LightningModule: one optimizer step over microbatches, exact global normalization, full validation.
 
-A training batch is the list of microbatches of one optimizer step. The number of supervised frames of the whole
-step, over microbatches and ranks, is known before the first backward pass; every microbatch adds its share of
+A training batch is everything that one rank computes in one optimizer step. The number of supervised frames of the
+whole step, over microbatches and ranks, is known before the first backward pass; every microbatch adds its share of
 
     (sum of losses) / (frames of the step)
 
@@ -22,9 +22,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from csm.config import TrainConfig
-from csm.data.packing import RowBatch
+from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
+from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
 
 
@@ -51,17 +52,20 @@ class CSMTrainingModule(L.LightningModule):
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def training_step(self, microbatches: list[RowBatch], batch_index: int) -> None:
+    def on_fit_start(self) -> None:
+        self._agreement = RankAgreement()
+
+    def training_step(self, batch: StepBatch, batch_index: int) -> None:
         optimizer = self.optimizers()
         step = self.global_step
         factor = lr_factor(step, self.config.optim, self.config.trainer.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        frames = torch.stack([rows.targets.sum() for rows in microbatches]).sum().float()
-        total_frames = _all_reduce(frames).clamp(min=1.0)
-        for number, rows in enumerate(microbatches):
-            last = number == len(microbatches) - 1
+        (total_frames,) = self._agreement.sum(batch.frames)
+        total_frames = max(total_frames, 1.0)
+        for number, rows in enumerate(batch.microbatches):
+            last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
                 sums = self._forward(rows)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
-import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from csm.checkpoint.export import export
 from csm.checkpoint.init import init_weights_from
-from csm.checkpoint.names import shapes
 from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.tensors import check_tensors
-from csm.checkpoint.training import checkpoint_extras, config_of, model_weights, read_training_checkpoint
+from csm.checkpoint.training import checkpoint_extras
 from csm.codec import check_same_codec, load_codec
-from csm.config import CodecKind, TrainConfig, TrainerConfig
+from csm.config import CodecKind, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.callbacks import AudioSamples, StepProgressBar
-from csm.training.checkpoint_io import AtomicCheckpointIO
 from csm.training.module import CSMTrainingModule
+from csm.training.resume import find_checkpoint
+from csm.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -108,73 +103,3 @@ def _audio_samples(
     check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
     options = config.trainer
     return AudioSamples(dataset, codec, tokenizer, folder, options.sample_every_steps, options.sample_prompts)
-
-
-def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    """The Lightning Trainer of a configuration. Epochs, samplers, accumulation and clipping are ours."""
-    options = config.trainer
-    # Our checkpoints hold the state after the optimizer's step on purpose: resuming continues with the next one.
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
-    try:
-        return _lightning_trainer(config, run_dir, callbacks)
-    except MisconfigurationException as error:  # such as a GPU asked for where there is none
-        raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
-
-
-def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    options = config.trainer
-    return L.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=config.strategy.name,
-        precision=_precision(options),
-        max_steps=options.max_steps,
-        max_epochs=-1,
-        logger=[instantiate(entry) for entry in config.logger.values()],
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        log_every_n_steps=options.log_every_steps,
-        val_check_interval=options.val_every_steps,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        deterministic=options.deterministic,
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-    )
-
-
-def _precision(options: TrainerConfig) -> str:
-    """Lightning's precision for `options.precision`, see TrainerConfig."""
-    if options.precision != "auto":
-        return options.precision
-    on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
-    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
-    precision = "bf16-mixed" if native else "32-true"
-    log.info("precision %s", precision)
-    return precision
-
-
-def find_checkpoint(config: TrainConfig) -> str | None:
-    """The checkpoint to resume from, checked before anything is built.
-
-    Raises FileNotFoundError or ValueError if it is missing or damaged, or has another shape than the model configured.
-    """
-    if config.ckpt_path is None:
-        return None
-    path = Path(config.ckpt_path)
-    if config.ckpt_path == "last":
-        path = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-        if not path.exists():
-            log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
-            return None
-    checkpoint = read_training_checkpoint(path)
-    weights, _ = model_weights(checkpoint)
-    check_tensors(weights, shapes(config.model), str(path))
-    if config_of(checkpoint).lora != config.lora:
-        raise ValueError(
-            f"{path} was trained with other lora options ({config_of(checkpoint).lora}); resume with the same"
-        )
-    return str(path)

@@ -40,16 +40,16 @@ def texts(rows) -> list[str]:
 def test_an_epoch_trains_on_every_turn_once(dataset):
     rows = train_rows(dataset)
     steps = rows.plan.steps_of_epoch(0)
-    trained = texts(batch for step in range(steps) for batch in rows[step])
+    trained = texts(batch for step in range(steps) for batch in rows[step].microbatches)
     stored = [turn.text for i in dataset.select("train") for turn in dataset.read(int(i)).turns]
     assert sorted(trained) == sorted(stored)
-    frames = sum(int(batch.targets.sum()) for step in range(steps) for batch in rows[step])
+    frames = sum(int(batch.targets.sum()) for step in range(steps) for batch in rows[step].microbatches)
     assert frames == int(dataset.n_frames[dataset.select("train")].sum()) + len(stored)  # and one end each
 
 
 def test_ranks_and_microbatches_share_the_same_rows(dataset):
-    whole = train_rows(dataset, rows_per_microbatch=4)[3][0]
-    parts = [train_rows(dataset, rank, 2, rows_per_microbatch=1)[3] for rank in (0, 1)]
+    whole = train_rows(dataset, rows_per_microbatch=4)[3].microbatches[0]
+    parts = [train_rows(dataset, rank, 2, rows_per_microbatch=1)[3].microbatches for rank in (0, 1)]
     joined = [parts[0][0], parts[1][0], parts[0][1], parts[1][1]]  # row i of the step goes to rank i % 2
     for name in ("tokens", "mask", "positions", "documents", "targets", "slots", "slot_weights"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in joined])), name
@@ -59,7 +59,7 @@ def test_decoder_slots_are_new_every_step_and_cover_every_end(dataset):
     rows = train_rows(dataset, permute_speakers=False)
     chosen = []
     for step in range(0, 30):
-        for batch in rows[step]:
+        for batch in rows[step].microbatches:
             for row in range(2):
                 ends = (batch.tokens[row, :, :-1] == 0).all(-1) & batch.mask[row, :, 0]
                 slots = batch.slots[row][batch.slot_weights[row] > 0]
@@ -89,7 +89,7 @@ def test_dropped_context_keeps_every_turn_in_order(dataset):
     assert len(lengths) == 8  # each of the three boundaries cut or not
     assert drop_context(turns, 0.0, np.random.default_rng(0)) == [turns]
     rows = train_rows(dataset, context_dropout=1.0)
-    batch = rows[0][0]
+    batch = rows[0].microbatches[0]
     for row in range(2):  # every turn alone: positions restart at every text
         starts = batch.mask[row, :, -1] & (batch.tokens[row, :, -1] == TOKENIZER.bos_id)
         assert torch.equal(batch.positions[row][starts], torch.zeros(int(starts.sum()), dtype=torch.int64))

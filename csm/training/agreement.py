@@ -1,0 +1,26 @@
+"""What ranks must agree on in every optimizer step: how many frames it has, and whether anyone was asked to stop.
+
+The values are known on the host, so they travel between hosts: a gloo group beside the training group, whatever its
+backend. Nothing of it waits for a GPU, and every rank reads the same answer at the same step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+class RankAgreement:
+    """Sums of a few numbers over ranks. Create it on all ranks at the same time, after the process group is up."""
+
+    def __init__(self) -> None:
+        parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if parallel else None
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks, exactly for counts below 2^53."""
+        if self._group is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._group)
+        return total.tolist()

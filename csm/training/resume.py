@@ -1,0 +1,36 @@
+"""Which checkpoint a run continues from, and whether it may."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from csm.checkpoint.names import shapes
+from csm.checkpoint.tensors import check_tensors
+from csm.checkpoint.training import config_of, model_weights, read_training_checkpoint
+from csm.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(config: TrainConfig) -> str | None:
+    """The checkpoint to resume from, checked before anything is built.
+
+    Raises FileNotFoundError or ValueError if it is missing or damaged, or has another shape than the model configured.
+    """
+    if config.ckpt_path is None:
+        return None
+    path = Path(config.ckpt_path)
+    if config.ckpt_path == "last":
+        path = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+        if not path.exists():
+            log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
+            return None
+    checkpoint = read_training_checkpoint(path)
+    weights, _ = model_weights(checkpoint)
+    check_tensors(weights, shapes(config.model), str(path))
+    if config_of(checkpoint).lora != config.lora:
+        raise ValueError(
+            f"{path} was trained with other lora options ({config_of(checkpoint).lora}); resume with the same"
+        )
+    return str(path)

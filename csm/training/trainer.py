@@ -1,0 +1,66 @@
+"""The Lightning Trainer of a configuration: strategy, precision, cadences. Epochs, samplers, accumulation and clipping
+are ours."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from csm.config import TrainConfig, TrainerConfig
+from csm.training.checkpoint_io import AtomicCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    """Raises ValueError for an accelerator or strategy that this machine does not have."""
+    options = config.trainer
+    # Our checkpoints hold the state after the optimizer's step on purpose: resuming continues with the next one.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
+    try:
+        return _lightning_trainer(config, run_dir, callbacks)
+    except MisconfigurationException as error:  # such as a GPU asked for where there is none
+        raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
+
+
+def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    options = config.trainer
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=config.strategy.name,
+        precision=_precision(options),
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        logger=[instantiate(entry) for entry in config.logger.values()],
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        log_every_n_steps=options.log_every_steps,
+        val_check_interval=options.val_every_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic=options.deterministic,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def _precision(options: TrainerConfig) -> str:
+    """Lightning's precision for `options.precision`, see TrainerConfig."""
+    if options.precision != "auto":
+        return options.precision
+    on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    precision = "bf16-mixed" if native else "32-true"
+    log.info("precision %s", precision)
+    return precision
