@@ -125,7 +125,7 @@ class LossConfig:
     c0_weight: float = 1.0
     decoder_weight: float = 1.0
     decoder_frame_ratio: int = 16  # the depth decoder trains on 1/ratio of the positions of a row
-    validation_chunk: int = 512  # frames per pass of the depth decoder when every frame is used
+    decoder_chunk: int = 512  # frames per pass of the depth decoder: bounds its memory (not under fsdp, deepspeed)
 
 
 @dataclass
@@ -140,6 +140,14 @@ class LoraConfig:
     )
     stacks: list[str] = field(default_factory=lambda: ["backbone", "decoder"])
     train_modules: list[str] = field(default_factory=list)  # trained in full beside them, such as codebook0_head
+
+
+class Recompute(Enum):
+    """What the backward pass computes again instead of keeping it (activation checkpointing)."""
+
+    none = "none"
+    selective = "selective"  # all but matrix products and attention: much less memory for a few percent of time
+    full = "full"  # whole blocks: least memory, a third more time
 
 
 class Schedule(Enum):
@@ -181,6 +189,8 @@ class TrainerConfig:
     sample_every_steps: int = 0  # 0: no audio samples during validation
     sample_prompts: int = 2
     deterministic: bool = False
+    recompute: Recompute = Recompute.none  # in the blocks of both stacks
+    compile: bool = False  # torch.compile on the blocks of both stacks
 
 
 @dataclass

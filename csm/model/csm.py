@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csm.config import CSMConfig
-from csm.model.loss import LossSums, codebook_losses
-from csm.model.transformer import Cache, Transformer
+from csm.model.depth import decoder_sums
+from csm.model.embedding import FrameEmbeddings
+from csm.model.loss import LossSums, loss_sums
+from csm.model.transformer import AttentionMask, Cache, Transformer
 
 
 class CSM(nn.Module):
@@ -60,26 +61,27 @@ class CSM(nn.Module):
     # -------------------------------------------------------------------------------------------- embeddings
 
     def embed(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the present embeddings of every position: `tokens, mask [B, S, K+1]` -> `[B, S, D]`.
-
-        The sum over codebooks runs inside `embedding_bag`, so `[B, S, K+1, D]` never exists and the shared
-        table gets one gradient, not one per codebook.
-        """
-        batch, length, columns = tokens.shape
-        weight = self.audio_embeddings.weight
-        codes = (tokens[..., :-1] + self._codebook_offsets(tokens.device)).view(-1, columns - 1)  # [B*S, K]
-        present = mask[..., :-1].reshape(-1, columns - 1).to(weight.dtype)
-        audio = F.embedding_bag(codes, weight, mode="sum", per_sample_weights=present)
-        text = self.text_embeddings(tokens[..., -1]) * mask[..., -1:].to(weight.dtype)
-        return text + audio.view(batch, length, -1)
+        """Sum of the present embeddings of every position: `tokens, mask [B, S, K+1]` -> `[B, S, D]`."""
+        return self._embed(tokens, mask, tokens.new_zeros(0, self.config.num_codebooks - 1))[0]
 
     def embed_codes(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
         """Embeddings of codes of consecutive codebooks: `[M, n]` -> `[M, n, D]`."""
-        offsets = self._codebook_offsets(codes.device)[first_codebook : first_codebook + codes.shape[-1]]
-        return self.audio_embeddings(codes + offsets)
+        return self.audio_embeddings(codes + self._offsets(codes, first_codebook))
 
-    def _codebook_offsets(self, device: torch.device) -> Tensor:
-        return torch.arange(self.config.num_codebooks, device=device) * self.config.audio_vocab_size
+    def _embed(self, tokens: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What `embed` gives for `tokens`, and what `embed_codes` gives for `codes [M, K-1]`."""
+        batch, length, columns = tokens.shape
+        table = self.audio_embeddings.weight
+        rows = (tokens[..., :-1] + self._offsets(tokens[..., :-1])).view(-1, columns - 1)  # [B*S, K]
+        present = mask[..., :-1].reshape(-1, columns - 1).to(table.dtype)
+        audio, single = FrameEmbeddings.apply(table, rows, present, codes + self._offsets(codes))
+        text = self.text_embeddings(tokens[..., -1]) * mask[..., -1:].to(table.dtype)
+        return text + audio.view(batch, length, -1), single
+
+    def _offsets(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+        """Where each codebook's part of the table begins: [n] for codes [..., n]."""
+        numbers = torch.arange(first_codebook, first_codebook + codes.shape[-1], device=codes.device)
+        return numbers * self.config.audio_vocab_size
 
     # ------------------------------------------------------------------------------------------------ stacks
 
@@ -88,7 +90,7 @@ class CSM(nn.Module):
         tokens: Tensor,
         mask: Tensor,
         positions: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: AttentionMask | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """States after the final norm `[B, S, D]`; the one at p-1 predicts the frame at p."""
@@ -100,8 +102,11 @@ class CSM(nn.Module):
         states: [M, D], backbone states before each frame; codes: [M, K-1], c_0..c_{K-2} of the frames.
         Returns [K-1, M, V]: entry i-1 predicts c_i, from h and c_0..c_{i-1}.
         """
+        return self._decode(states, self.embed_codes(codes))
+
+    def _decode(self, states: Tensor, embeddings: Tensor) -> Tensor:
         # Both are projected before they are joined: the copy is half as wide.
-        projected = (self.projection(states)[:, None], self.projection(self.embed_codes(codes)))
+        projected = (self.projection(states)[:, None], self.projection(embeddings))
         inputs = torch.cat(projected, dim=1)  # [M, K, d]
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # the same for every frame
         hidden = self.decoder(inputs, positions)  # [M, K, d]
@@ -117,7 +122,7 @@ class CSM(nn.Module):
         targets: Tensor,
         slots: Tensor,
         slot_weights: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: AttentionMask | None = None,
         chunk: int | None = None,
     ) -> LossSums:
         """Loss sums over packed rows.
@@ -128,22 +133,21 @@ class CSM(nn.Module):
         slots:          [B, N] int, positions of the frames the depth decoder sees
         slot_weights:   [B, N] float, inverse sampling probabilities; 0 = empty slot
         attention_mask: [B, 1, S, S], block-diagonal and causal; None = one document per row
-        chunk:          depth decoder frames per pass (bounds memory when every frame is used); None = all at once
+        chunk:          frames per pass of the depth decoder, see csm/model/depth.py; None = all at once
         """
-        states = self.backbone_states(tokens, mask, positions, attention_mask)  # [B, S, D]
-        codes = tokens[..., :-1]
-        c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
-
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-        slot_states = states[rows, slots - 1].flatten(0, 1)  # [B*N, D]
+        codes = tokens[..., :-1]
         slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
-        return codebook_losses(
-            c0_logits=c0_logits,
-            codes=codes[:, 1:],
-            targets=targets[:, 1:],
-            slot_c0_logits=c0_logits[rows, slots - 1].flatten(0, 1),
-            slot_codes=slot_codes,
-            slot_weights=slot_weights.flatten(),
-            decoder_logits=lambda start, end: self.decoder_logits(slot_states[start:end], slot_codes[start:end, :-1]),
-            chunk=chunk or slot_codes.shape[0],
+        embedded, slot_embeddings = self._embed(tokens, mask, slot_codes[:, :-1])
+        states = self.backbone(embedded, positions, attention_mask)  # [B, S, D]
+        c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
+        decoder = decoder_sums(
+            self._decode,
+            [self.projection.weight, *self.decoder.parameters(), self.audio_head],
+            states[rows, slots - 1].flatten(0, 1),  # [B*N, D]
+            slot_embeddings,
+            slot_codes,
+            slot_weights.flatten(),
+            chunk,
         )
+        return loss_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights, decoder)

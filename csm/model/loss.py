@@ -10,7 +10,6 @@ frame stands for w = 1 / P(chosen) frames, so the expectation is the loss over a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +18,23 @@ from torch import Tensor
 
 from csm.config import LossConfig
 from csm.frames import is_eos_frame
+from csm.model.depth import DecoderSums
 
 
 @dataclass
 class LossSums:
     """Sums over the frames of a microbatch; add them up, then divide by the number of frames.
 
-    losses:   [K] fp32, weighted sum of the cross entropy (nats) of each codebook
+    c0:       [] fp32, sum of the cross entropy (nats) of codebook 0; the objective's first part, with its gradient
+    decoder:  [] fp32, weighted sum of the mean cross entropy of codebooks 1..K-1; its second part, with its gradient
+    losses:   [K] fp32, weighted sum of the cross entropy of each codebook, for reporting
     correct:  [K] fp32, weighted number of frames whose most likely code is right
     frames:   [] fp32, number of supervised frames
     eos:      [2] fp32, (end-of-speech frames seen by both stacks, those predicted in all K codebooks)
     """
 
+    c0: Tensor
+    decoder: Tensor
     losses: Tensor
     correct: Tensor
     frames: Tensor
@@ -38,59 +42,41 @@ class LossSums:
 
     def loss(self, config: LossConfig, total_frames: Tensor | float) -> Tensor:
         """The objective's share of this microbatch, normalized by the frames of the whole optimizer step."""
-        decoder = self.losses[1:].mean()
-        return (config.c0_weight * self.losses[0] + config.decoder_weight * decoder) / total_frames
+        return (config.c0_weight * self.c0 + config.decoder_weight * self.decoder) / total_frames
 
     def stacked(self) -> Tensor:
-        """Everything in one detached vector `[2K + 3]`, for adding up and for a single all-reduce."""
+        """What is reported, in one detached vector `[2K + 3]`, for adding up and for a single all-reduce."""
         return torch.cat((self.losses, self.correct, self.frames[None], self.eos)).detach()
 
     @staticmethod
     def from_stacked(vector: Tensor) -> LossSums:
         codebooks = (vector.numel() - 3) // 2
         losses, correct, frames, eos = vector.split((codebooks, codebooks, 1, 2))
-        return LossSums(losses, correct, frames[0], eos)
+        return LossSums(losses[0], losses[1:].mean(), losses, correct, frames[0], eos)
 
 
-def codebook_losses(
-    c0_logits: Tensor,
-    codes: Tensor,
-    targets: Tensor,
-    slot_c0_logits: Tensor,
-    slot_codes: Tensor,
-    slot_weights: Tensor,
-    decoder_logits: Callable[[int, int], Tensor],
-    chunk: int,
+def loss_sums(
+    c0_logits: Tensor, codes: Tensor, targets: Tensor, slots: Tensor, slot_weights: Tensor, decoder: DecoderSums
 ) -> LossSums:
-    """Sums of the losses of all codebooks.
+    """Joins the losses of both stacks.
 
     c0_logits: [B, S, V] with codes [B, S, K] and targets bool [B, S] already aligned to them;
-    slot_c0_logits: [M, V]; slot_codes: [M, K]; slot_weights: [M], 0 = empty slot;
-    decoder_logits(start, end) -> [K-1, end-start, V] for the slots start..end.
+    slots, slot_weights: [B, N], where the depth decoder's frames lie in them, 0 = empty slot;
+    decoder: its sums over these B*N frames.
     """
-    c0_codes = codes[..., 0]
     # Positions that are not predicted get ignore_index -100: loss 0, no gradient, static shapes.
-    labels = torch.where(targets, c0_codes, -100)
-    c0_loss = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-    c0_correct = ((c0_logits.argmax(-1) == c0_codes) & targets).sum()
-
-    losses, correct, eos = [], [], []
-    for start in range(0, slot_codes.shape[0], chunk):
-        end = min(start + chunk, slot_codes.shape[0])
-        weights, frames = slot_weights[start:end], slot_codes[start:end]
-        logits = decoder_logits(start, end)  # [K-1, m, V]
-        expected = frames[:, 1:].T  # [K-1, m]
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), reduction="none").view_as(expected)
-        losses.append((nats * weights).sum(dim=1))
-        with torch.no_grad():
-            right = logits.argmax(-1) == expected
-            correct.append((right * weights).sum(dim=1))
-            ends = is_eos_frame(frames) & (weights > 0)
-            found = ends & right.all(dim=0) & (slot_c0_logits[start:end].argmax(-1) == 0)
-            eos.append(torch.stack((ends.sum(), found.sum())))
-    return LossSums(
-        losses=torch.cat((c0_loss[None], torch.stack(losses).sum(0))),
-        correct=torch.cat((c0_correct[None].float(), torch.stack(correct).sum(0))),
-        frames=targets.sum().float(),
-        eos=torch.stack(eos).sum(0).float(),
-    )
+    labels = torch.where(targets, codes[..., 0], -100)
+    c0 = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    with torch.no_grad():
+        c0_right = c0_logits.argmax(-1) == codes[..., 0]  # [B, S]
+        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+        ends = is_eos_frame(codes[rows, slots]) & (slot_weights > 0)  # [B, N]
+        found = ends & c0_right[rows, slots] & decoder.all_right.view_as(ends)
+        return LossSums(
+            c0=c0,
+            decoder=decoder.total,
+            losses=torch.cat((c0.detach()[None], decoder.losses)),
+            correct=torch.cat(((c0_right & targets).sum()[None].float(), decoder.correct)),
+            frames=targets.sum().float(),
+            eos=torch.stack((ends.sum(), found.sum())).float(),
+        )

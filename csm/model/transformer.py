@@ -7,22 +7,31 @@ B batch, S sequence, D width, H query heads, G key/value heads, E = D / H head w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from csm.config import RopeConfig, TransformerConfig
+from csm.config import Recompute, RopeConfig, TransformerConfig
+
+AttentionMask = Tensor | BlockMask
+"""bool [B, 1, S, S_keys], True where a query may look; or the same for flex attention (CUDA)."""
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Appends `k, v [B, G, S, E]` to those of one layer of a cache; returns all so far."""
 
 
 class Cache(Protocol):
     """Key/value store of step-by-step generation (csm/inference/cache.py)."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends `k, v [B, G, S, E]` of one layer; returns all keys and values of that layer so far."""
+        """`Extend` for one layer."""
         ...
 
 
@@ -73,22 +82,28 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: Cache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
     ) -> Tensor:
         batch, length, _ = x.shape
         q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)  # [B, H, S, E]
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, E]
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        causal = mask is None and length > 1
+        if extend is not None:
+            k, v = extend(k, v)
+        y = self._attend(q, k, v, mask)  # [B, H, S, E]
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None) -> Tensor:
+        if isinstance(mask, BlockMask):
+            return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+        length = q.shape[2]
         # The CPU's fused kernel takes 3-5 times as long as plain matrix products to differentiate short bf16 sequences,
         # which is what the depth decoder consists of (torch 2.9).
         short = q.device.type == "cpu" and length <= 64 and torch.is_autocast_enabled("cpu")
         with sdpa_kernel(SDPBackend.MATH) if short else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+            causal = mask is None and length > 1
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 
 class FeedForward(nn.Module):
@@ -104,6 +119,22 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+SAVED = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+"""Operations whose results selective recomputation keeps: those that cost time."""
+
+
+def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in SAVED else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 class Block(nn.Module):
     """Pre-norm residual block."""
 
@@ -113,11 +144,22 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, norm_eps)
         self.mlp = FeedForward(config)
+        self.recompute = Recompute.none  # what the backward pass computes again instead of keeping it
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: Cache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
     ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, mask, layer, cache)
+        if self.recompute is Recompute.none or not torch.is_grad_enabled():
+            return self._forward(x, rope, mask, extend)
+        options: dict[str, Any] = {"use_reentrant": False}
+        if self.recompute is Recompute.selective:
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+        return checkpoint(self._forward, x, rope, mask, extend, **options)
+
+    def _forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
+    ) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rope, mask, extend)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -136,20 +178,22 @@ class Transformer(nn.Module):
         self.head_dim = config.dim // config.heads
         self.rope = rope
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: AttentionMask | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """Runs the stack.
 
         x:         [B, S, D]
         positions: [B, S] or [1, S] int, rotary positions (they restart with every packed document)
-        mask:      [B, 1, S, S_keys], True or 0.0 where a query may look; None = plain causal attention, which
-                   together with a cache is right for a first chunk or for single steps only
+        mask:      who may look where; None = plain causal attention, which together with a cache is right for a first
+                   chunk or for single steps only
         Returns the states after the final norm, [B, S, D].
         """
         # fp32 whatever the weights' dtype: rounding angles to bf16 is an error of up to 2e-3 at far positions.
         angles = positions[:, None, :, None].float() * self._frequencies(x.device)  # [B, 1, S, E/2]
         rope = (angles.cos(), angles.sin())
         for number, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, number, cache)
+            x = layer(x, rope, mask, None if cache is None else partial(cache.update, number))
         return self.norm(x)
 
     def _frequencies(self, device: torch.device) -> Tensor:

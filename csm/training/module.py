@@ -67,7 +67,7 @@ class CSMTrainingModule(L.LightningModule):
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                sums = self._forward(rows)
+                sums = self._forward(rows, self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
                 self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
             stacked = sums.stacked()
@@ -122,7 +122,7 @@ class CSMTrainingModule(L.LightningModule):
         self._val_sums = None
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
-        stacked = self._forward(rows, chunk=self.config.loss.validation_chunk).stacked()
+        stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
         self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
 
     def on_validation_epoch_end(self) -> None:

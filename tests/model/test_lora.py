@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from csm.config import LoraConfig
+from csm.config import LoraConfig, LossConfig
 from csm.model.lora import LoraLinear, apply_lora, merged
 from tests.tiny import conversation, forward, rows, tiny_model
 
@@ -34,7 +34,7 @@ def test_training_starts_at_the_base_model_exactly(batch):
 
 def test_only_adapters_learn(batch):
     _, adapted = adapted_pair(LoraConfig(rank=3, targets=["q_proj", "up_proj"], train_modules=["codebook0_head"]))
-    forward(adapted, batch).losses.sum().backward()
+    forward(adapted, batch).loss(LossConfig(), 1.0).backward()
     learning = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
     expected = {name for name in adapted.state_dict() if ".lora_" in name} | {"codebook0_head.weight"}
     assert learning == expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csm.config import LossConfig
+from csm.config import LossConfig, Recompute
 from csm.data.packing import select_slots
 from csm.model.loss import LossSums
 from tests.tiny import K, conversation, forward, rows, tiny_model
@@ -79,11 +79,45 @@ def test_accumulation_equals_one_batch():
     assert_same(whole, parts)
 
 
-def test_chunked_validation_equals_unchunked():
-    model = tiny_model()
-    batch = rows([[conversation(i, lengths)] for i, lengths in enumerate(LENGTHS)], 40)
-    whole, chunked = forward(model, batch), forward(model, batch, chunk=7)
+@pytest.mark.parametrize("ratio", [1, 8])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_of_frames_change_nothing(ratio, chunk):
+    """In value and in every gradient; 7 divides no number of slots here, 1000 is more than all of them."""
+    batch = rows([[conversation(i, lengths)] for i, lengths in enumerate(LENGTHS)], 40, ratio)
+    results = []
+    for frames in (None, chunk):
+        model = tiny_model()
+        sums = forward(model, batch, frames)
+        sums.loss(CONFIG, 11.0).backward()
+        results.append((sums, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (whole, expected), (chunked, found) = results
     torch.testing.assert_close(whole.stacked(), chunked.stacked(), atol=1e-4, rtol=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(forward(tiny_model(), batch, chunk).stacked(), chunked.stacked())
+
+
+def test_chunks_leave_frozen_parameters_alone():
+    model, batch = tiny_model(), rows([[conversation(1)]])
+    model.decoder.layers[0].requires_grad_(False)
+    forward(model, batch, chunk=4).loss(CONFIG, 1.0).backward()
+    frozen = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert frozen == {f"decoder.layers.0.{name}" for name in model.decoder.layers[0].state_dict()}
+
+
+@pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
+def test_recomputation_changes_nothing(recompute):
+    batch = rows([[conversation(i, lengths)] for i, lengths in enumerate(LENGTHS)], 40)
+    results = []
+    for choice in (Recompute.none, recompute):
+        model = tiny_model()
+        for block in (*model.backbone.layers, *model.decoder.layers):
+            block.recompute = choice
+        forward(model, batch, chunk=9).loss(CONFIG, 11.0).backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name]), name
 
 
 def test_amortized_loss_is_the_full_loss_in_expectation():
@@ -143,5 +177,5 @@ def test_more_ends_than_slots_stays_unbiased(slots):
 def test_sums_survive_stacking():
     sums = forward(tiny_model(), rows([[conversation(1)]]))
     again = LossSums.from_stacked(sums.stacked())
-    for name in ("losses", "correct", "frames", "eos"):
-        assert torch.equal(getattr(sums, name).detach(), getattr(again, name))
+    for name in ("losses", "correct", "frames", "eos", "c0", "decoder"):
+        torch.testing.assert_close(getattr(sums, name).detach(), getattr(again, name))
