@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from csm.frames import Frames
 
@@ -42,6 +43,16 @@ class RowBatch:
         length = self.documents.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
         return (same & causal)[:, None]
+
+    def block_mask(self) -> BlockMask:
+        """The same for flex attention, which skips blocks of 128 x 128 positions without a common document."""
+        documents = self.documents
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (documents[row, query] == documents[row, key]) & (query >= key)
+
+        rows, length = documents.shape
+        return create_block_mask(sees, rows, None, length, length, device=documents.device)
 
 
 @dataclass

@@ -87,7 +87,10 @@ class CSMTrainingModule(L.LightningModule):
             targets=rows.targets,
             slots=rows.slots,
             slot_weights=rows.slot_weights,
-            attention_mask=rows.attention_mask(),
+            # Flex attention is fast on CUDA where it is compiled with its block, and only there.
+            attention_mask=rows.block_mask()
+            if rows.tokens.is_cuda and self.config.trainer.compile
+            else rows.attention_mask(),
             chunk=chunk,
         )
 

@@ -1,0 +1,66 @@
+"""torch.compile on the blocks: the same numbers, whole graphs, and nothing compiled again once every shape was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from csm.config import LossConfig, Recompute
+from csm.model.csm import CSM
+from tests.tiny import conversation, forward, rows, tiny_model
+
+CHUNK = 8  # frames per pass of the depth decoder
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled_model(backend: str, recompute: Recompute) -> CSM:
+    model = tiny_model()
+    for block in (*model.backbone.layers, *model.decoder.layers):
+        block.recompute = recompute
+        block.compile(fullgraph=True, dynamic=False, backend=backend)  # fullgraph: a graph break is an error
+    return model
+
+
+def gradients(model: CSM, batch) -> dict[str, torch.Tensor]:
+    forward(model, batch, CHUNK).loss(LossConfig(), 20.0).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def test_compiled_blocks_compute_the_same():
+    """With activations recomputed selectively, which the compiler has to follow into the block."""
+    batch = rows([[conversation(1)], [conversation(2, (5,))]], ratio=4)
+    expected = gradients(tiny_model(), batch)
+    found = gradients(compiled_model("inductor", Recompute.selective), batch)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_nothing_is_compiled_again_after_the_first_step():
+    """Training steps and validation batches of ever different content; validation has a varying number of frames."""
+    model = compiled_model("aot_eager", Recompute.none)
+
+    def step(seed: int) -> None:
+        gradients(
+            model, rows([[conversation(seed, (3 + seed, 9))], [conversation(seed + 1, (4,))]], ratio=4, seed=seed)
+        )
+        with torch.no_grad():
+            forward(model, rows([[conversation(seed, (2 + seed, 7))], []]), CHUNK)
+
+    step(0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in (1, 2, 3):
+            step(seed)
+        with pytest.raises(torch._dynamo.exc.RecompileError):  # a new shape would have been noticed
+            model.backbone.layers[0](
+                torch.zeros(1, 3, 48), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), None, None
+            )
