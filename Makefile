@@ -24,7 +24,7 @@ quickstart: $(VENV)/installed
 	@echo "Done. Look and listen:"
 	@echo "  report         $(RUN)/eval-quickstart/report.html (speech in $(RUN)/eval-quickstart/audio)"
 	@echo "  model          $(RUN)/export"
-	@echo "  checkpoint     $(RUN)/checkpoints/last.ckpt, metrics in $(RUN)/metrics"
+	@echo "  checkpoint     $(RUN)/checkpoints/last.ckpt, metrics in $(RUN)/metrics.jsonl"
 	@echo "Next:"
 	@echo "  speak          $(BIN)/csm generate $(RUN)/export --text 'The leader has left the conference.' --temperature 0"
 	@echo "  your data      $(BIN)/python -m data_prep input=manifest.jsonl output=data/mine codec=spectral"

@@ -188,6 +188,10 @@ class TrainerConfig:
     checkpoint_every_steps: int = 500
     sample_every_steps: int = 0  # 0: no audio samples during validation
     sample_prompts: int = 2
+    max_skipped_in_a_row: int = 5  # non-finite gradients skip a step; this many in a row stop the run
+    spike_sigmas: float = 6.0  # a loss this many standard deviations above its running mean is recorded; 0: off
+    ema_decay: float = 0.0  # of an exponential moving average of the weights, such as 0.9999; 0: none
+    validate_ema: bool = False  # validation, audio samples and the final export use the averaged weights
     deterministic: bool = False
     recompute: Recompute = Recompute.none  # in the blocks of both stacks
     compile: bool = False  # torch.compile on the blocks of both stacks

@@ -6,8 +6,12 @@ backend. Nothing of it waits for a GPU, and every rank reads the same answer at 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 class RankAgreement:
@@ -24,3 +28,11 @@ class RankAgreement:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return total.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank; for rare records, not for every step."""
+        if self._group is None:
+            return [value]
+        values: list[T | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values

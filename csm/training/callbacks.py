@@ -25,6 +25,9 @@ class StepProgressBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 
+    def get_metrics(self, trainer: L.Trainer, module: CSMTrainingModule) -> dict[str, float]:
+        return module.bar
+
 
 class AudioSamples(L.Callback):
     """Speaks fixed turns of the dataset every `every_steps` optimizer steps, at the validation that follows.

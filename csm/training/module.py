@@ -11,13 +11,12 @@ manual: Lightning's automatic accumulation averages microbatches as if they were
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -26,7 +25,15 @@ from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
+from csm.training.ema import WeightAverage
+from csm.training.gradients import clip_gradients, trainable_parts
+from csm.training.health import StepHealth
+from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
 from csm.training.optim import build_optimizer, lr_factor
+from csm.training.throughput import Doing, Stopwatch, throughput_metrics
+
+PROGRESS = "csm_progress"
+"""Key of what this module adds to a checkpoint: the interval under way and the counts of steps that went wrong."""
 
 
 class CSMTrainingModule(L.LightningModule):
@@ -38,11 +45,15 @@ class CSMTrainingModule(L.LightningModule):
         self.automatic_optimization = False
         self.config = config
         self.model = model
+        self.ema: WeightAverage | None = None
         self.checkpoint_extras = checkpoint_extras
-        self._train_sums: Tensor | None = None  # since the last logged step
+        self.bar: dict[str, float] = {}  # what the progress bar shows
+        self._restored: dict[str, Any] | None = None
         self._val_sums: Tensor | None = None
-        self._positions = 0
-        self._interval_start = time.perf_counter()
+
+    def configure_model(self) -> None:
+        if self.config.trainer.ema_decay and self.ema is None:
+            self.ema = WeightAverage(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.model, self.config.optim)
@@ -55,10 +66,24 @@ class CSMTrainingModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self._agreement = RankAgreement()
 
+    def on_train_start(self) -> None:
+        if self.ema is not None and self.global_step == 0:
+            self.ema.reset(self.model)
+        self._parts = trainable_parts(self.model)
+        self._interval = IntervalSums()
+        self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self._agreement)
+        if self._restored is not None:
+            self._interval.load_state(self._restored["interval"], self.global_rank, self.device)
+            self._health.load_state(self._restored["health"])
+        self._clock = Stopwatch(self.device)
+        self._clock.now(Doing.waiting)
+
+    def on_train_batch_start(self, batch: StepBatch, batch_index: int) -> None:
+        self._clock.now(Doing.stepping)
+
     def training_step(self, batch: StepBatch, batch_index: int) -> None:
         optimizer = self.optimizers()
-        step = self.global_step
-        factor = lr_factor(step, self.config.optim, self.config.trainer.max_steps)
+        factor = lr_factor(self.global_step, self.config.optim, self.config.trainer.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -70,14 +95,27 @@ class CSMTrainingModule(L.LightningModule):
                 sums = self._forward(rows, self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
                 self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
-            stacked = sums.stacked()
-            self._train_sums = stacked if self._train_sums is None else self._train_sums + stacked
-            self._positions += rows.documents.numel()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+            self._interval.add_microbatch(sums, rows)
+
+        norms = clip_gradients(self._parts, self.config.optim.grad_clip)
+        loss_share = self._interval.step.loss(self.config.loss, total_frames)
+        skip = self._health.judge(self.global_step + 1, loss_share, norms["total"], batch.keys)
+        # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are.
+        optimizer.optimizer.found_inf = skip
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % self.config.trainer.log_every_steps == 0:
-            self._log_training(gradient_norm, self.config.optim.lr * factor)
+        if self.ema is not None:
+            self.ema.update(self.model, self.config.trainer.ema_decay, skip)
+        self._interval.end_step(norms, skip)
+        self._health.settle()
+        if self.global_step % self.config.trainer.log_every_steps == 0:
+            self._log_training(optimizer)
+
+    def on_train_batch_end(self, outputs: None, batch: StepBatch, batch_index: int) -> None:
+        self._clock.now(Doing.waiting)
+
+    def on_train_end(self) -> None:
+        self._health.settle(wait_for_last=True)
 
     def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
         return self.model(
@@ -98,74 +136,75 @@ class CSMTrainingModule(L.LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _log_training(self, gradient_norm: Tensor, lr: float) -> None:
-        sums = LossSums.from_stacked(_all_reduce(self._train_sums))
-        seconds = time.perf_counter() - self._interval_start
-        metrics = loss_metrics(sums, "train")
-        metrics["train/loss"] = sums.loss(self.config.loss, sums.frames)
-        metrics["train/gradient_norm"] = gradient_norm
-        metrics["train/lr"] = lr
-        # Positions of rows, the empty tails included: the work done per second.
-        metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
-        # Looked at only here, where values leave the device anyway; a checkpoint of the same step is saved after this.
-        if not torch.isfinite(metrics["train/loss"] + gradient_norm):
-            raise FloatingPointError(
-                f"loss or gradients are not finite at or before step {self.global_step}; resume from an earlier "
-                "checkpoint with a lower optim.lr or more optim.warmup_steps"
-            )
-        self.log_dict(metrics)
-        bar = {"loss_c0": "c0", "loss_decoder": "decoder", "positions_per_second": "positions/s"}
-        for name, short in bar.items():
-            self.log(short, metrics[f"train/{name}"], prog_bar=True, logger=False)
-        self._train_sums, self._positions, self._interval_start = None, 0, time.perf_counter()
+    def _log_training(self, optimizer: Any) -> None:
+        self._health.settle(wait_for_last=True)
+        interval = self._interval.read()
+        metrics = {"train/loss": objective(interval.losses, self.config.loss)}
+        metrics |= loss_metrics(interval.losses, "train")
+        metrics["train/gradient_norm"] = interval.norms.pop("total")
+        metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items()}
+        metrics |= {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        metrics["train/skipped_steps"] = self._health.skipped
+        frame_rate = self.checkpoint_extras["codec"]["frame_rate"]
+        metrics |= throughput_metrics(
+            interval, self._clock, self.config.model, frame_rate, self.trainer.world_size, self.device
+        )
+        self._clock.reset()
+        self._write(metrics)
+        shown = {
+            "c0": "train/loss_c0",
+            "decoder": "train/loss_decoder",
+            "positions/s": "throughput/positions_per_second",
+            "mfu": "throughput/mfu",
+        }
+        self.bar = {short: metrics[name] for short, name in shown.items() if name in metrics}
+        if self._health.skipped:
+            self.bar["skipped"] = self._health.skipped
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        """One line for every logger, at the number of finished optimizer steps."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, self.global_step)
+            logger.save()
 
     # -------------------------------------------------------------------------------------------- validation
 
+    def on_validation_start(self) -> None:
+        self._clock.now(Doing.other)
+
     def on_validation_epoch_start(self) -> None:
         self._val_sums = None
+        self.swap_weights()
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
         stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
         self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
 
     def on_validation_epoch_end(self) -> None:
+        self.swap_weights()  # before callbacks save the best checkpoint
         if self._val_sums is None:
             return
-        sums = LossSums.from_stacked(_all_reduce(self._val_sums))
-        metrics = loss_metrics(sums, "val")
+        metrics = loss_metrics(LossSums.from_stacked(all_reduce(self._val_sums).cpu()), "val")
         # For choosing checkpoints: independent of the loss weights of the run.
         metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
-        self.log_dict(metrics)
-        self._interval_start = time.perf_counter()  # validation is not training time
-        self._positions = 0
+        self.log("val/loss", metrics["val/loss"], logger=False)
+        self._write(metrics)
+
+    def on_validation_end(self) -> None:
+        self._clock.now(Doing.waiting)
+
+    def swap_weights(self) -> None:
+        """Puts the averaged weights in the place of the weights, if `trainer.validate_ema` asks for them; or back."""
+        if self.ema is not None and self.config.trainer.validate_ema:
+            self.ema.swap(self.model)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._clock.now(Doing.other)
+        self._health.settle(wait_for_last=True)
         checkpoint["csm"] = self.checkpoint_extras
+        checkpoint[PROGRESS] = {"interval": self._interval.state(), "health": self._health.state()}
 
-
-def loss_metrics(sums: LossSums, prefix: str) -> dict[str, Tensor]:
-    """Per-frame means of every codebook, unweighted by the run's loss weights, in nats."""
-    frames = sums.frames.clamp(min=1.0)
-    losses, correct = sums.losses / frames, sums.correct / frames
-    metrics = {
-        f"{prefix}/loss_c0": losses[0],
-        f"{prefix}/loss_decoder": losses[1:].mean(),
-        f"{prefix}/accuracy_c0": correct[0],
-        f"{prefix}/accuracy_decoder": correct[1:].mean(),
-        f"{prefix}/eos_recall": sums.eos[1] / sums.eos[0].clamp(min=1.0),
-    }
-    for codebook, (loss, accuracy) in enumerate(zip(losses, correct, strict=True)):
-        metrics[f"{prefix}_codebooks/loss_{codebook:02d}"] = loss
-        metrics[f"{prefix}_codebooks/accuracy_{codebook:02d}"] = accuracy
-    return metrics
-
-
-def _all_reduce(values: Tensor) -> Tensor:
-    """Sum over ranks (a copy); the values themselves in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get(PROGRESS)

@@ -9,6 +9,15 @@ from torch import nn
 
 from csm.config import OptimConfig, Schedule
 
+PARTS = ("backbone", "decoder", "embeddings")
+
+
+def part_of(name: str) -> str:
+    """Which of `PARTS` a parameter of the model belongs to; projection and heads count as decoder."""
+    if "embeddings" in name:
+        return "embeddings"
+    return "backbone" if name.startswith("backbone.") else "decoder"
+
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Backbone, decoder (with projection and heads) and embeddings, each with its learning-rate multiple.
@@ -25,10 +34,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "embeddings" in name:
-            part = "embeddings"
-        else:
-            part = "backbone" if name.startswith("backbone.") else "decoder"
+        part = part_of(name)
         decay = part != "embeddings" and parameter.ndim >= 2 and ".lora_" not in name
         groups.setdefault((part, decay), []).append(parameter)
     return [

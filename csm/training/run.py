@@ -33,7 +33,7 @@ def train(config: TrainConfig) -> float | None:
     """Trains until `trainer.max_steps`; resumes where `ckpt_path` left off.
 
     Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights as a model directory),
-    metrics as the loggers write them, samples/. Returns the best validation loss (unweighted), for sweeps; None
+    metrics.jsonl (docs/metrics.md), samples/. Returns the best validation loss (unweighted), for sweeps; None
     without a validation split. Raises ValueError or FileNotFoundError for what a user can mend.
     """
     run_dir = Path(config.run_dir)

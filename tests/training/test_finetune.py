@@ -18,6 +18,7 @@ from csm.checkpoint.source import open_checkpoint
 from csm.checkpoint.training import read_training_checkpoint
 from csm.config import RopeConfig
 from csm.model.csm import CSM
+from csm.training.loggers import read_lines
 from csm.training.run import train
 from tests.conftest import compose_train
 from tests.hf_reference import hf_inputs, hf_model
@@ -38,9 +39,7 @@ def base(small_dataset, tmp_path_factory) -> Path:
 
 
 def losses(run: Path) -> list[float]:
-    lines = next((run / "metrics").rglob("metrics.csv")).read_text().splitlines()
-    column = lines[0].split(",").index("train/loss")
-    return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+    return [line["train/loss"] for line in read_lines(run / "metrics.jsonl") if "train/loss" in line]
 
 
 def test_lora_run_from_start_to_adapter(base, tiny_overrides, tmp_path):

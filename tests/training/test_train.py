@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from csm import load_generator
 from csm.checkpoint.native import read_config
 from csm.checkpoint.training import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind, DataPrepConfig
+from csm.training.loggers import read_lines
 from csm.training.run import train
 from data_prep.demo import demo_config
 from data_prep.prepare import prepare
@@ -36,9 +37,9 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     return read_training_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-def logged(folder: Path) -> list[dict[str, str]]:
-    with next((folder / "metrics").rglob("metrics.csv")).open() as file:
-        return list(csv.DictReader(file))
+def logged(folder: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl; what a line does not have is None."""
+    return [defaultdict(lambda: None, line) for line in read_lines(folder / "metrics.jsonl")]
 
 
 def test_run_leaves_checkpoints_metrics_samples_and_a_model_that_speaks(tiny_overrides, tmp_path):

@@ -1,0 +1,36 @@
+"""Gradient norms by part of the model, and clipping by the norm of the whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from csm.training.optim import PARTS, part_of
+
+
+def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of `model` by part, see `PARTS`; a part that is frozen as a whole is left out."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[part_of(name)].append(parameter)
+    return {part: parameters for part, parameters in parts.items() if parameters}
+
+
+def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
+    """Scales all gradients so that their global norm is at most `max_norm`.
+
+    Returns the norms before that, scalars on the device: of each part, and "total". Norms of sharded parameters are of
+    the whole tensors, the same on every rank. Nothing waits for the device.
+    """
+    norms = {part: _norm(parameters) for part, parameters in parts.items()}
+    norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    everything = [parameter for parameters in parts.values() for parameter in parameters]
+    nn.utils.clip_grads_with_norm_(everything, max_norm, norms["total"])
+    return norms
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,181 @@
+"""What training and validation measure: sums that stay on the device until a line is logged (docs/metrics.md).
+
+    microbatch --add_microbatch--> the step's sums --end_step--> the interval's sums --read--> numbers
+
+A step whose update is skipped leaves the losses and gradient norms of its interval alone; the work it did counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from csm.config import LossConfig
+from csm.data.packing import RowBatch
+from csm.model.flops import Work
+from csm.model.loss import LossSums
+
+CODEBOOK_BANDS = ((1, 8), (8, 16), (16, 32))
+"""Codebooks from..before that are averaged for display."""
+
+
+def all_reduce(values: Tensor) -> Tensor:
+    """Sum over ranks (a copy); the values themselves in a single process. Stays on the device."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What the steps since the last logged line come to, over all ranks.
+
+    losses: sums on the CPU, of the steps that were not skipped; norms: means over these steps, NaN without any
+    rows_positions, work: of all steps; padding is rows_positions without work.positions
+    timed_positions, timed_work: of the steps that this process ran itself, which is what its clock has seen
+    """
+
+    losses: LossSums
+    norms: dict[str, float]
+    rows_positions: int
+    work: Work
+    timed_positions: int
+    timed_work: Work
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - self.work.positions / self.rows_positions
+
+
+class IntervalSums:
+    """The sums of the interval under way."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def add_microbatch(self, sums: LossSums, rows: RowBatch) -> None:
+        stacked, work = sums.stacked(), _work(rows)
+        self._step = stacked if self._step is None else self._step + stacked
+        self._work = work if self._work is None else self._work + work
+
+    @property
+    def step(self) -> LossSums:
+        """Sums of the microbatches of the step under way, on this rank."""
+        return LossSums.from_stacked(self._step)
+
+    def end_step(self, norms: dict[str, Tensor], skipped: Tensor) -> None:
+        """norms: of the gradients before clipping, the same on every rank; skipped: scalar, 1 or 0."""
+        values = torch.cat((self._step, torch.stack(list(norms.values())), torch.ones_like(skipped)[None]))
+        # Not a product: what is skipped may be NaN.
+        values = torch.where(skipped > 0, torch.zeros_like(values), values)
+        self._norm_names = list(norms)
+        self._sums = values if self._sums is None else self._sums + values
+        self._step = None
+
+    def read(self) -> Interval:
+        """The interval's numbers; begins the next one. Waits for the device; all ranks must take part."""
+        state = self.state()
+        self._reset()
+        losses, norms, count = _split(state["sums"], len(state["norms"]))
+        work, timed = state["work"].tolist(), state["timed_work"].tolist()
+        return Interval(
+            losses=LossSums.from_stacked(losses),
+            norms={name: _ratio(value, count) for name, value in zip(state["norms"], norms.tolist(), strict=True)},
+            rows_positions=work[0],
+            work=Work(*work[1:]),
+            timed_positions=timed[0],
+            timed_work=Work(*timed[1:]),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the sums over all ranks, which must all take part. Empty between two intervals."""
+        if self._sums is None:
+            return {}
+        losses, norms, count = _split(self._sums, len(self._norm_names))
+        sums = torch.cat((all_reduce(losses), norms, count[None])).cpu()
+        timed = all_reduce(self._work).cpu()
+        work = timed if self._restored_work is None else timed + self._restored_work
+        return {"norms": self._norm_names, "sums": sums, "work": work, "timed_work": timed}
+
+    def load_state(self, state: dict[str, Any], rank: int, device: torch.device) -> None:
+        """Continues the interval of a checkpoint: its sums are rank 0's from now on."""
+        self._reset()
+        if not state:
+            return
+        losses, norms, count = _split(state["sums"], len(state["norms"]))
+        self._norm_names = state["norms"]
+        self._sums = torch.cat((losses if rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
+        self._work = torch.zeros_like(state["work"], device=device)
+        self._restored_work = state["work"]
+
+    def _reset(self) -> None:
+        self._step: Tensor | None = None  # [2K + 3], see LossSums.stacked
+        self._sums: Tensor | None = None  # [2K + 3 + norms + 1]: losses, norms, number of steps not skipped
+        self._work: Tensor | None = None  # int64 [5], see _work
+        self._restored_work: Tensor | None = None  # of all ranks, from before this process
+        self._norm_names: list[str] = []
+
+
+def _split(values: Tensor, num_norms: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(losses [2K + 3], norms, number of steps)."""
+    losses, norms, count = values.split((values.numel() - num_norms - 1, num_norms, 1))
+    return losses, norms, count[0]
+
+
+def _work(rows: RowBatch) -> Tensor:
+    """int64 [5]: positions of the rows, then the fields of `Work`."""
+    filled = rows.documents >= 0
+    return torch.stack(
+        (
+            filled.new_full((), filled.numel(), dtype=torch.int64),
+            filled.sum(),
+            # Positions of a document are 0..len-1, and 1 + 3 + 5 + ... + (2 len - 1) = len^2.
+            ((2 * rows.positions + 1) * filled).sum(),
+            rows.targets.sum(),
+            (rows.slot_weights > 0).sum(),
+        )
+    )
+
+
+def loss_metrics(sums: LossSums, prefix: str) -> dict[str, float]:
+    """Per-frame means of every codebook, unweighted by the run's loss weights, in nats; NaN without any frame."""
+    frames = float(sums.frames)
+    losses = [_ratio(value, frames) for value in sums.losses.tolist()]
+    accuracies = [_ratio(value, frames) for value in sums.correct.tolist()]
+    metrics = {
+        f"{prefix}/loss_c0": losses[0],
+        f"{prefix}/loss_decoder": _mean(losses[1:]),
+        f"{prefix}/perplexity_c0": math.exp(min(losses[0], 700.0)),  # exp(710) is no float any more
+        f"{prefix}/accuracy_c0": accuracies[0],
+        f"{prefix}/accuracy_decoder": _mean(accuracies[1:]),
+        f"{prefix}/eos_recall": _ratio(float(sums.eos[1]), float(sums.eos[0])),
+    }
+    for first, end in CODEBOOK_BANDS:
+        if first < len(losses):
+            band = f"c{first}_{min(end, len(losses)) - 1}"
+            metrics[f"{prefix}/loss_{band}"] = _mean(losses[first:end])
+            metrics[f"{prefix}/accuracy_{band}"] = _mean(accuracies[first:end])
+    for codebook, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+        metrics[f"{prefix}_codebooks/loss_{codebook:02d}"] = loss
+        metrics[f"{prefix}_codebooks/accuracy_{codebook:02d}"] = accuracy
+    return metrics
+
+
+def objective(sums: LossSums, config: LossConfig) -> float:
+    """The training loss per frame, with the run's weights; NaN without any frame."""
+    return _ratio(float(sums.loss(config, 1.0)), float(sums.frames))
+
+
+def _ratio(value: float, count: Tensor | float) -> float:
+    return value / float(count) if count else math.nan
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
