@@ -68,7 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.dry_run and not arguments.push_to_hub:
         raise ValueError("--dry-run belongs to --push-to-hub OWNER/NAME")
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    checkpoint = open_checkpoint(arguments.checkpoint, arguments.codec, arguments.tokenizer)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.codec, arguments.tokenizer, arguments.ema)
     export_checkpoint(checkpoint, arguments.out, arguments.format, dtype, arguments.overwrite)
     print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
     if arguments.push_to_hub:
@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "peft: the LoRA adapter alone",
     )
     convert.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: as stored)")
+    convert.add_argument("--ema", action="store_true", help="averaged weights of a training with trainer.ema_decay")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
     convert.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository")
     convert.add_argument("--private", action="store_true", help="with --push-to-hub: create it as a private repository")

@@ -69,20 +69,31 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path_or_repo: str | Path, codec_path: str | None = None, tokenizer_path: str | None = None
+    path_or_repo: str | Path,
+    codec_path: str | None = None,
+    tokenizer_path: str | None = None,
+    averaged: bool = False,
 ) -> Checkpoint:
     """Recognizes and opens a checkpoint.
 
     codec_path:     local Mimi weights in moshi's format, instead of the checkpoint's own or the hub's
     tokenizer_path: tokenizer directory, file or hub id, for a checkpoint in Sesame's layout, which may carry none
+    averaged:       of a training checkpoint, the moving averages of its weights (trainer.ema_decay)
     Raises FileNotFoundError if it is neither there nor to be had from the hub, and ValueError, naming file and tensor,
     if it is damaged, contradicts itself or is something else.
     """
     path = fetch(path_or_repo)
+    checkpoint = _open(path, codec_path, tokenizer_path, averaged)
+    if averaged and checkpoint.layout != "training":
+        raise ValueError(f"{path} is no training checkpoint: it holds one set of weights; leave out --ema")
+    return checkpoint
+
+
+def _open(path: Path, codec_path: str | None, tokenizer_path: str | None, averaged: bool) -> Checkpoint:
     if path.is_file():
         content = load_pickled(path) if path.suffix != ".safetensors" else None
         if content is not None and EXTRAS in content:
-            return _with_codec(_open_training(path, content), codec_path)
+            return _with_codec(_open_training(path, content, averaged=averaged), codec_path)
         weights = open_safetensors(path) if content is None else _pickled_weights(path, content)
         config = read_json(path.with_name("config.json"))
         return _open_sesame(path, weights, config, codec_path, tokenizer_path)
@@ -90,7 +101,7 @@ def open_checkpoint(
         content, tensors = read_sharded(path)
         if EXTRAS not in content:
             raise ValueError(f"checkpoint {path} was not written by this project's train.py")
-        return _with_codec(_open_training(path, content, tensors), codec_path)
+        return _with_codec(_open_training(path, content, tensors, averaged), codec_path)
     config = read_json(path / "config.json")
     if "format_version" in config:
         return _with_codec(_open_native(path), codec_path)
@@ -140,9 +151,13 @@ def _open_native(path: Path) -> Checkpoint:
     )
 
 
-def _open_training(path: Path, content: dict[str, Any], tensors: Weights | None = None) -> Checkpoint:
+def _open_training(
+    path: Path, content: dict[str, Any], tensors: Weights | None = None, averaged: bool = False
+) -> Checkpoint:
     config, info = config_of(content), CodecInfo.from_dict(content[EXTRAS]["codec"])
-    weights, adapters = model_weights(content, tensors)
+    if averaged and not config.trainer.ema_decay:
+        raise ValueError(f"{path} has no averaged weights: it was trained with trainer.ema_decay=0; leave out --ema")
+    weights, adapters = model_weights(content, tensors, averaged)
     check_tensors(weights, names.shapes(config.model), str(path))
 
     def read_codec(device: str) -> Codec:
@@ -173,6 +188,7 @@ def _open_training(path: Path, content: dict[str, Any], tensors: Weights | None 
             "seed": config.seed,
             "data": config.data.path,
             "max_positions": config.data.max_positions,
+            "ema_decay": config.trainer.ema_decay if averaged else 0.0,
         },
     )
 

@@ -28,6 +28,7 @@ from csm.text import TextTokenizer
 
 EXTRAS = "csm"  # the key of what this module adds to a checkpoint
 PREFIX = "model."  # of the model's tensors in the LightningModule
+AVERAGE_PREFIX = "ema."  # of the averages of the trained ones, with trainer.ema_decay
 
 
 def checkpoint_extras(
@@ -66,14 +67,19 @@ def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint[EXTRAS]["config"]))
 
 
-def model_weights(checkpoint: dict[str, Any], tensors: Weights | None = None) -> tuple[Weights, Weights]:
+def model_weights(
+    checkpoint: dict[str, Any], tensors: Weights | None = None, averaged: bool = False
+) -> tuple[Weights, Weights]:
     """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any).
 
     tensors: of the LightningModule, where they are not in the checkpoint's "state_dict" (sharded ones).
+    averaged: the exponential moving averages in the place of the weights, of frozen weights themselves.
     """
     lora = config_of(checkpoint).lora
     tensors = lazy(checkpoint["state_dict"]) if tensors is None else tensors
-    stored = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    stored = _without_prefix(tensors, PREFIX)
+    if averaged:
+        stored |= _without_prefix(tensors, AVERAGE_PREFIX)
     adapters = {name: tensor for name, tensor in stored.items() if name.endswith((".lora_a", ".lora_b"))}
     weights = {name: tensor for name, tensor in stored.items() if name not in adapters}
     for name in adapters:
@@ -84,6 +90,10 @@ def model_weights(checkpoint: dict[str, Any], tensors: Weights | None = None) ->
                 lambda weight, a=a, b=b: merged(weight, a.read(), b.read(), lora)
             )
     return weights, adapters
+
+
+def _without_prefix(tensors: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -10,17 +14,24 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from csm.audio import save_wav
+from csm.audio import load_audio, save_wav
 from csm.codec import Codec
+from csm.config import TrainerConfig
 from csm.data.dataset import ShardedDataset
+from csm.data.sample import Sample
 from csm.inference.generator import GeneratedSegment, Generator, Segment
 from csm.text import TextTokenizer
+from csm.training.loggers import JsonLines
 from csm.training.module import CSMTrainingModule
+
+log = logging.getLogger(__name__)
 
 
 class StepProgressBar(RichProgressBar):
-    """Lightning's bar over all optimizer steps; there are no epochs in its sense."""
+    """Lightning's bar over all optimizer steps, with what was logged last; there are no epochs in its sense."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
@@ -29,43 +40,57 @@ class StepProgressBar(RichProgressBar):
         return module.bar
 
 
-class AudioSamples(L.Callback):
-    """Speaks fixed turns of the dataset every `every_steps` optimizer steps, at the validation that follows.
+@dataclass
+class Prompt:
+    """A turn of the dataset to be spoken after the turns before it. name: the same in every run on these data."""
 
-    Writes `<folder>/<sample key>-<turn>/{codec,step-0001000}.wav` and `text.json`, and logs to W&B where that is in
-    use. The turns are the last ones of the first `prompts` conversations of split "val" ("train" if that is empty),
-    each with its true context; generation is greedy, so that samples of two steps can be compared. Runs on rank 0.
+    name: str
+    sample: Sample
+    context: list[Segment]
+    target: Segment
+
+
+class AudioSamples(L.Callback):
+    """Speaks fixed turns of the dataset at the first validation at or after every `sample_every_steps` steps.
+
+        <folder>/<sample key>-<turn>/reference.wav       the recording, where it is still to be found
+                                     codec.wav           the same through the codec: the best a model can do
+                                     step-0001000.wav    generated
+        <folder>/samples.jsonl                           what was spoken at which step, and how it ended
+
+    and in W&B where that is in use. The turns are the last ones of the first `sample_prompts` conversations of split
+    "val" ("train" if that is empty), each with its true context; generation is greedy, so that samples of two steps can
+    be compared, and changes neither weights nor random numbers. Rank 0 speaks alone, which needs whole weights:
+    strategies that shard them get no samples.
     """
 
     def __init__(
-        self,
-        dataset: ShardedDataset,
-        codec: Codec,
-        tokenizer: TextTokenizer,
-        folder: Path,
-        every_steps: int,
-        prompts: int,
+        self, dataset: ShardedDataset, codec: Codec, tokenizer: TextTokenizer, folder: Path, options: TrainerConfig
     ) -> None:
         self.dataset, self.codec, self.tokenizer = dataset, codec, tokenizer
-        self.folder, self.every_steps = folder, every_steps
+        self.folder, self.options = folder, options
+        self._index = JsonLines(folder / "samples.jsonl")
         numbers = dataset.select("val")
-        self.numbers = (numbers if len(numbers) else dataset.select("train"))[:prompts]
-        self._last_step = 0
+        self.numbers = (numbers if len(numbers) else dataset.select("train"))[: options.sample_prompts]
+        self._whole_weights = True
+
+    def on_fit_start(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
+        self._whole_weights = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        if not self._whole_weights:
+            log.warning("no audio samples: %s shards the weights", type(trainer.strategy).__name__)
 
     def on_validation_end(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
-        if trainer.sanity_checking or trainer.global_step - self._last_step < self.every_steps:
+        every, step = self.options.sample_every_steps, trainer.global_step
+        due = step // every > (step - self.options.val_every_steps) // every
+        if not due or not self._whole_weights or not trainer.is_global_zero:
             return
-        self._last_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        training = module.model.training
-        generator = Generator(module.model, self.codec, self.tokenizer)
-        for number in self.numbers:
-            name, target, result = self._speak(generator, int(number))
-            self._write(trainer, name, target, result)
-        module.model.train(training)
+        with _speaking(module):
+            generator = Generator(module.model, self.codec, self.tokenizer)
+            for number in self.numbers:
+                prompt = self._prompt(int(number))
+                self._write(trainer, prompt, self._speak(generator, prompt))
 
-    def _speak(self, generator: Generator, number: int) -> tuple[str, Segment, GeneratedSegment]:
+    def _prompt(self, number: int) -> Prompt:
         sample = self.dataset.read(number)
         segments = [
             Segment(
@@ -75,25 +100,69 @@ class AudioSamples(L.Callback):
             )
             for turn in sample.turns
         ]
-        target = segments[-1]
+        return Prompt(f"{sample.key}-{len(segments) - 1}", sample, segments[:-1], segments[-1])
+
+    def _speak(self, generator: Generator, prompt: Prompt) -> GeneratedSegment:
+        target = prompt.target
         limit = 2 * target.codes.shape[1] + 25  # frames: room for a slow reading, not for a runaway
         milliseconds = 1000 * limit / generator.codec.frame_rate
-        result = generator.generate_segment(
-            target.text, target.speaker, segments[:-1], max_audio_length_ms=milliseconds, temperature=0
+        return generator.generate_segment(
+            target.text, target.speaker, prompt.context, max_audio_length_ms=milliseconds, temperature=0
         )
-        return f"{sample.key}-{len(segments) - 1}", target, result
 
-    def _write(self, trainer: L.Trainer, name: str, target: Segment, result: GeneratedSegment) -> None:
-        folder = self.folder / name
-        rate = self.codec.sample_rate
-        if not (folder / "codec.wav").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_wav(folder / "codec.wav", self.codec.decode(target.codes[None])[0, 0], rate)
-            (folder / "text.json").write_text(json.dumps({"speaker": target.speaker, "text": target.text}) + "\n")
-        if not result.frames:
-            return  # the model ended the turn at once: early in training, and nothing to hear
-        file = folder / f"step-{trainer.global_step:07d}.wav"
-        save_wav(file, result.segment.audio, rate)
+    def _write(self, trainer: L.Trainer, prompt: Prompt, result: GeneratedSegment) -> None:
+        folder, target, step = self.folder / prompt.name, prompt.target, trainer.global_step
+        if not (folder / "text.json").exists():
+            self._write_references(folder, prompt)
+        files = {name: folder / f"{name}.wav" for name in ("reference", "codec")}
+        if result.frames:  # otherwise it ended the turn at once: early in training, and nothing to hear
+            files["generated"] = folder / f"step-{step:07d}.wav"
+            save_wav(files["generated"], result.segment.audio, self.codec.sample_rate)
+        files = {name: file for name, file in files.items() if file.exists()}
+        self._index.append(
+            {
+                "step": step,
+                "id": prompt.name,
+                "speaker": target.speaker,
+                "text": target.text,
+                "frames": result.frames,
+                "finish_reason": result.finish_reason,
+                "files": {name: file.relative_to(self.folder).as_posix() for name, file in files.items()},
+            }
+        )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_audio(f"samples/{name}", [str(file)], step=trainer.global_step, caption=[target.text])
+                captions = [f"{name}: {target.text}" for name in files]
+                audios = [str(file) for file in files.values()]
+                logger.log_audio(f"samples/{prompt.name}", audios, step=step, caption=captions)
+
+    def _write_references(self, folder: Path, prompt: Prompt) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        rate, target, turn = self.codec.sample_rate, prompt.target, prompt.sample.turns[-1]
+        save_wav(folder / "codec.wav", self.codec.decode(target.codes[None])[0, 0], rate)
+        recording = self.dataset.audio_path(prompt.sample)
+        if recording is not None and recording.is_file():
+            try:
+                audio = load_audio(recording, rate, turn.channel)
+                save_wav(folder / "reference.wav", audio[int(turn.start * rate) : int(turn.end * rate)], rate)
+            except ValueError as error:  # it was readable when the dataset was prepared
+                log.warning("sample %s has no reference: %s", prompt.name, error)
+        else:
+            log.info("sample %s has no reference: the recording %s is not here", prompt.name, recording)
+        (folder / "text.json").write_text(json.dumps({"speaker": target.speaker, "text": target.text}) + "\n")
+
+
+@contextmanager
+def _speaking(module: CSMTrainingModule) -> Iterator[None]:
+    """Puts the module into the state that validation has, for generation, and back as it was.
+
+    Compiled blocks run as they are written: generation has other shapes in every step.
+    """
+    training = module.model.training
+    module.swap_weights()
+    try:
+        with isolate_rng(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        module.swap_weights()
+        module.model.train(training)

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensorfrom csm.config import TrainerConfig
 
-PREFIX = "ema."  # of the averages in the LightningModule
+
+def check_average(options: TrainerConfig) -> None:
+    """Raises ValueError for options of the average that make no sense."""
+    if not 0 <= options.ema_decay < 1:
+        raise ValueError(f"trainer.ema_decay={options.ema_decay} must be at least 0 and below 1, such as 0.9999")
+    if options.validate_ema and not options.ema_decay:
+        raise ValueError("trainer.validate_ema=true needs averaged weights: set trainer.ema_decay, such as 0.9999")
 
 
 class WeightAverage(nn.Module):
@@ -44,7 +50,7 @@ class WeightAverage(nn.Module):
     def update(self, model: nn.Module, decay: float, skipped: Tensor) -> None:
         """One step; skipped: scalar on the device, 1 leaves the averages as they are, bit for bit."""
         averages, weights = self._pairs(model)
-        share = (1 - decay) * (1 - skipped)
+        share = (1 - decay) * (1 - skipped.to(averages[0].device))
         torch._foreach_lerp_(averages, weights, [share] * len(weights))
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
-from csm.training.ema import WeightAverage
+from csm.training.ema import WeightAverage, check_average
 from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
@@ -42,6 +42,7 @@ class CSMTrainingModule(L.LightningModule):
 
     def __init__(self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any]) -> None:
         super().__init__()
+        check_average(config.trainer)
         self.automatic_optimization = False
         self.config = config
         self.model = model

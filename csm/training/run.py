@@ -32,9 +32,10 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> float | None:
     """Trains until `trainer.max_steps`; resumes where `ckpt_path` left off.
 
-    Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights as a model directory),
-    metrics.jsonl (docs/metrics.md), samples/. Returns the best validation loss (unweighted), for sweeps; None
-    without a validation split. Raises ValueError or FileNotFoundError for what a user can mend.
+    Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights, with
+    `trainer.validate_ema` their average, as a model directory), metrics.jsonl and, if anything went wrong,
+    skipped_steps.jsonl and loss_spikes.jsonl (docs/metrics.md), samples/. Returns the best validation loss
+    (unweighted), for sweeps; None without a validation split. Raises ValueError or FileNotFoundError for what a user can mend.
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def train(config: TrainConfig) -> float | None:
         last = run_dir / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)  # the end need not be a multiple of checkpoint_every_steps
         if trainer.is_global_zero:
-            export(open_checkpoint(last), run_dir / "export", overwrite=True)
+            export(open_checkpoint(last, averaged=config.trainer.validate_ema), run_dir / "export", overwrite=True)
     return None if best.best_model_score is None else float(best.best_model_score)
 
 
@@ -102,4 +103,4 @@ def _audio_samples(
     codec = load_codec(codec_config)
     check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
     options = config.trainer
-    return AudioSamples(dataset, codec, tokenizer, folder, options.sample_every_steps, options.sample_prompts)
+    return AudioSamples(dataset, codec, tokenizer, folder, options)
