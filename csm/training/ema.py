@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensorfrom csm.config import TrainerConfig
+from torch.distributed.tensor import DTensor
+
+from csm.config import TrainerConfig
 
 
 def check_average(options: TrainerConfig) -> None:

@@ -33,9 +33,10 @@ def find_checkpoint(config: TrainConfig) -> str | None:
         raise ValueError(
             f"{path} was trained with other lora options ({config_of(checkpoint).lora}); resume with the same"
         )
-    if bool(config_of(checkpoint).trainer.ema_decay) != bool(config.trainer.ema_decay):
+    decay = config_of(checkpoint).trainer.ema_decay
+    if bool(decay) != bool(config.trainer.ema_decay):
         raise ValueError(
-            f"{path} was trained with trainer.ema_decay={config_of(checkpoint).trainer.ema_decay}; averages are neither "
-            "begun nor given up in the middle: resume with it, or start from the weights with init_from"
+            f"{path} was trained with trainer.ema_decay={decay}; averages are neither begun nor given up midway: "
+            "resume with it, or start from the weights with init_from"
         )
     return str(path)

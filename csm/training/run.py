@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> float | None:
     Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights, with
     `trainer.validate_ema` their average, as a model directory), metrics.jsonl and, if anything went wrong,
     skipped_steps.jsonl and loss_spikes.jsonl (docs/metrics.md), samples/. Returns the best validation loss
-    (unweighted), for sweeps; None without a validation split. Raises ValueError or FileNotFoundError for what a user can mend.
+    (unweighted), for sweeps; None without a validation split. Raises ValueError or FileNotFoundError for what a user
+    can mend, FloatingPointError where gradients stay non-finite.
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
