@@ -36,7 +36,7 @@ class StepProgressBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 
-    def get_metrics(self, trainer: L.Trainer, module: CSMTrainingModule) -> dict[str, float]:
+    def get_metrics(self, trainer: L.Trainer, module: CSMTrainingModule) -> dict[str, str]:
         return module.bar
 
 

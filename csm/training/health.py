@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from csm.config import TrainerConfig
@@ -91,13 +91,8 @@ class StepHealth:
     def _record_skip(self, pending: _Pending, share: float) -> None:
         self.skipped += 1
         self._in_a_row += 1
-        log.warning(
-            "step %d: gradients are not finite, the update was skipped (%d skipped so far, %d in a row)",
-            pending.step,
-            self.skipped,
-            self._in_a_row,
-        )
-        self._write(self._skips, pending, share, {})
+        counts = f"{self.skipped} skipped so far, {self._in_a_row} in a row"
+        self._report(self._skips, pending, share, {}, f"gradients are not finite, the update was skipped ({counts})")
         if self._in_a_row >= self._options.max_skipped_in_a_row:
             raise FloatingPointError(
                 f"gradients were not finite in {self._in_a_row} steps in a row, up to step {pending.step}; their "
@@ -110,26 +105,20 @@ class StepHealth:
         mean, deviation = self._loss.mean, self._loss.deviation
         limit = mean + sigmas * deviation
         if sigmas and self._loss.count >= _FIRST_STEPS and loss > limit:
-            log.warning(
-                "step %d: loss %.4f is a spike (running mean %.4f, standard deviation %.4f); its samples are in %s",
-                pending.step,
-                loss,
-                mean,
-                deviation,
-                self._spikes.path,
-            )
-            self._write(self._spikes, pending, share, {"loss": loss, "mean": mean, "deviation": deviation})
+            text = f"loss {loss:.4f} is a spike (running mean {mean:.4f}, standard deviation {deviation:.4f})"
+            self._report(self._spikes, pending, share, {"loss": loss, "mean": mean, "deviation": deviation}, text)
             loss = limit  # a spike must not hide the next one
         self._loss.add(loss)
 
-    def _write(self, file: JsonLines, pending: _Pending, share: float, more: dict[str, Any]) -> None:
+    def _report(self, file: JsonLines, pending: _Pending, share: float, more: dict[str, Any], text: str) -> None:
         ranks = self._agreement.gather({"loss": share if math.isfinite(share) else None, "keys": pending.keys})
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if rank_zero_only.rank == 0:
+            log.warning("step %d: %s; its samples are in %s", pending.step, text, file.path)
             file.append({"step": pending.step, **more, "ranks": ranks})
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, after `settle(wait_for_last=True)`."""
-        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "loss": vars(self._loss)}
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "loss": asdict(self._loss)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]

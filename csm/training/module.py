@@ -48,7 +48,7 @@ class CSMTrainingModule(L.LightningModule):
         self.model = model
         self.ema: WeightAverage | None = None
         self.checkpoint_extras = checkpoint_extras
-        self.bar: dict[str, float] = {}  # what the progress bar shows
+        self.bar: dict[str, str] = {}  # what the progress bar shows
         self._restored: dict[str, Any] | None = None
         self._val_sums: Tensor | None = None
 
@@ -152,15 +152,15 @@ class CSMTrainingModule(L.LightningModule):
         )
         self._clock.reset()
         self._write(metrics)
-        shown = {
-            "c0": "train/loss_c0",
-            "decoder": "train/loss_decoder",
-            "positions/s": "throughput/positions_per_second",
-            "mfu": "throughput/mfu",
+        self.bar = {
+            "c0": f"{metrics['train/loss_c0']:.3f}",
+            "decoder": f"{metrics['train/loss_decoder']:.3f}",
+            "positions/s": f"{metrics['throughput/positions_per_second']:.0f}",
         }
-        self.bar = {short: metrics[name] for short, name in shown.items() if name in metrics}
+        if "throughput/mfu" in metrics:
+            self.bar["MFU"] = f"{metrics['throughput/mfu']:.1%}"
         if self._health.skipped:
-            self.bar["skipped"] = self._health.skipped
+            self.bar["skipped"] = str(self._health.skipped)
 
     def _write(self, metrics: dict[str, float]) -> None:
         """One line for every logger, at the number of finished optimizer steps."""

@@ -39,7 +39,9 @@ def test_lines_equal_the_steps_done_by_hand(tiny_overrides, tmp_path):
             assert line[f"train_codebooks/accuracy_{codebook:02d}"] == pytest.approx(right[codebook].item(), rel=1e-5)
         assert line["train/loss_c0"] == line["train_codebooks/loss_00"]
         assert line["train/perplexity_c0"] == pytest.approx(math.exp(losses[0]), rel=1e-5)
-        assert line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(losses[1:].mean().item(), rel=1e-5)
+        assert (
+            line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(losses[1:].mean().item(), rel=1e-5)
+        )
         assert line["train/loss"] == pytest.approx((losses[0] + losses[1:].mean()).item(), rel=1e-5)
         assert line["train/eos_recall"] == pytest.approx((sums.eos[1] / sums.eos[0]).item())
         for part, name in (("", ""), ("backbone", "_backbone"), ("decoder", "_decoder"), ("embeddings", "_embeddings")):
@@ -70,7 +72,12 @@ def test_interval_goes_on_where_a_checkpoint_cut_it(tiny_overrides, tmp_path):
     lines = [[x for x in read_lines(tmp_path / r / "metrics.jsonl") if "train/loss" in x] for r in ("run", "whole")]
     assert [line["step"] for line in lines[0]] == [2, 4]
     for first, second in zip(*lines, strict=True):
-        for name in ("train/loss", "train_codebooks/loss_04", "train/gradient_norm_decoder", "throughput/padding_share"):
+        for name in (
+            "train/loss",
+            "train_codebooks/loss_04",
+            "train/gradient_norm_decoder",
+            "throughput/padding_share",
+        ):
             assert first[name] == second[name], name
 
 

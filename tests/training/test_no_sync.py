@@ -1,0 +1,44 @@
+"""Nothing in an optimizer step waits for the GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from csm.training.loggers import read_lines
+from csm.training.module import CSMTrainingModule
+from csm.training.run import train
+from tests.conftest import compose_train
+
+OPTIONS = [
+    "trainer.accelerator=gpu",
+    "trainer.precision=bf16-mixed",
+    "trainer.ema_decay=0.9",
+    "trainer.max_steps=6",
+    "trainer.log_every_steps=6",
+    "trainer.val_every_steps=6",
+    "trainer.checkpoint_every_steps=6",
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_step_between_two_lines_never_synchronizes(tiny_overrides, tmp_path, monkeypatch):
+    """Steps 3 to 5: after warm-up, before the step that logs."""
+    step_of, watched = CSMTrainingModule.training_step, []
+
+    def training_step(self, batch, batch_index):
+        watch = 3 <= self.global_step + 1 <= 5
+        torch.cuda.set_sync_debug_mode("error" if watch else "default")
+        try:
+            step_of(self, batch, batch_index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        watched.append(watch)
+
+    monkeypatch.setattr(CSMTrainingModule, "training_step", training_step)
+    train(compose_train([*tiny_overrides, *OPTIONS]))
+    assert watched == [False, False, True, True, True, False]
+    line = next(line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line)
+    assert 0 < line["memory/allocated_gib"] <= line["memory/reserved_gib"]
+    assert 0 < line.get("throughput/mfu", 0.5) < 1
