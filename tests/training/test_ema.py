@@ -113,7 +113,8 @@ from csm.training.optim import build_optimizer
 from tests.tiny import conversation, forward, rows, tiny_model
 
 def run(model, batches):
-    optimizer, average, parts = build_optimizer(model, OptimConfig(lr=1e-2)), WeightAverage(model), trainable_parts(model)
+    optimizer, average = build_optimizer(model, OptimConfig(lr=1e-2)), WeightAverage(model)
+    parts = trainable_parts(model)
     norms = []
     for number, batch in enumerate(batches):
         sums = forward(model, batch)
