@@ -40,9 +40,7 @@ def test_lines_equal_the_steps_done_by_hand(tiny_overrides, tmp_path):
             assert line[f"train_codebooks/accuracy_{codebook:02d}"] == pytest.approx(right[codebook].item(), rel=1e-5)
         assert line["train/loss_c0"] == line["train_codebooks/loss_00"]
         assert line["train/perplexity_c0"] == pytest.approx(math.exp(losses[0]), rel=1e-5)
-        assert (
-            line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(decoder, rel=1e-5)
-        )
+        assert line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(decoder, rel=1e-5)
         assert line["train/loss"] == pytest.approx(losses[0].item() + decoder, rel=1e-5)
         assert line["train/eos_recall"] == pytest.approx((sums.eos[1] / sums.eos[0]).item())
         for part, name in (("", ""), ("backbone", "_backbone"), ("decoder", "_decoder"), ("embeddings", "_embeddings")):
