@@ -148,7 +148,13 @@ class CSMTrainingModule(L.LightningModule):
         metrics["train/skipped_steps"] = self._health.skipped
         frame_rate = self.checkpoint_extras["codec"]["frame_rate"]
         metrics |= throughput_metrics(
-            interval, self._clock, self.config.model, frame_rate, self.trainer.world_size, self.device
+            interval,
+            self._clock,
+            self.config.model,
+            frame_rate,
+            self.config.trainer.recompute,
+            self.trainer.world_size,
+            self.device,
         )
         self._clock.reset()
         self._write(metrics)

@@ -12,7 +12,7 @@ from enum import Enum
 
 import torch
 
-from csm.config import CSMConfig
+from csm.config import CSMConfig, Recompute
 from csm.model.flops import find_gpu, training_flops
 from csm.training.metrics import Interval
 
@@ -56,11 +56,18 @@ class Stopwatch:
 
 
 def throughput_metrics(
-    interval: Interval, clock: Stopwatch, model: CSMConfig, frame_rate: float, world_size: int, device: torch.device
+    interval: Interval,
+    clock: Stopwatch,
+    model: CSMConfig,
+    frame_rate: float,
+    recompute: Recompute,
+    world_size: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """Rates over all ranks of an interval whose last step has finished on the device.
 
-    frame_rate: of the codec, frames per second of audio. MFU only where the GPU's peak is known (csm/model/flops.py).
+    frame_rate: of the codec, frames per second of audio. MFU and HFU only where the GPU's peak is known
+    (csm/model/flops.py).
     """
     seconds = clock.training_seconds
     frames_per_second = interval.timed_work.c0_positions / seconds
@@ -74,7 +81,9 @@ def throughput_metrics(
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is not None:
         flops = training_flops(model, interval.timed_work)
-        metrics["throughput/mfu"] = flops.model / (seconds * world_size * gpu.peak_flops)
+        executed = flops.hardware_full_checkpointing if recompute is Recompute.full else flops.model
+        possible = seconds * world_size * gpu.peak_flops
+        metrics |= {"throughput/mfu": flops.model / possible, "throughput/hfu": executed / possible}
     return metrics | memory_metrics(device)
 
 
