@@ -106,7 +106,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from csm.config import OptimConfig
+from csm.config import LossConfig, OptimConfig
 from csm.training.ema import WeightAverage
 from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.optim import build_optimizer
@@ -118,7 +118,7 @@ def run(model, batches):
     norms = []
     for number, batch in enumerate(batches):
         sums = forward(model, batch)
-        ((sums.losses[0] + sums.losses[1:].mean()) / sums.frames).backward()
+        sums.loss(LossConfig(), sums.frames).backward()
         if number == 1:
             next(iter(model.parameters())).grad.mul_(float("nan"))
         found = clip_gradients(parts, 0.5)
