@@ -105,16 +105,32 @@ class TokenizerConfig:
 
 
 @dataclass
-class DataConfig:
-    """A prepared dataset (a folder with dataset.json, written by `python -m data_prep`) and how rows are made."""
+class SourceConfig:
+    """One dataset of a mixture."""
 
     path: str = MISSING
+    weight: float = 1.0  # its share of the rows is weight / sum of the weights of all sources that are not finished
+    max_epochs: int | None = None  # passes over it before it leaves the mixture; null: as many as the run takes
+
+
+@dataclass
+class DataConfig:
+    """Prepared datasets (folders with dataset.json, written by `python -m data_prep`) and how rows are made of them.
+
+    Either `path` or `sources` is set. A path is a folder or an fsspec URL (s3://, gs://, hf://, https://, ...).
+    """
+
+    path: str | None = None  # one dataset, passed over for as long as the run takes
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # a mixture: name -> dataset, weight, max_epochs
     max_positions: int = 2048  # length S of a packed row
     rows_per_step: int = 8  # rows of one optimizer step, over all ranks and microbatches
     rows_per_microbatch: int = 8  # rows of one forward/backward pass on one rank
+    window_shards: int = 16  # shards whose samples are shuffled together; no others are read meanwhile
     permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
     context_dropout: float = 0.0  # chance, at each turn, that training reads it without what came before
     num_workers: int = 2
+    cache_dir: str = "~/.cache/csm"  # node-local: remote datasets, and lengths of samples where they cannot lie beside
+    cache_gb: float = 100.0  # remote shards kept in cache_dir, in 10^9 bytes, over all datasets
     demo: bool = False  # prepare the bundled demo recordings into `path` first if it holds no dataset
 
 

@@ -21,8 +21,9 @@ def verify(path: str | Path) -> list[str]:
     dataset = ShardedDataset(path)
     problems: list[str] = []
     info = dataset.info
-    if info.codec_file and sha256_of(dataset.path / info.codec_file.name) != info.codec_file.sha256:
-        problems.append(f"{dataset.path / info.codec_file.name}: content differs from its hash in {DATASET_FILE}")
+    for file in filter(None, [info.index, info.codec_file]):
+        if sha256_of(dataset.path / file.name) != file.sha256:
+            problems.append(f"{dataset.path / file.name}: content differs from its hash in {DATASET_FILE}")
     if info.fingerprint != fingerprint(info.shards):
         problems.append(f"{dataset.path / DATASET_FILE}: the fingerprint does not belong to the shards it names")
     for number in track(range(len(info.shards)), "Verifying shards", console=Console(stderr=True)):
@@ -36,12 +37,10 @@ def verify(path: str | Path) -> list[str]:
 def _verify_shard(dataset: ShardedDataset, number: int) -> list[str]:
     shard = dataset.info.shards[number]
     path = dataset.path / shard.name
-    samples = (dataset.shard == number).nonzero()[0]
+    samples = dataset.samples_of(number)
     problems = []
     if sha256_of(path) != shard.sha256:
         problems.append(f"{path}: content differs from its hash in {DATASET_FILE}")
-    if len(samples) != shard.samples:
-        problems.append(f"{path}: {DATASET_FILE} names {shard.samples} samples, the index {len(samples)}")
     expected = {f"{dataset.keys[i]}.{member}" for i in samples for member in (CODES_MEMBER, JSON_MEMBER)}
     try:
         members = set(member_ranges(path))
