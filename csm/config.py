@@ -294,6 +294,7 @@ class DataPrepCommand(Enum):
     prepare = "prepare"  # recordings -> dataset
     demo = "demo"  # the bundled demo recordings -> dataset
     verify = "verify"  # re-reads a dataset in full
+    lengths = "lengths"  # counts a dataset's tokens, which training does by itself where it was not done before
 
 
 @dataclass
@@ -302,12 +303,13 @@ class DataPrepConfig:
 
     command: DataPrepCommand = DataPrepCommand.prepare  # the first word of the command line
     input: str = MISSING  # manifest.jsonl, or a folder of name.wav + name.txt; see data_prep/manifest.py
-    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify
+    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify and lengths
     overwrite: bool = False  # replace a dataset that is already there
     source: str = "local"  # name of the data set, part of keys and shard names
     lang: str = "en"
     licence: str = "unknown"
     codec: CodecConfig = field(default_factory=CodecConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # lengths only
     codec_fit_minutes: float = 60.0  # spectral codec without codec.path: how much training audio it is fitted to
     min_turn_seconds: float = 0.2
     max_turn_seconds: float = 60.0

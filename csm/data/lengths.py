@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 _PARALLEL_FROM = 20_000  # samples; below that, starting processes takes longer than measuring
 
 
-def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: Path) -> np.ndarray:
+def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: Path | None) -> np.ndarray:
     """int32 [2, samples], memory-mapped; measured first if no one has done so.
+
+    cache_dir: where they are kept if the dataset cannot be written to; None: that is an error.
 
     Of several processes that start together, one measures and the others wait. Raises ValueError if the file is
     damaged or a sample cannot be read.
@@ -43,6 +45,8 @@ def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: P
     if found is None:
         folder = dataset.folder
         writable = isinstance(folder, LocalFolder) and os.access(folder.path, os.W_OK)
+        if not writable and cache_dir is None:
+            raise ValueError(f"{dataset.path}: cannot be written to, so its lengths cannot be kept there")
         found = (folder.path if writable else cache_dir) / name
         found.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{found}.lock"):

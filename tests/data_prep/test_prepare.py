@@ -256,7 +256,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
         ): f"{out}: already holds a prepared dataset; add overwrite=true to replace it",
         (f"output={out}",): "input is not set; give input=PATH",
         ("verify", f"output={tmp_path}"): f"{tmp_path}: not a prepared dataset",
-        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are prepare, demo, verify",
+        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are prepare, demo, verify, lengths",
         (f"input={tmp_path / 'x'}", f"output={tmp_path / 'y'}"): f"{tmp_path / 'x'}: no such input",
         (f"input={calls}", f"output={tmp_path / 'y'}", "max_turns=0"): "max_turns=0 must be greater than 0",
     }
