@@ -1,4 +1,4 @@
-"""`python -m data_prep [prepare | demo | verify | lengths] [key=value ...]`: a Hydra program, options in `DataPrepConfig`.
+"""`python -m data_prep [command] [key=value ...]`: a Hydra program, options and commands in `DataPrepConfig`.
 
     python -m data_prep input=calls/manifest.jsonl output=data/calls codec=mimi
     python -m data_prep demo output=data/demo

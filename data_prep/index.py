@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from csm.codec import CodecInfo
 from csm.config import DataPrepConfig
-from csm.data.dataset import DatasetInfo, FileInfo, IndexInfo, ShardInfo, fingerprint, sha256_of
+from csm.data.dataset import DatasetInfo, IndexInfo, ShardInfo, fingerprint
+from csm.data.folder import FileInfo, sha256_of
 from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER, SCHEMA_VERSION
 from csm.files import sync

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from csm.data.dataset import DATASET_FILE, ShardedDataset, fingerprint, sha256_of
+from csm.data.dataset import DATASET_FILE, ShardedDataset, fingerprint, is_remote
+from csm.data.folder import sha256_of
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER
 from data_prep.index import member_ranges
 
@@ -18,6 +19,8 @@ def verify(path: str | Path) -> list[str]:
     Hashes every file that `dataset.json` names, compares every shard's members with the index, and reads and checks
     every sample. Raises FileNotFoundError or ValueError if the dataset cannot even be opened.
     """
+    if is_remote(path):
+        raise ValueError(f"{path}: verify reads local folders; run it where the dataset is stored")
     dataset = ShardedDataset(path)
     problems: list[str] = []
     info = dataset.info

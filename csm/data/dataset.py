@@ -15,18 +15,10 @@ from typing import Any
 import numpy as np
 
 from csm.codec.base import CodecInfo
-from csm.data.folder import DatasetFolder, LocalFolder
+from csm.data.folder import DatasetFolder, FileInfo, LocalFolder
 from csm.data.index import DATASET_FILE, Index
+from csm.data.remote import RemoteFolder
 from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, Turn, sample_from_members, turns_from_member
-
-
-@dataclass
-class FileInfo:
-    """A file of the dataset, by name within its folder."""
-
-    name: str
-    size: int  # bytes
-    sha256: str
 
 
 @dataclass
@@ -60,13 +52,13 @@ class DatasetInfo:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def read(cls, file: Path, where: str) -> DatasetInfo:
-        """Reads a `dataset.json`; messages name it as `where`.
+    def parse(cls, text: str, where: str) -> DatasetInfo:
+        """Inverse of `to_json`; messages name the file as `where`.
 
         Raises ValueError if it cannot be read or has another schema version.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(text)
             if values["schema"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema']}, this program reads {SCHEMA_VERSION}")
             codec_file = values["codec_file"]
@@ -86,42 +78,53 @@ def fingerprint(shards: list[ShardInfo]) -> str:
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+DEFAULT_CACHE = Path("~/.cache/csm").expanduser()
+DEFAULT_CACHE_BYTES = 100 * 10**9
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a dataset's path is a URL of another file system than this machine's."""
+    return "://" in str(path) and not str(path).startswith("file://")
 
 
 class ShardedDataset:
     """Random access to the samples of a prepared dataset.
 
-    path: a folder. Holds per shard, not per sample, what it always needs, so that opening tens of millions of samples
-    takes seconds; `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` (numpy arrays, one entry
-    for each sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or spawned.
+    path: a folder, or an fsspec URL, of which at most `cache_bytes` of shards are kept in `cache_dir`
+
+    Holds per shard, not per sample, what it always needs, so that opening tens of millions of samples takes seconds.
+    `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` (numpy arrays, one entry for each
+    sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or spawned.
 
     Raises:
         FileNotFoundError: no `dataset.json`, or a file that it names is missing.
         ValueError: a named file has another size (cut short), or the index is damaged or another dataset's.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.folder: DatasetFolder = LocalFolder(self.path)
-        description = self.folder.find(DATASET_FILE)
+    def __init__(
+        self, path: str | Path, cache_dir: Path = DEFAULT_CACHE, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        self.path: str | Path
+        self.folder: DatasetFolder
+        if is_remote(path):
+            self.folder = RemoteFolder(str(path), cache_dir, cache_bytes)
+            self.path = self.folder.url
+        else:
+            self.path = Path(str(path).removeprefix("file://"))
+            self.folder = LocalFolder(self.path)
+        description = self.folder.description(DATASET_FILE)
         if description is None:
             raise FileNotFoundError(
                 f"{path}: not a prepared dataset (it holds no {DATASET_FILE}); "
                 f"prepare one with: python -m data_prep prepare input=MANIFEST output={path}"
             )
-        self.info = DatasetInfo.read(description, self.folder.where(DATASET_FILE))
+        self.info = DatasetInfo.parse(description, self.folder.where(DATASET_FILE))
         self.codec: CodecInfo = self.info.codec
-        self.folder.check_shards({shard.name: shard.size for shard in self.info.shards})
+        self.folder.check_shards(self.info.shards)
         codec_file = self.info.codec_file
-        self.codec_file: Path | None = codec_file and self._whole(codec_file)
+        self.codec_file: Path | None = codec_file and self.folder.whole(codec_file)
         counts = [shard.samples for shard in self.info.shards]
-        self._index = Index(self._whole(self.info.index), counts, self.info.index.footer_sha256)
+        self._index = Index(self.folder.whole(self.info.index), counts, self.info.index.footer_sha256)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -198,9 +201,6 @@ class ShardedDataset:
     def text_bytes(self) -> np.ndarray:
         return self._index.column("text_bytes")
 
-    def _whole(self, file: FileInfo) -> Path:
-        return self.folder.whole(file.name, file.size, file.sha256)
-
     def _where(self, i: int, key: str) -> str:
         return f"{self.folder.where(self.info.shards[self._index.shard_of(i)].name)}, sample {key}"
 
@@ -208,4 +208,4 @@ class ShardedDataset:
         shard = self.info.shards[self._index.shard_of(i)]
         if offset + length > shard.size:
             raise ValueError(f"{where}: the index points beyond the end of the shard; {REMEDY}")
-        return self.folder.read(shard.name, shard.size, offset, length)
+        return self.folder.read(shard, offset, length)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -12,31 +14,52 @@ from csm.data.sample import REMEDY
 _MAX_OPEN_SHARDS = 256  # well below the usual limit of 1024 open files
 
 
+@dataclass
+class FileInfo:
+    """A file of the dataset, by name within its folder."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class DatasetFolder(Protocol):
-    """Files are named as in `dataset.json`. Implementations work in forked and spawned worker processes."""
+    """Implementations work in forked and spawned worker processes."""
 
     def where(self, name: str) -> str:
-        """The file's full name, for messages."""
+        """A file's full name, for messages."""
+        ...
+
+    def description(self, name: str) -> str | None:
+        """A text file as it is now; None if there is none."""
         ...
 
     def find(self, name: str) -> Path | None:
-        """A small file as a local path; None if there is none."""
+        """A file whose name says its content, as a local path; None if there is none."""
         ...
 
-    def whole(self, name: str, size: int, sha256: str) -> Path:
+    def whole(self, file: FileInfo) -> Path:
         """A file that is needed as a whole, as a local path.
 
-        Raises FileNotFoundError if it is missing, ValueError if it is not `size` bytes long.
+        Raises FileNotFoundError if it is missing, ValueError if it is not the file described.
         """
         ...
 
-    def check_shards(self, sizes: dict[str, int]) -> None:
+    def check_shards(self, shards: list[FileInfo]) -> None:
         """Raises FileNotFoundError or ValueError, naming the shard, where one is missing or cut short, as far as that
-        can be told without reading it."""
+        can be told at no cost."""
         ...
 
-    def read(self, name: str, size: int, offset: int, length: int) -> bytes:
-        """`length` bytes of a shard of `size` bytes. Raises ValueError or OSError naming it if they are not there."""
+    def read(self, file: FileInfo, offset: int, length: int) -> bytes:
+        """Bytes of a shard. Raises ValueError or OSError naming it if they are not there."""
         ...
 
 
@@ -65,25 +88,29 @@ class LocalFolder:
     def where(self, name: str) -> str:
         return str(self.path / name)
 
+    def description(self, name: str) -> str | None:
+        path = self.find(name)
+        return path and path.read_text(encoding="utf-8")
+
     def find(self, name: str) -> Path | None:
         path = self.path / name
         return path if path.is_file() else None
 
-    def whole(self, name: str, size: int, sha256: str) -> Path:
-        self.check_shards({name: size})
-        return self.path / name
+    def whole(self, file: FileInfo) -> Path:
+        self.check_shards([file])  # by size alone: the codec's and the index's content is checked where it is read
+        return self.path / file.name
 
-    def check_shards(self, sizes: dict[str, int]) -> None:
-        for name, size in sizes.items():
-            path = self.path / name
+    def check_shards(self, shards: list[FileInfo]) -> None:
+        for file in shards:
+            path = self.path / file.name
             if not path.is_file():
                 raise missing(str(path))
-            check_size(str(path), path.stat().st_size, size)
+            check_size(str(path), path.stat().st_size, file.size)
 
-    def read(self, name: str, size: int, offset: int, length: int) -> bytes:
-        data = os.pread(self._file(name).fileno(), length, offset)
+    def read(self, file: FileInfo, offset: int, length: int) -> bytes:
+        data = os.pread(self._file(file.name).fileno(), length, offset)
         if len(data) != length:
-            raise ends_early(self.where(name))
+            raise ends_early(self.where(file.name))
         return data
 
     def _file(self, name: str) -> BinaryIO:

@@ -39,8 +39,9 @@ def open_sources(data: DataConfig) -> dict[str, Source]:
             raise ValueError(f"data.sources.{name}.weight={source.weight} must be greater than 0; or leave it out")
         if source.max_epochs is not None and source.max_epochs < 1:
             raise ValueError(f"data.sources.{name}.max_epochs={source.max_epochs} must be at least 1, or null")
+    cache_bytes = round(data.cache_gb * 1e9)
     sources = {
-        name: Source(ShardedDataset(source.path), source.weight, source.max_epochs)
+        name: Source(ShardedDataset(source.path, cache_folder(data), cache_bytes), source.weight, source.max_epochs)
         for name, source in configured.items()
     }
     first = next(iter(sources))

@@ -1,4 +1,4 @@
-"""The data of real training runs: every sample as often as asked for, through ends, kills and other numbers of ranks."""
+"""The data of real training runs: every sample as often as asked for, through ends, kills and changes of ranks."""
 
 from __future__ import annotations
 
