@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from csm.codec.base import CodecInfo
 from csm.config import DataConfig, DataPrepConfig, LossConfig
 from csm.data.dataset import DatasetInfo, IndexInfo, ShardedDataset, ShardInfo, fingerprint
 from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
-from csm.data.lengths import load_lengths
+from csm.data.lengths import fit, load_lengths
 from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows
 from csm.data.sample import Sample, Turn
@@ -101,11 +100,12 @@ def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
 
 def start(folder: Path, cursor: dict | None) -> dict[str, float]:
     """Seconds from nothing but imports to the first step's specification, rank 0 of 8; peak memory in MB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = memory("VmRSS")
     began = time.perf_counter()
     dataset = ShardedDataset(folder)
     opened = time.perf_counter()
     lengths = load_lengths(dataset, TOKENIZER, folder)
+    fit(dataset.shards("train"), lengths, POSITIONS)
     plan = EpochPlan("data", dataset.shards("train"), lengths, POSITIONS, 16, seed=1)
     sampler = StepSampler({"data": MixtureSource(plan)}, RankShare(ROWS_PER_STEP, 4, 0, 8), 1, cursor)
     spec = next(iter(sampler))
@@ -116,16 +116,16 @@ def start(folder: Path, cursor: dict | None) -> dict[str, float]:
         "open": opened - began,
         "plan": planned - opened,
         "locate": located - planned,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": memory("VmHWM"),  # not getrusage's: that includes the parent's before this program was loaded
         "libraries": before,
-        "private": private_megabytes(),
+        "private": memory("RssAnon"),  # without mapped files
     }
 
 
-def private_megabytes() -> float:
-    """Memory that is this process's own, without mapped files."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(fields["RssAnon"].split()[0]) / 1024
+def memory(field: str) -> float:
+    """A field of this process's status, in MB."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) / 1024
 
 
 def write_real(folder: Path, samples: int) -> None:
@@ -186,8 +186,10 @@ def main() -> None:
         folder = Path(temporary)
         write_synthetic(folder, options.shards, options.samples_per_shard)
         index = (folder / INDEX_FILE).stat().st_size / 1e6
-        print(f"{options.shards * options.samples_per_shard:,} samples in {options.shards:,} shards; index {index:.0f}")
-        print(f"MB; written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores")
+        print(
+            f"{options.shards * options.samples_per_shard:,} samples in {options.shards:,} shards, "
+            f"index {index:.0f} MB, written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores"
+        )
         windows = -(-(options.shards - options.shards // 50) // 16)
         middle = {"step": 59_000, "rows": 59_000 * ROWS_PER_STEP, "sources": {"data": [1, windows // 2, 1000]}}
         for name, cursor in (("first run", None), ("again", None), ("middle of an epoch", middle)):

@@ -6,12 +6,11 @@ import logging
 from typing import Any
 
 import lightning as L
-import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from csm.config import CSMConfig, TrainConfig
 from csm.data.dataset import ShardedDataset
-from csm.data.lengths import load_lengths
+from csm.data.lengths import Fit, fit, load_lengths
 from csm.data.packing import StepBatch
 from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows, ValidationRows
@@ -122,22 +121,16 @@ class CSMDataModule(L.LightningDataModule):
         """Warns of samples that do not fit into a row. Raises ValueError if a source has none to train on."""
         limit = self.config.data.max_positions
         for name, dataset in self.datasets.items():
-            left_out, shortened, total = [], 0, 0
-            for first, count in dataset.shards(split):
-                whole, first_turn = self.lengths[name][:, first : first + count]
-                left_out.append(first + np.flatnonzero(first_turn > limit))
-                shortened += int(np.count_nonzero(whole > limit)) - len(left_out[-1])
-                total += int(count)
-            samples = np.concatenate(left_out) if left_out else np.empty(0, dtype=np.int64)
-            if split == "train" and len(samples) == total:
-                reason = f"no first turn fits into data.max_positions={limit}" if total else "it is empty"
+            found = fit(dataset.shards(split), self.lengths[name], limit)
+            if split == "train" and len(found.left_out) == found.samples:
+                reason = f"no first turn fits into data.max_positions={limit}" if found.samples else "it is empty"
                 raise ValueError(f"{dataset.path}: no samples to train on in split 'train': {reason}")
             if self.trainer.is_global_zero:
-                self._warn(dataset, name, samples, shortened, total)
+                self._warn(name, found)
 
-    def _warn(self, dataset: ShardedDataset, name: str, left_out: np.ndarray, shortened: int, total: int) -> None:
-        limit = self.config.data.max_positions
-        for number in left_out[:_NAMED]:
+    def _warn(self, name: str, found: Fit) -> None:
+        dataset, limit = self.datasets[name], self.config.data.max_positions
+        for number in found.left_out[:_NAMED]:
             log.warning(
                 "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_positions=%d; raise "
                 "it, or prepare the data with a smaller max_turn_seconds",
@@ -146,14 +139,14 @@ class CSMDataModule(L.LightningDataModule):
                 self.lengths[name][1, number],
                 limit,
             )
-        if len(left_out) > _NAMED:
-            log.warning("%s: %d more samples are left out for this reason", dataset.path, len(left_out) - _NAMED)
-        if shortened:
+        if len(found.left_out) > _NAMED:
+            log.warning("%s: %d more samples are left out likewise", dataset.path, len(found.left_out) - _NAMED)
+        if found.shortened:
             log.warning(
                 "%s: %d of %d conversations are longer than data.max_positions=%d and keep their leading turns only",
                 dataset.path,
-                shortened,
-                total - len(left_out),
+                found.shortened,
+                found.samples - len(found.left_out),
                 limit,
             )
 

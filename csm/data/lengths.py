@@ -14,6 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,26 @@ def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: P
                 lengths = measure(dataset, tokenizer)
                 write_atomically(found, partial(_save, lengths))
     return _open(found, len(dataset))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the samples of a split fit into rows."""
+
+    samples: int
+    shortened: int  # longer than a row, but for their leading turns
+    left_out: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
+
+
+def fit(shards: np.ndarray, lengths: np.ndarray, max_positions: int) -> Fit:
+    """Looks at all samples of `shards`, int64 [m, 2] (first sample, number of samples), a shard at a time."""
+    left_out, longer = [np.empty(0, dtype=np.int64)], 0
+    for first, count in shards:
+        whole, first_turn = lengths[:, first : first + count]
+        left_out.append(first + np.flatnonzero(first_turn > max_positions))
+        longer += int(np.count_nonzero(whole > max_positions))
+    numbers = np.concatenate(left_out)
+    return Fit(int(shards[:, 1].sum()), longer - len(numbers), numbers)
 
 
 def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
