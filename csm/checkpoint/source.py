@@ -171,7 +171,7 @@ def _open_training(path: Path, content: dict[str, Any], tensors: Weights | None 
             "step": content["global_step"],
             "name": config.name,
             "seed": config.seed,
-            "data": config.data.path,
+            "data": config.data.path or ", ".join(source.path for source in config.data.sources.values()),
             "max_positions": config.data.max_positions,
         },
     )

@@ -76,6 +76,7 @@ class CSMTrainingModule(L.LightningModule):
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
+        self.trainer.datamodule.consumed(batch)
         if (step + 1) % self.config.trainer.log_every_steps == 0:
             self._log_training(gradient_norm, self.config.optim.lr * factor)
 
