@@ -26,14 +26,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from csm.model.flops import Work, find_gpu, training_flops
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from csm.config import Checkpointing, CSMConfig, LossConfig, TransformerConfig, register_schemas
+from csm.config import CSMConfig, LossConfig, Recompute, TransformerConfig, register_schemas
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
-from csm.model.flops import Work, find_gpu, training_flops
 from csm.training.heap import return_freed_memory
 
 TRANSFORMERS, OURS, LEAN = "transformers", "ours", "ours, lean"
@@ -83,7 +83,7 @@ def our_step(setting: Setting, lean: bool) -> Callable[[], None]:
     with device:
         model = CSM(config)
     for block in (*model.backbone.layers, *model.decoder.layers):
-        block.checkpointing = Checkpointing.selective if lean else Checkpointing.none
+        block.recompute = Recompute.selective if lean else Recompute.none
         if device.type == "cuda":
             block.compile(fullgraph=True, dynamic=False)
     batch = our_batch(setting, config)
