@@ -11,6 +11,7 @@ from csm.config import CSMConfig, TrainConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.rows import TrainRows, ValidationRows
 from csm.text import TextTokenizer
+from csm.training.parallel import data_ranks
 
 
 class StepSampler(Sampler[int]):
@@ -59,23 +60,14 @@ class CSMDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
-        rows = TrainRows(
-            self.dataset,
-            self.tokenizer,
-            config.data,
-            config.loss,
-            config.seed,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        rank, ranks = data_ranks(trainer)
+        rows = TrainRows(self.dataset, self.tokenizer, config.data, config.loss, config.seed, rank, ranks)
         sampler = StepSampler(trainer.global_step, config.trainer.max_steps)
         return self._loader(rows, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        trainer = self.trainer
-        rows = ValidationRows(
-            self.dataset, self.tokenizer, self.config.data, "val", trainer.global_rank, trainer.world_size
-        )
+        rank, ranks = data_ranks(self.trainer)
+        rows = ValidationRows(self.dataset, self.tokenizer, self.config.data, "val", rank, ranks)
         return self._loader(rows) if len(rows) else []
 
     def _loader(self, rows: TrainRows | ValidationRows, sampler: Sampler[int] | None = None) -> DataLoader:

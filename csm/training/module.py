@@ -21,28 +21,55 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
+from csm.training.parallel import data_ranks, gradient_norm, parallelize
+from csm.training.strategies import ShardedStrategy
+from csm.training.trainer import precision
 
 
 class CSMTrainingModule(L.LightningModule):
-    """Trains `self.model`. `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config,
-    codec, tokenizer: see csm/checkpoint/training.py)."""
+    """Trains `model`, which comes without values (on the meta device) and gets them once its parameters are placed
+    on the ranks. resumed: those will be a checkpoint's.
 
-    def __init__(self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any]) -> None:
+    `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config, codec, tokenizer: see
+    csm/checkpoint/training.py).
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any], resumed: bool = False
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
         self.model = model
         self.checkpoint_extras = checkpoint_extras
+        self.resumed = resumed
         self._train_sums: Tensor | None = None  # since the last logged step
         self._val_sums: Tensor | None = None
         self._positions = 0
         self._interval_start = time.perf_counter()
+
+    def configure_model(self) -> None:
+        if not self.model.audio_head.is_meta:
+            return
+        strategy, options = self.trainer.strategy, self.config.trainer
+        parallelize(
+            self.model,
+            self.device_mesh,
+            options.recompute,
+            options.compile,
+            bf16=precision(options) == "bf16-mixed",
+            cpu_offload=self.config.strategy.cpu_offload,
+        )
+        # Whole models are drawn on the CPU and moved by the strategy: the same values on every kind of device.
+        self.model.to_empty(device=strategy.parameter_device if isinstance(strategy, ShardedStrategy) else "cpu")
+        initialize(self.model, self.config, self.resumed)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.model, self.config.optim)
@@ -62,22 +89,26 @@ class CSMTrainingModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        (total_frames,) = self._agreement.sum(batch.frames)
+        _, ranks = data_ranks(self.trainer)
+        copies = self.trainer.world_size // ranks  # tensor-parallel ranks count the same rows
+        (total_frames,) = self._agreement.sum(batch.frames / copies)
         total_frames = max(total_frames, 1.0)
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
                 sums = self._forward(rows, self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
-                self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
+                self.manual_backward(sums.loss(self.config.loss, total_frames) * ranks)
             stacked = sums.stacked()
             self._train_sums = stacked if self._train_sums is None else self._train_sums + stacked
             self._positions += rows.documents.numel()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        parameters = list(self.model.parameters())
+        norm = gradient_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.grad_clip, norm)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % self.config.trainer.log_every_steps == 0:
-            self._log_training(gradient_norm, self.config.optim.lr * factor)
+            self._log_training(norm, self.config.optim.lr * factor)
 
     def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
         return self.model(
@@ -103,7 +134,7 @@ class CSMTrainingModule(L.LightningModule):
         metrics["train/gradient_norm"] = gradient_norm
         metrics["train/lr"] = lr
         # Positions of rows, the empty tails included: the work done per second.
-        metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
+        metrics["train/positions_per_second"] = self._positions * data_ranks(self.trainer)[1] / seconds
         # Looked at only here, where values leave the device anyway; a checkpoint of the same step is saved after this.
         if not torch.isfinite(metrics["train/loss"] + gradient_norm):
             raise FloatingPointError(

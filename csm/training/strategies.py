@@ -1,0 +1,100 @@
+"""The Lightning strategy of a configuration.
+
+Single and DDP are Lightning's own. The sharding ones add what manual optimization over microbatches needs: when
+gradients are summed over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.fsdp import FSDPModule
+
+from csm.config import StrategyConfig, StrategyName, TrainConfig
+from csm.training.parallel import check_splits
+
+SHARDING = (StrategyName.fsdp, StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
+"""Strategies that keep fp32 master weights of their own, so that Lightning's autocast stays off."""
+
+
+def build_strategy(config: StrategyConfig) -> Strategy | str:
+    """What goes into `Trainer(strategy=...)`."""
+    match config.name:
+        case StrategyName.single:
+            return "auto"
+        case StrategyName.ddp:
+            # Every trained parameter has a gradient in every pass, so there is nothing to look for. A static graph
+            # would add nothing to that, and does not go with passes whose gradients stay unsynchronized.
+            return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
+        case StrategyName.fsdp:
+            return ShardedStrategy(config)
+    raise NotImplementedError(config.name)
+
+
+def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
+    """Raises ValueError for options that do not go together, or not with the trainer's devices."""
+    options, devices = config.strategy, trainer.num_devices * trainer.num_nodes
+    name, size = options.name, options.tensor_parallel_size
+    if name is StrategyName.single and devices > 1:
+        raise ValueError(
+            f"strategy=single trains on one device, and trainer.devices={config.trainer.devices} with "
+            f"trainer.num_nodes={config.trainer.num_nodes} asks for {devices}; choose strategy=ddp or strategy=fsdp"
+        )
+    if options.cpu_offload and name not in SHARDING:
+        raise ValueError(f"strategy.cpu_offload=true needs strategy=fsdp or deepspeed_zero2/3, not {name.value}")
+    if name is not StrategyName.fsdp and (size != 1 or options.reduce_every_microbatch):
+        option = "tensor_parallel_size" if size != 1 else "reduce_every_microbatch"
+        raise ValueError(f"strategy.{option} belongs to strategy=fsdp, not to strategy={name.value}")
+    if size < 1 or devices % size:
+        raise ValueError(f"strategy.tensor_parallel_size={size} does not divide the number of devices, {devices}")
+    check_splits(config.model.backbone, size)
+    if size > 1 and config.lora.rank:
+        raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`.
+
+    The sharding itself happens in the module's `configure_model` (csm/training/parallel.py).
+    """
+
+    def __init__(self, options: StrategyConfig) -> None:
+        # Gradients and optimizer state in host memory are summed there, weights on their way to a GPU are not.
+        super().__init__(process_group_backend=_OFFLOAD_BACKENDS if options.cpu_offload else None)
+        self._options = options
+
+    def setup_environment(self) -> None:
+        self._tensor_parallel_size = self._options.tensor_parallel_size
+        self._data_parallel_size = self.num_processes * self.num_nodes // self._tensor_parallel_size
+        super().setup_environment()
+
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where a rank keeps its shards."""
+        return torch.device("cpu") if self._options.cpu_offload else self.root_device
+
+    def model_to_device(self) -> None:
+        if not self._options.cpu_offload:
+            super().model_to_device()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Gradients of the passes inside stay whole and on their rank; the next pass outside sums them all."""
+        if self._options.reduce_every_microbatch:
+            yield
+            return
+        roots = [module for module in self.lightning_module.children() if isinstance(module, FSDPModule)]
+        for root in roots:
+            root.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            for root in roots:
+                root.set_requires_gradient_sync(True)
+
+
+_OFFLOAD_BACKENDS = "cpu:gloo,cuda:nccl"
