@@ -28,7 +28,7 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
-from csm.training.parallel import data_ranks, gradient_norm, parallelize
+from csm.training.parallel import data_ranks, gradient_norm, parallelize, scale_gradients
 from csm.training.strategies import ShardedStrategy
 from csm.training.trainer import precision
 
@@ -104,7 +104,7 @@ class CSMTrainingModule(L.LightningModule):
             self._positions += rows.documents.numel()
         parameters = list(self.model.parameters())
         norm = gradient_norm(parameters)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.grad_clip, norm)
+        scale_gradients(parameters, norm, self.config.optim.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % self.config.trainer.log_every_steps == 0:

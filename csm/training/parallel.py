@@ -8,6 +8,8 @@ parameters, gradients and optimizer state over the data-parallel dimension and a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
@@ -101,13 +103,23 @@ def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """2-norm [] over all gradients, the same on all ranks whether or not they hold only a part of them."""
-    meshes: dict[DeviceMesh | None, list[Tensor]] = {}  # torch adds up norms within one mesh only
-    for parameter in parameters:
-        if parameter.grad is not None:
-            mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
-            meshes.setdefault(mesh, []).append(parameter.grad)
-    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in meshes.values()]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in _by_mesh(parameters)]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return torch.linalg.vector_norm(torch.stack(whole))
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Brings gradients of that norm down to `limit`, if they exceed it."""
+    for part in _by_mesh(parameters):
+        torch.nn.utils.clip_grads_with_norm_(part, limit, norm)
+
+
+def _by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters with gradients, in groups on one mesh each: torch's operations on lists of tensors want that."""
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(groups.values())
