@@ -21,7 +21,7 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write(temporary)` for a file beside `path`, then moves it into place: write, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
+    temporary = partial(path)
     try:
         write(temporary)
         sync(temporary)
@@ -32,6 +32,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     sync(path.parent)
 
 
+def partial(path: Path) -> Path:
+    """Where `path` is written until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that replaces it when the block ends without an error.
@@ -39,7 +44,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Whoever looks at `path` finds the old folder or the new one, whole; an interruption leaves `<path>.partial`,
     which nothing reads and the next attempt removes.
     """
-    temporary, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    temporary, old = partial(path), path.with_name(path.name + ".old")
     if old.exists() and not path.exists():  # interrupted between the two renames below
         os.rename(old, path)
     shutil.rmtree(temporary, ignore_errors=True)

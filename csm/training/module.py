@@ -172,6 +172,17 @@ class CSMTrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["csm"] = self.checkpoint_extras
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Optimizer state under names of parameters, from a sharded checkpoint, gets the numbers of this optimizer."""
+        states = checkpoint.get("optimizer_states", [])
+        if states and "param_groups" not in states[0]:
+            names = {parameter: name for name, parameter in self.named_parameters()}
+            optimizer = self.configure_optimizers()
+            order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            groups = optimizer.state_dict()["param_groups"]
+            state = {number: states[0]["state"][name] for number, name in enumerate(order)}
+            checkpoint["optimizer_states"] = [{"state": state, "param_groups": groups}]
+
 
 def loss_metrics(sums: LossSums, prefix: str) -> dict[str, Tensor]:
     """Per-frame means of every codebook, unweighted by the run's loss weights, in nats."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from csm.checkpoint.names import shapes
 from csm.checkpoint.tensors import check_tensors
-from csm.checkpoint.training import config_of, model_weights, read_training_checkpoint
+from csm.checkpoint.training import config_of, model_weights, read_parts
 from csm.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ def find_checkpoint(config: TrainConfig) -> str | None:
         if not path.exists():
             log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
             return None
-    checkpoint = read_training_checkpoint(path)
-    weights, _ = model_weights(checkpoint)
+    checkpoint, tensors = read_parts(path)
+    weights, _ = model_weights(checkpoint, tensors)
     check_tensors(weights, shapes(config.model), str(path))
     if config_of(checkpoint).lora != config.lora:
         raise ValueError(

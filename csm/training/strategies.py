@@ -7,14 +7,19 @@ gradients are summed over ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import FSDPModule
 
+from csm.checkpoint.sharded import is_sharded
 from csm.config import StrategyConfig, StrategyName, TrainConfig
+from csm.files import atomic_directory, partial
+from csm.model.init import assign
 from csm.training.parallel import check_splits
 
 SHARDING = (StrategyName.fsdp, StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
@@ -80,6 +85,32 @@ class ShardedStrategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         if not self._options.cpu_offload:
             super().model_to_device()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """A folder, each rank's part in a file of its own; there as a whole or not at all."""
+        path = Path(self.broadcast(str(filepath)))
+        with atomic_directory(path) if self.is_global_zero else nullcontext():
+            self.barrier()  # the new folder is there
+            super().save_checkpoint(checkpoint, partial(path), storage_options)
+            self.barrier()  # all parts are written
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if is_sharded(path):  # by any number of ranks
+            return super().load_checkpoint(path, weights_only)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # of a run on whole weights
+        for name, parameter in self.lightning_module.named_parameters():
+            assign(parameter, checkpoint["state_dict"][name])
+        (optimizer,) = self.optimizers
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, state in checkpoint["optimizer_states"][0]["state"].items():
+            parameter = parameters[number]
+            optimizer.state[parameter] = {"step": state["step"].clone()}
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False)
+                assign(optimizer.state[parameter][name], state[name])
+        return checkpoint
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
