@@ -68,13 +68,15 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, options: StrategyConfig) -> None:
-        # Gradients and optimizer state in host memory are summed there, weights on their way to a GPU are not.
-        super().__init__(process_group_backend=_OFFLOAD_BACKENDS if options.cpu_offload else None)
+        super().__init__()
         self._options = options
 
     def setup_environment(self) -> None:
         self._tensor_parallel_size = self._options.tensor_parallel_size
         self._data_parallel_size = self.num_processes * self.num_nodes // self._tensor_parallel_size
+        if self._options.cpu_offload and self.root_device.type == "cuda":
+            # Weights are gathered between GPUs, but norms of gradients are summed where those are.
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_environment()
 
     @property
@@ -126,6 +128,3 @@ class ShardedStrategy(ModelParallelStrategy):
         finally:
             for root in roots:
                 root.set_requires_gradient_sync(True)
-
-
-_OFFLOAD_BACKENDS = "cpu:gloo,cuda:nccl"
