@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
 from csm.training.parallel import data_ranks, gradient_norm, parallelize, scale_gradients
-from csm.training.strategies import ShardedStrategy
+from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.trainer import precision
 
 
@@ -102,13 +103,22 @@ class CSMTrainingModule(L.LightningModule):
             stacked = sums.stacked()
             self._train_sums = stacked if self._train_sums is None else self._train_sums + stacked
             self._positions += rows.documents.numel()
+        norm = self._update(optimizer)
+        if (step + 1) % self.config.trainer.log_every_steps == 0:
+            self._log_training(norm, self.config.optim.lr * factor)
+
+    def _update(self, optimizer: LightningOptimizer) -> Tensor:
+        """Clips, steps and forgets the gradients; returns their norm [] before clipping."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ZeroStrategy):  # does all of it by itself
+            optimizer.step()
+            return strategy.gradient_norm()
         parameters = list(self.model.parameters())
         norm = gradient_norm(parameters)
         scale_gradients(parameters, norm, self.config.optim.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % self.config.trainer.log_every_steps == 0:
-            self._log_training(norm, self.config.optim.lr * factor)
+        return norm
 
     def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
         return self.model(

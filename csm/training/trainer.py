@@ -36,12 +36,17 @@ def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback])
 
 def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
     options = config.trainer
+    sharding, computation = config.strategy.name in SHARDING, precision(options)
+    if sharding and computation not in ("bf16-mixed", "32-true"):
+        raise ValueError(
+            f"trainer.precision={computation} with strategy={config.strategy.name.value}: choose bf16-mixed or 32-true"
+        )
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=build_strategy(config.strategy),
-        precision="32-true" if config.strategy.name in SHARDING else precision(options),
+        strategy=build_strategy(config, bf16=computation == "bf16-mixed"),
+        precision="32-true" if sharding else computation,
         max_steps=options.max_steps,
         max_epochs=-1,
         logger=[instantiate(entry) for entry in config.logger.values()],
