@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.tensors import Weights, lazy, load_pickled
+from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
 from csm.config import TrainConfig
 from csm.model.lora import merged
@@ -63,13 +64,15 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_parts(path: Path) -> tuple[dict[str, Any], Weights]:
-    """(a training checkpoint without its tensors, the LightningModule's tensors), of a file or a sharded folder.
+def is_training_folder(path: Path) -> bool:
+    return is_sharded(path) or is_zero(path)
 
-    Raises as `read_training_checkpoint`.
-    """
-    if is_sharded(path):
-        content, tensors = read_sharded(path)
+
+def read_parts(path: Path) -> tuple[dict[str, Any], Weights]:
+    """(a training checkpoint without its tensors, the LightningModule's tensors), of a file or of a folder, FSDP's or
+    DeepSpeed's. Raises as `read_training_checkpoint`."""
+    if is_training_folder(path):
+        content, tensors = read_zero(path) if is_zero(path) else read_sharded(path)
         if EXTRAS not in content:
             raise ValueError(f"checkpoint {path} was not written by this project's train.py")
         return content, tensors
