@@ -166,11 +166,15 @@ class ZeroStrategy(DeepSpeedStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Passes inside do not end the optimizer step."""
-        self.deepspeed_engine.set_gradient_accumulation_boundary(False)
+        engine = self.deepspeed_engine
+        engine.set_gradient_accumulation_boundary(False)
         try:
             yield
         finally:
-            self.deepspeed_engine.set_gradient_accumulation_boundary(True)
+            engine.set_gradient_accumulation_boundary(True)
+            # Lightning calls `engine.forward` once for all passes of a step. DeepSpeed notices there that a backward
+            # pass is over; unless it is told here, ZeRO 3 overwrites the gradients of one pass with those of the next.
+            engine.optimizer.clear_backward_seen_flag()
 
     def gradient_norm(self) -> Tensor:
         """2-norm [] of all gradients before clipping, known after the optimizer's step."""
