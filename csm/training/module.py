@@ -29,7 +29,7 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
-from csm.training.parallel import data_ranks, gradient_norm, parallelize, scale_gradients
+from csm.training.parallel import data_ranks, gradient_norm, parallelize, scale_gradients, whole_model
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.trainer import precision
 
@@ -60,12 +60,13 @@ class CSMTrainingModule(L.LightningModule):
         if not self.model.audio_head.is_meta:
             return
         strategy, options = self.trainer.strategy, self.config.trainer
+        self._bf16 = precision(options) == "bf16-mixed"
         parallelize(
             self.model,
             self.device_mesh,
             options.recompute,
             options.compile,
-            bf16=precision(options) == "bf16-mixed",
+            bf16=self._bf16,
             cpu_offload=self.config.strategy.cpu_offload,
         )
         # Whole models are drawn on the CPU and moved by the strategy: the same values on every kind of device.
@@ -176,6 +177,11 @@ class CSMTrainingModule(L.LightningModule):
         self.log_dict(metrics)
         self._interval_start = time.perf_counter()  # validation is not training time
         self._positions = 0
+
+    def whole_model(self) -> CSM:
+        """For generation on rank 0; all ranks must call it."""
+        dtype = torch.bfloat16 if self._bf16 else torch.float32
+        return whole_model(self.model, self.config.lora, self.device, dtype)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 

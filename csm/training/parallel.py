@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -19,8 +20,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csm.config import Recompute, TransformerConfig
+from csm.config import LoraConfig, Recompute, TransformerConfig
 from csm.model.csm import CSM
+from csm.model.lora import apply_lora
 from csm.model.transformer import Transformer
 
 
@@ -100,6 +102,33 @@ def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
         return 0, 1
     numbers = strategy.distributed_sampler_kwargs  # of the mesh's data-parallel dimension, where there is a mesh
     return numbers["rank"], numbers["num_replicas"]
+
+
+@torch.no_grad()
+def whole_model(model: CSM, lora: LoraConfig, device: torch.device, dtype: torch.dtype) -> CSM:
+    """The model as one process can use it: itself, unless its weights are spread over ranks. Then all ranks must call
+    this, and get a copy in `dtype`, on `device` on rank 0 and without values (meta) elsewhere."""
+    parameters = dict(model.named_parameters())
+    if not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters.values()):
+        return model
+    with torch.device("meta"):
+        copy = CSM(model.config)
+    if lora.rank:
+        apply_lora(copy, lora)
+    for name, parameter in parameters.items():
+        whole = _gathered(parameter)
+        if dist.get_rank() == 0:
+            copy.load_state_dict({name: whole.to(device, dtype)}, strict=False, assign=True)
+    return copy.eval()
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.full_tensor()
+    import deepspeed  # its ZeRO 3 then holds the weights
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 @torch.no_grad()
