@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
@@ -29,7 +31,14 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
-from csm.training.parallel import data_ranks, gradient_norm, parallelize, scale_gradients, whole_model
+from csm.training.parallel import (
+    data_ranks,
+    gradient_norm,
+    parallelize,
+    reshard,
+    scale_gradients,
+    whole_model,
+)
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.trainer import precision
 
@@ -61,6 +70,7 @@ class CSMTrainingModule(L.LightningModule):
             return
         strategy, options = self.trainer.strategy, self.config.trainer
         self._bf16 = precision(options) == "bf16-mixed"
+        self._sharded = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
         parallelize(
             self.model,
             self.device_mesh,
@@ -98,7 +108,7 @@ class CSMTrainingModule(L.LightningModule):
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                sums = self._forward(rows, self.config.loss.decoder_chunk)
+                sums = self._forward(rows, None if self._sharded else self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
                 self.manual_backward(sums.loss(self.config.loss, total_frames) * ranks)
             stacked = sums.stacked()
@@ -164,10 +174,18 @@ class CSMTrainingModule(L.LightningModule):
         self._val_sums = None
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
+        if self._sharded:  # weights are gathered in every pass of the decoder: all ranks must make equally many
+            missing = self._agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
+            rows = replace(
+                rows,
+                slots=F.pad(rows.slots, (0, missing), value=1),
+                slot_weights=F.pad(rows.slot_weights, (0, missing)),
+            )
         stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
         self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
 
     def on_validation_epoch_end(self) -> None:
+        reshard(self.model)
         if self._val_sums is None:
             return
         sums = LossSums.from_stacked(_all_reduce(self._val_sums))

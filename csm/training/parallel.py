@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -78,8 +78,9 @@ def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
 
 def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
     """FSDP2. A unit is gathered when its forward (or backward) begins and freed after it: each block of the backbone,
-    the depth decoder (together a few such blocks), the text embeddings. The rest belongs to the model itself and stays
-    gathered through the step: audio embeddings, which both stacks read, and the heads.
+    and the text embeddings. The depth decoder (together a few such blocks), which ends the forward and begins the
+    backward pass, is freed only after the latter. The rest belongs to the model itself and stays gathered through the
+    pass: audio embeddings, which both stacks read, and the heads.
 
     bf16: gathered weights, and so the computation, are bfloat16; the shards that the optimizer works on stay fp32, and
     gradients are summed in fp32. Inputs are not cast: rotary angles and slot weights must stay fp32, and activations
@@ -91,8 +92,19 @@ def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
         cast_forward_inputs=False,
     )
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
-    for unit in [*model.backbone.layers, model.decoder, model.text_embeddings, model]:
-        fully_shard(unit, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    options = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
+    for unit in [*model.backbone.layers, model.text_embeddings]:
+        fully_shard(unit, **options)
+    fully_shard(model.decoder, **options, reshard_after_forward=False)
+    fully_shard(model, **options)
+
+
+def reshard(model: CSM) -> None:
+    """Frees what a forward pass without a backward pass (validation) left gathered: afterwards parameters are the shards
+    that the optimizer knows."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
@@ -108,6 +120,7 @@ def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
 def whole_model(model: CSM, lora: LoraConfig, device: torch.device, dtype: torch.dtype) -> CSM:
     """The model as one process can use it: itself, unless its weights are spread over ranks. Then all ranks must call
     this, and get a copy in `dtype`, on `device` on rank 0 and without values (meta) elsewhere."""
+    reshard(model)
     parameters = dict(model.named_parameters())
     if not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters.values()):
         return model

@@ -31,8 +31,8 @@ def find_checkpoint(config: TrainConfig) -> str | None:
     if path.exists() and is_zero(path) != (config.strategy.name in DEEPSPEED):
         raise ValueError(
             f"{path}: only DeepSpeed continues a checkpoint of DeepSpeed, and no other, so not "
-            f"strategy={config.strategy.name.value}; start a new run_dir from its weights with init_from, or resume with "
-            "the strategy that wrote it"
+            f"strategy={config.strategy.name.value}; resume with the strategy that wrote it, or start a new run_dir "
+            "from its weights with init_from"
         )
     checkpoint, tensors = read_parts(path)
     weights, _ = model_weights(checkpoint, tensors)
