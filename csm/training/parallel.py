@@ -100,8 +100,8 @@ def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
 
 
 def reshard(model: CSM) -> None:
-    """Frees what a forward pass without a backward pass (validation) left gathered: afterwards parameters are the shards
-    that the optimizer knows."""
+    """Frees what a forward pass without a backward pass (validation) left gathered: afterwards parameters are the
+    shards that the optimizer knows."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
