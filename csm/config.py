@@ -210,11 +210,22 @@ class TrainerConfig:
     return_freed_memory: bool = False  # CPU: freed tensors go back to the system at once; lower peak, slower steps
 
 
+class StrategyName(Enum):
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    deepspeed_zero2 = "deepspeed_zero2"
+    deepspeed_zero3 = "deepspeed_zero3"
+
+
 @dataclass
 class StrategyConfig:
-    """Which Lightning strategy runs the step."""
+    """How the step is spread over devices (docs/strategies.md)."""
 
-    name: str = "auto"
+    name: StrategyName = StrategyName.single
+    cpu_offload: bool = False  # fsdp, deepspeed: optimizer state (fsdp, zero3: weights too) lives in host memory
+    tensor_parallel_size: int = 1  # fsdp: ranks that share every backbone matrix; divides the number of devices
+    reduce_every_microbatch: bool = False  # fsdp: more traffic, but no whole fp32 gradients kept between microbatches
 
 
 @dataclass

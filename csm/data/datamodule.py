@@ -17,6 +17,7 @@ from csm.data.rows import TrainRows, ValidationRows
 from csm.data.sources import Source, cache_folder
 from csm.data.stream import Cursor, MixtureSource, RankShare, StepSampler, StepSpec, is_finished
 from csm.text import TextTokenizer
+from csm.training.parallel import data_ranks
 
 log = logging.getLogger(__name__)
 
@@ -90,21 +91,13 @@ class CSMDataModule(L.LightningDataModule):
             self._stop()
         data = config.data
         rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
-        share = RankShare(data.rows_per_step, data.rows_per_microbatch, trainer.global_rank, trainer.world_size)
+        share = RankShare(data.rows_per_step, data.rows_per_microbatch, *data_ranks(trainer))
         return self._loader(rows, sampler=StepSampler(self.mixture, share, config.seed, self.cursor))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        trainer = self.trainer
         self._check_lengths("val")
-        rows = ValidationRows(
-            self.datasets,
-            self.lengths,
-            self.tokenizer,
-            self.config.data,
-            "val",
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        rank, ranks = data_ranks(self.trainer)
+        rows = ValidationRows(self.datasets, self.lengths, self.tokenizer, self.config.data, "val", rank, ranks)
         return self._loader(rows) if len(rows) else []
 
     def _loader(self, rows: TrainRows | ValidationRows, sampler: Sampler[StepSpec] | None = None) -> DataLoader:

@@ -24,3 +24,11 @@ class RankAgreement:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return total.tolist()
+
+    def largest(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self._group is None:
+            return value
+        total = torch.tensor(value)
+        dist.all_reduce(total, dist.ReduceOp.MAX, group=self._group)
+        return int(total)

@@ -31,7 +31,8 @@ class AudioSamples(L.Callback):
 
     Writes `<folder>/<sample key>-<turn>/{codec,step-0001000}.wav` and `text.json`, and logs to W&B where that is in
     use. The turns are the last ones of the first `prompts` conversations of split "val" ("train" if that is empty),
-    each with its true context; generation is greedy, so that samples of two steps can be compared. Runs on rank 0.
+    each with its true context; generation is greedy, so that samples of two steps can be compared. Rank 0
+    speaks, with a whole copy of a sharded model.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class AudioSamples(L.Callback):
         if trainer.sanity_checking or trainer.global_step - self._last_step < self.every_steps:
             return
         self._last_step = trainer.global_step
+        model = module.whole_model()  # all ranks take part
         if not trainer.is_global_zero:
             return
         training = module.model.training
-        generator = Generator(module.model, self.codec, self.tokenizer)
+        generator = Generator(model, self.codec, self.tokenizer)
         for number in self.numbers:
             name, target, result = self._speak(generator, int(number))
             self._write(trainer, name, target, result)

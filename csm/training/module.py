@@ -13,36 +13,75 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.agreement import RankAgreement
 from csm.training.optim import build_optimizer, lr_factor
+from csm.training.parallel import (
+    data_ranks,
+    gradient_norm,
+    parallelize,
+    reshard,
+    scale_gradients,
+    whole_model,
+)
+from csm.training.strategies import ShardedStrategy, ZeroStrategy
+from csm.training.trainer import precision
 
 
 class CSMTrainingModule(L.LightningModule):
-    """Trains `self.model`. `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config,
-    codec, tokenizer: see csm/checkpoint/training.py)."""
+    """Trains `model`, which comes without values (on the meta device) and gets them once its parameters are placed
+    on the ranks. resumed: those will be a checkpoint's.
 
-    def __init__(self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any]) -> None:
+    `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config, codec, tokenizer: see
+    csm/checkpoint/training.py).
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any], resumed: bool = False
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
         self.model = model
         self.checkpoint_extras = checkpoint_extras
+        self.resumed = resumed
         self._train_sums: Tensor | None = None  # since the last logged step
         self._val_sums: Tensor | None = None
         self._positions = 0
         self._interval_start = time.perf_counter()
+
+    def configure_model(self) -> None:
+        if not self.model.audio_head.is_meta:
+            return
+        strategy, options = self.trainer.strategy, self.config.trainer
+        self._bf16 = precision(options) == "bf16-mixed"
+        self._sharded = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
+        parallelize(
+            self.model,
+            self.device_mesh,
+            options.recompute,
+            options.compile,
+            bf16=self._bf16,
+            cpu_offload=self.config.strategy.cpu_offload,
+        )
+        # Whole models are drawn on the CPU and moved by the strategy: the same values on every kind of device.
+        self.model.to_empty(device=strategy.parameter_device if isinstance(strategy, ShardedStrategy) else "cpu")
+        initialize(self.model, self.config, self.resumed)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.model, self.config.optim)
@@ -62,23 +101,36 @@ class CSMTrainingModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        (total_frames,) = self._agreement.sum(batch.frames)
+        _, ranks = data_ranks(self.trainer)
+        copies = self.trainer.world_size // ranks  # tensor-parallel ranks count the same rows
+        (total_frames,) = self._agreement.sum(batch.frames / copies)
         total_frames = max(total_frames, 1.0)
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                sums = self._forward(rows, self.config.loss.decoder_chunk)
+                sums = self._forward(rows, None if self._sharded else self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
-                self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
+                self.manual_backward(sums.loss(self.config.loss, total_frames) * ranks)
             stacked = sums.stacked()
             self._train_sums = stacked if self._train_sums is None else self._train_sums + stacked
             self._positions += rows.documents.numel()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = self._update(optimizer)
         self.trainer.datamodule.consumed(batch)
         if (step + 1) % self.config.trainer.log_every_steps == 0:
-            self._log_training(gradient_norm, self.config.optim.lr * factor)
+            self._log_training(norm, self.config.optim.lr * factor)
+
+    def _update(self, optimizer: LightningOptimizer) -> Tensor:
+        """Clips, steps and forgets the gradients; returns their norm [] before clipping."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ZeroStrategy):  # does all of it by itself
+            optimizer.step()
+            return strategy.gradient_norm()
+        parameters = list(self.model.parameters())
+        norm = gradient_norm(parameters)
+        scale_gradients(parameters, norm, self.config.optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
 
     def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
         return self.model(
@@ -107,7 +159,7 @@ class CSMTrainingModule(L.LightningModule):
         metrics["train/gradient_norm"] = gradient_norm
         metrics["train/lr"] = lr
         # Positions of rows, the empty tails included: the work done per second.
-        metrics["train/positions_per_second"] = self._positions * self.trainer.world_size / seconds
+        metrics["train/positions_per_second"] = self._positions * data_ranks(self.trainer)[1] / seconds
         # Looked at only here, where values leave the device anyway; a checkpoint of the same step is saved after this.
         if not torch.isfinite(metrics["train/loss"] + gradient_norm):
             raise FloatingPointError(
@@ -126,10 +178,18 @@ class CSMTrainingModule(L.LightningModule):
         self._val_sums = None
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
+        if self._sharded:  # weights are gathered in every pass of the decoder: all ranks must make equally many
+            missing = self._agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
+            rows = replace(
+                rows,
+                slots=F.pad(rows.slots, (0, missing), value=1),
+                slot_weights=F.pad(rows.slot_weights, (0, missing)),
+            )
         stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
         self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
 
     def on_validation_epoch_end(self) -> None:
+        reshard(self.model)
         if self._val_sums is None:
             return
         sums = LossSums.from_stacked(_all_reduce(self._val_sums))
@@ -140,10 +200,26 @@ class CSMTrainingModule(L.LightningModule):
         self._interval_start = time.perf_counter()  # validation is not training time
         self._positions = 0
 
+    def whole_model(self) -> CSM:
+        """For generation on rank 0; all ranks must call it."""
+        dtype = torch.bfloat16 if self._bf16 else torch.float32
+        return whole_model(self.model, self.config.lora, self.device, dtype)
+
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["csm"] = self.checkpoint_extras
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Optimizer state under names of parameters, from a sharded checkpoint, gets the numbers of this optimizer."""
+        states = checkpoint.get("optimizer_states", [])
+        if states and "param_groups" not in states[0]:
+            names = {parameter: name for name, parameter in self.named_parameters()}
+            optimizer = self.configure_optimizers()
+            order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            groups = optimizer.state_dict()["param_groups"]
+            state = {number: states[0]["state"][name] for number, name in enumerate(order)}
+            checkpoint["optimizer_states"] = [{"state": state, "param_groups": groups}]
 
 
 def loss_metrics(sums: LossSums, prefix: str) -> dict[str, Tensor]:

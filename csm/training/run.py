@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import OmegaConf
 
 from csm.checkpoint.export import export
-from csm.checkpoint.init import init_weights_from
 from csm.checkpoint.source import open_checkpoint
 from csm.checkpoint.training import checkpoint_extras
 from csm.codec import check_same_codec, load_codec
@@ -53,12 +53,11 @@ def train(config: TrainConfig) -> float | None:
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model = CSM(config.model)
-    if config.init_from is not None and ckpt_path is None:  # a checkpoint to resume from holds all weights
-        init_weights_from(model, config.init_from)
+    with torch.device("meta"):
+        model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
-    module = CSMTrainingModule(config, model, extras)
+    module = CSMTrainingModule(config, model, extras, resumed=ckpt_path is not None)
     data = CSMDataModule(config, sources, tokenizer)
     log.info("%s: %.1fM parameters", config.name, sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     for each in datasets:
