@@ -33,6 +33,7 @@ from csm.planning.estimate import FRAME_RATE, MemoryPlan, make_plan
 from csm.planning.request import read_request
 from csm.training.optim import build_optimizer
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = ["experiment=quickstart", "gpu=cpu", "trainer.precision=32-true"]
 M82 = [
     "trainer=cpu",
@@ -124,7 +125,7 @@ def measure(words: list[str], steps: int) -> int:
 
 def measure_in_a_process(words: list[str], steps: int, allocator: str) -> int:
     command = [sys.executable, __file__, "--steps", str(steps), "--one", json.dumps(words)]
-    environment = {**os.environ, **ALLOCATORS[allocator], "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ALLOCATORS[allocator], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 

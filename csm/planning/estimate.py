@@ -21,8 +21,8 @@ CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; com
 
 CONVERSATION_SECONDS = DataPrepConfig.max_conversation_seconds
 TURN_SECONDS = 5.0
-SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 420  # tar headers and padding, npy header, the sample's own JSON fields
-TURN_OVERHEAD = 105  # JSON of a turn without its text
+SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 330  # tar headers and padding, npy header, the sample's own JSON fields
+TURN_OVERHEAD = 88  # JSON of a turn without its text
 BYTES_PER_TEXT_TOKEN = 4.0
 
 
