@@ -52,12 +52,15 @@ CASES = {
     "csm_tiny, 2 x 512, 1/1": [*TINY, "loss.decoder_frame_ratio=1"],
     "82M, 4 x 256, 1/16": M82,
     "82M, 4 x 256, 1/1": [*M82, "loss.decoder_frame_ratio=1"],
+    "82M, 1/16, selective": [*M82, "trainer.recompute=selective"],
+    "82M, 1/16, full": [*M82, "trainer.recompute=full"],
 }
 ALLOCATORS = {"tensors": {"MALLOC_MMAP_THRESHOLD_": "65536"}, "process": {}}
 
 
 def estimate(words: list[str]) -> MemoryPlan:
-    return make_plan(*read_request(words)).memory["none"]
+    config, options = read_request(words)
+    return make_plan(config, options).memory[config.trainer.recompute.value]
 
 
 def random_rows(config: TrainConfig, text_tokens_per_second: float) -> RowBatch:
@@ -77,6 +80,8 @@ def random_rows(config: TrainConfig, text_tokens_per_second: float) -> RowBatch:
 
 def training_step(config: TrainConfig, batch: RowBatch) -> Callable[[], None]:
     model = CSM(config.model)
+    for block in (*model.backbone.layers, *model.decoder.layers):
+        block.recompute = config.trainer.recompute
     optimizer = build_optimizer(model, config.optim)
 
     def step() -> None:
@@ -88,6 +93,7 @@ def training_step(config: TrainConfig, batch: RowBatch) -> Callable[[], None]:
             batch.slots,
             batch.slot_weights,
             batch.attention_mask(),
+            config.loss.decoder_chunk,
         )
         sums.loss(config.loss, sums.frames).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)

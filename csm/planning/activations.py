@@ -13,15 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from csm.config import CSMConfig, TransformerConfig
-
-
-class Checkpointing(Enum):
-    """Activation checkpointing: what a block keeps for the backward pass."""
-
-    none = "none"  # everything
-    selective = "selective"  # its input and the results of matrix products and attention; the rest is computed again
-    full = "full"  # its input
+from csm.config import CSMConfig, Recompute, TransformerConfig
 
 
 class Precision(Enum):
@@ -29,7 +21,7 @@ class Precision(Enum):
     bf16 = "bf16"  # autocast over fp32 weights
 
 
-NONE, SELECTIVE, FULL = Checkpointing
+NONE, SELECTIVE, FULL = Recompute
 ALWAYS = (NONE, SELECTIVE, FULL)
 
 
@@ -41,7 +33,7 @@ class Saved:
     elements: Callable[[TransformerConfig, int], int]  # (stack, length) -> per position
     fp32: int  # bytes per element
     bf16: int
-    kept_by: tuple[Checkpointing, ...] = (NONE,)
+    kept_by: tuple[Recompute, ...] = (NONE,)
 
 
 def _width(stack: TransformerConfig, length: int) -> int:
@@ -65,8 +57,8 @@ BLOCK = (
     Saved("attn_norm: 1 / root mean square", _one, 4, 4),
     Saved("attn_norm: normalized input (GPUs compute it again)", _width, 4, 0),
     Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2),
-    Saved("rotated queries", _width, 4, 2, (NONE, SELECTIVE)),
-    Saved("rotated keys", _kv, 4, 2, (NONE, SELECTIVE)),
+    Saved("queries", _width, 4, 2, (NONE, SELECTIVE)),
+    Saved("keys", _kv, 4, 2, (NONE, SELECTIVE)),
     Saved("values", _kv, 4, 2, (NONE, SELECTIVE)),
     Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, (NONE, SELECTIVE)),
     Saved("attention: result", _width, 4, 2, (NONE, SELECTIVE)),
@@ -98,48 +90,50 @@ def saved_bytes(
     stack: TransformerConfig,
     length: int,
     precision: Precision,
-    checkpointing: Checkpointing = NONE,
+    recompute: Recompute = NONE,
 ) -> int:
     """Bytes per position of a list of tensors."""
     return sum(
         tensor.elements(stack, length) * getattr(tensor, precision.value)
         for tensor in tensors
-        if checkpointing in tensor.kept_by
+        if recompute in tensor.kept_by
     )
 
 
 def stack_bytes(
-    stack: TransformerConfig, length: int, precision: Precision, checkpointing: Checkpointing, masked: bool
+    stack: TransformerConfig, length: int, precision: Precision, recompute: Recompute, masked: bool
 ) -> float:
     """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included.
 
-    With checkpointing one block at a time is computed again, so all it would keep without is there as well.
+    While a block is computed again, all that it would keep without `recompute` is there as well.
     """
     block = BLOCK + MASKED_BLOCK if masked else BLOCK
-    total = stack.layers * saved_bytes(block, stack, length, precision, checkpointing)
-    if checkpointing is not NONE:
-        total += saved_bytes(block, stack, length, precision) - saved_bytes(
-            block, stack, length, precision, checkpointing
-        )
-    rope = (stack.dim // stack.heads) * 4  # cosines and sines, shared by the blocks
-    return total + saved_bytes(FINAL_NORM, stack, length, precision) + rope
+    total = stack.layers * saved_bytes(block, stack, length, precision, recompute)
+    if recompute is not NONE:
+        total += saved_bytes(block, stack, length, precision) - saved_bytes(block, stack, length, precision, recompute)
+    return total + saved_bytes(FINAL_NORM, stack, length, precision)
 
 
-def backbone_bytes(config: CSMConfig, length: int, precision: Precision, checkpointing: Checkpointing) -> float:
-    """Bytes per position of a row that the backbone and its embeddings keep."""
-    # Indices (int64), their bags (int64) and the mask (fp32) of every code; the text embedding before it is masked.
-    embedding = (8 + 8 + 4) * config.num_codebooks
+def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute) -> float:
+    """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep."""
+    embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
     head_input = config.backbone.dim * (4 if precision is Precision.fp32 else 4 + 2)
-    return stack_bytes(config.backbone, length, precision, checkpointing, masked=True) + embedding + head_input
+    rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
+    return stack_bytes(config.backbone, length, precision, recompute, masked=True) + embedding + rope + head_input
 
 
-def decoder_bytes(config: CSMConfig, precision: Precision, checkpointing: Checkpointing) -> float:
-    """Bytes per frame that the depth decoder keeps, from its embeddings to the input of its heads."""
-    codebooks, element = config.num_codebooks, 4 if precision is Precision.fp32 else 2
-    stack = stack_bytes(config.decoder, codebooks, precision, checkpointing, masked=False)
-    embeddings = codebooks * config.backbone.dim * element + (codebooks - 1) * 8  # input of `projection`, indices
-    heads_input = codebooks * config.decoder.dim * (4 if precision is Precision.fp32 else 4 + 2)
-    return codebooks * stack + embeddings + heads_input
+def decoder_bytes(config: CSMConfig, precision: Precision, recompute: Recompute) -> float:
+    """Bytes per frame that the depth decoder keeps of one pass, beyond its inputs (`decoder_input_bytes`)."""
+    codebooks = config.num_codebooks
+    stack = stack_bytes(config.decoder, codebooks, precision, recompute, masked=False)
+    heads_input = config.decoder.dim * (4 if precision is Precision.fp32 else 4 + 2)
+    copies = 0 if precision is Precision.fp32 else 2 * config.backbone.dim  # of the inputs, for `projection`
+    return codebooks * (stack + heads_input + copies)
+
+
+def decoder_input_bytes(config: CSMConfig) -> float:
+    """Bytes per frame of what the depth decoder reads (fp32): a backbone state and K-1 embeddings."""
+    return 4 * config.num_codebooks * config.backbone.dim
 
 
 def block_transient_bytes(stack: TransformerConfig, precision: Precision) -> float:

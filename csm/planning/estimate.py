@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from csm.config import DataPrepConfig, PlanConfig, PlanStrategy, TrainConfig
+from csm.config import DataPrepConfig, PlanConfig, PlanStrategy, Recompute, TrainConfig
 from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
-from csm.planning.activations import Checkpointing, Precision
+from csm.planning.activations import Precision
 from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
 CPU_ALLOCATOR, GPU_ALLOCATOR = 0.18, 0.05
-"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: measured, see
-docs/training.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
+"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 17 to 37 %, see
+docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
 CONVERSATION_SECONDS = DataPrepConfig.max_conversation_seconds
@@ -28,7 +28,7 @@ BYTES_PER_TEXT_TOKEN = 4.0
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device with one kind of activation checkpointing."""
+    """Bytes on one device with one kind of recomputation."""
 
     peak: Memory
     allocator: float
@@ -58,13 +58,13 @@ class Plan:
     rows_per_step: int
     rows_per_microbatch: int
     microbatches: int  # on one device
-    memory: dict[str, MemoryPlan]  # by kind of activation checkpointing
+    memory: dict[str, MemoryPlan]  # by trainer.recompute
     host_memory_per_node: float
     positions_per_step: int
     audio_frames_per_step: float
     decoder_frames_per_step: float
     flops_per_step: float
-    hardware_flops_per_step: float  # with full activation checkpointing
+    hardware_flops_per_step: float  # with trainer.recompute=full
     step_seconds: float | None
     positions_per_second: float | None
     steps: int
@@ -104,9 +104,11 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     state = training_state(strategy, parameters, gpus, precision)
     audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
     slots = _slots(config, audio_share)
-    microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots)
+    # Strategies that exchange weights during the backward pass need the decoder in one piece.
+    chunk = config.loss.decoder_chunk if strategy in (PlanStrategy.single, PlanStrategy.ddp) else None
+    microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots, chunk)
     memory = {}
-    for level in Checkpointing:
+    for level in Recompute:
         peak = peak_memory(config.model, parameters, state, microbatch, microbatches > 1, precision, level)
         allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB

@@ -2,6 +2,8 @@
 
     forward: backbone, codebook 0 head, depth decoder  ->  backward in the opposite order  ->  optimizer step
 
+Where the depth decoder runs in chunks (csm/model/depth.py), each chunk's backward pass is part of its forward pass.
+
 For each moment: what is there throughout (weights, optimizer state, communication buffers), the gradients that exist by
 then, the activations not yet used up, logits and their gradients, and the gradients under way inside a block. The
 largest sum is the peak. Gradients are freed between steps, so the forward pass of the first microbatch has none.
@@ -14,15 +16,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from csm.config import CSMConfig, LoraConfig, PlanStrategy
+from csm.config import CSMConfig, LoraConfig, PlanStrategy, Recompute
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
-    Checkpointing,
     Precision,
     backbone_bytes,
     block_transient_bytes,
     decoder_bytes,
+    decoder_input_bytes,
     logits_bytes,
 )
 
@@ -128,6 +130,7 @@ class Microbatch:
     rows: int
     length: int  # positions of a row, empty ones included
     frames: int  # slots of the depth decoder
+    chunk: int | None  # frames of one pass of the depth decoder; None: all, differentiated with everything else
 
     @property
     def positions(self) -> int:
@@ -164,30 +167,41 @@ def peak_memory(
     microbatch: Microbatch,
     accumulates: bool,
     precision: Precision,
-    checkpointing: Checkpointing,
+    recompute: Recompute,
 ) -> Memory:
     """The moment of an optimizer step at which the most memory is in use.
 
     accumulates: the step has more than one microbatch, so gradients are there from the second one's start.
     """
-    positions, frames = microbatch.positions, microbatch.frames
-    vocab, codebooks = config.audio_vocab_size, config.num_codebooks
-    backbone = positions * backbone_bytes(config, microbatch.length, precision, checkpointing)
-    decoder = frames * decoder_bytes(config, precision, checkpointing)
-    c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * frames
-    c0_kept = 4 * c0_logits  # log-probabilities, until their backward pass
+    vocab, codebooks, positions = config.audio_vocab_size, config.num_codebooks, microbatch.positions
+    chunk = min(microbatch.chunk or microbatch.frames, microbatch.frames)
+    chunks = -(-microbatch.frames // chunk)
+    frames = chunks * chunk  # the last chunk is filled up
+    backbone = positions * backbone_bytes(config, microbatch.length, precision, recompute)
+    decoder = chunk * decoder_bytes(config, precision, recompute)
+    inputs = frames * decoder_input_bytes(config)
+    c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
+    softmax = logits_bytes(precision)
+    decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision)
+    backbone_blocks = positions * block_transient_bytes(config.backbone, precision)
 
     def gradients(*parts: str) -> float:
-        if accumulates:
-            parts = tuple(parameters.trained)
         return state.gradient_share * sum(parameters.trained[part] for part in parts)
 
-    # Both stacks read the audio embeddings. The second gradient of the whole table exists before it is added to the
-    # first; sharded strategies have it among their buffers.
-    table = 4 * parameters.trained["audio_embeddings"] if state.gradient_share == 4 else 0
-    heads = gradients("audio_head")
-    after_decoder = gradients("audio_head", "decoder", "projection", "audio_embeddings")
     every = gradients(*parameters.trained)
+    earlier = every if accumulates else 0.0  # of the microbatches before
+    of_decoder = gradients("audio_head", "decoder", "projection")
+    # Sharded strategies have a whole gradient of the table among their buffers.
+    table = 4 * parameters.trained["audio_embeddings"] if accumulates and state.gradient_share == 4 else 0
+    if microbatch.chunk is None:
+        inputs_and_gradients, found = inputs, gradients("audio_head")
+    else:
+        if frames > microbatch.frames:
+            inputs += microbatch.frames * decoder_input_bytes(config)  # filled up in a copy
+        inputs_and_gradients = inputs + frames * decoder_input_bytes(config)
+        found = of_decoder if chunks > 1 else 0.0  # of earlier chunks; that of the present one is added at its end
+    input_gradients = frames * decoder_input_bytes(config)
+    c0_kept = 4 * c0_logits
 
     def moment(
         name: str,
@@ -210,18 +224,24 @@ def peak_memory(
             buffers=state.buffers,
         )
 
-    decoder_blocks = frames * codebooks * block_transient_bytes(config.decoder, precision)
-    backbone_blocks = positions * block_transient_bytes(config.backbone, precision)
-    softmax = logits_bytes(precision)
-    start = gradients()
-    embedded = positions * config.backbone.dim * 4
+    reading = decoder + inputs_and_gradients
+    after_decoder = earlier + of_decoder
     return max(
         (
-            moment("decoder's loss, backward", start, backbone, decoder, c0_kept + softmax * decoder_logits),
-            moment("decoder's blocks, backward", heads, backbone, decoder, c0_kept, decoder_blocks),
-            moment("codebook 0's loss, backward", after_decoder, backbone, logits=softmax * c0_logits),
-            moment("backbone's blocks, backward", after_decoder, backbone, block_gradients=backbone_blocks),
-            moment("embeddings, backward", every + table, block_gradients=embedded),
+            moment("decoder's loss, backward", earlier + found, backbone, reading, c0_kept + softmax * decoder_logits),
+            moment(
+                "decoder's blocks, backward",
+                earlier + found + (gradients("audio_head") if microbatch.chunk else 0),
+                backbone,
+                reading,
+                c0_kept,
+                decoder_blocks,
+            ),
+            moment("codebook 0's loss, backward", after_decoder, backbone, input_gradients, softmax * c0_logits),
+            moment("backbone's blocks, backward", after_decoder, backbone, input_gradients, 0, backbone_blocks),
+            moment(
+                "embeddings, backward", every + table, 0, input_gradients, 0, 3 * positions * config.backbone.dim * 4
+            ),
             moment("optimizer step", every),
         ),
         key=lambda memory: memory.total,

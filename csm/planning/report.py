@@ -46,11 +46,10 @@ def verdict(plan: Plan, remedy: str | None) -> str:
     fitting = [name for name, memory in plan.memory.items() if memory.fits]
     if not fitting:
         change = f"it would fit with {remedy}" if remedy else "take more or larger GPUs, or a smaller model"
-        return f"Does not fit into the memory of {plan.gpu}, even with full activation checkpointing: {change}."
+        return f"Does not fit into the memory of {plan.gpu}, even with trainer.recompute=full: {change}."
     memory = plan.memory[fitting[0]]
-    checkpointing = {"none": "without", "selective": "with selective", "full": "with full"}[fitting[0]]
     spare = (memory.available - memory.total) / GIB
-    return f"Fits into {plan.gpu} {checkpointing} activation checkpointing, {spare:.1f} GiB to spare."
+    return f"Fits into {plan.gpu} with trainer.recompute={fitting[0]}, {spare:.1f} GiB to spare."
 
 
 def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Console) -> None:
@@ -70,7 +69,7 @@ def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Con
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = Table(title="Peak memory per device, GiB, by activation checkpointing", title_justify="left")
+    table = Table(title="Peak memory per device, GiB, by trainer.recompute", title_justify="left")
     table.add_column("")
     for name in plan.memory:
         table.add_column(name, justify="right")
@@ -107,7 +106,7 @@ def _work_table(plan: Plan, options: PlanConfig) -> Table:
         f"{plan.audio_frames_per_step:,.0f} / {plan.decoder_frames_per_step:,.0f}",
     )
     table.add_row("model FLOPs per step", f"{plan.flops_per_step:.3e}")
-    table.add_row("with full activation checkpointing", f"{plan.hardware_flops_per_step:.3e}")
+    table.add_row("with trainer.recompute=full", f"{plan.hardware_flops_per_step:.3e}")
     if plan.step_seconds is not None:
         table.add_row(f"step time at {options.mfu:.0%} MFU", f"{plan.step_seconds:.3f} s")
         table.add_row(

@@ -54,7 +54,7 @@ def test_hand_computed_numbers_of_csm_1b():
     assert result.checkpoint_storage == 12 * result.parameters
 
 
-def test_checkpointing_and_sharding_save_memory():
+def test_recomputation_and_sharding_save_memory():
     single = plan("model=csm_3b", "gpu=h100").memory
     assert single["none"].total > single["selective"].total > single["full"].total
     totals = [
@@ -67,7 +67,7 @@ def test_checkpointing_and_sharding_save_memory():
 
 
 def test_fsdp_state_shrinks_as_torchtitan_published():
-    """Llama-3.1-8B, FSDP, selective checkpointing: 82.4 GiB on 8 GPUs, 67.0 GiB on 128; the batch on a GPU is the same,
+    """Llama-3.1-8B, FSDP, selective recomputation: 82.4 GiB on 8 GPUs, 67.0 GiB on 128; the batch on a GPU is the same,
     so the difference is the share of 8.03B parameters' weights, gradients and moments."""
     parameters = Parameters.of(compose_train(["model=csm_8b", "data.path=x"]).model, LoraConfig())
     llama = 8_030_261_248
