@@ -6,6 +6,8 @@ Exit code 0: trained to the end. 2: something in the request is wrong; one line 
 from __future__ import annotations
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from csm.config import register_schemas
@@ -18,6 +20,9 @@ register_schemas()
 def main(config: DictConfig) -> float | None:
     from csm.training.run import train  # only now: `--help` and mistakes need not wait for torch
 
+    job = HydraConfig.get()
+    if job.mode is RunMode.MULTIRUN:  # otherwise all jobs of a sweep would share, and resume, one run
+        config.run_dir = job.runtime.output_dir
     with user_errors():
         return train(OmegaConf.to_object(config))
 

@@ -1,9 +1,12 @@
-"""One training step at the 82M benchmark size: ours beside transformers' CsmForConditionalGeneration, in one run.
+"""One training step: ours beside transformers' CsmForConditionalGeneration, in one run, on one batch.
 
-    python benchmarks/train_step.py [--threads 2] [--steps 3] [--rounds 2] [--ratios 16 1]
+    python benchmarks/train_step.py                       82M parameters, 4 x 256 positions, fp32, CPU
+    python benchmarks/train_step.py --size csm_1b --device cuda --rows 8 --positions 2048      bf16 autocast over fp32
 
-Each system runs in processes of its own (so that its peak memory is its own), the two taking turns, on random rows of
-4 x 256 positions, fp32, AdamW. Prints the median positions/s of all steps and the peak memory, and their ratios.
+Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. "ours" uses
+the defaults of a training run on that device; "ours, lean" keeps less for the backward pass (trainer.recompute) and, on
+a CPU, returns freed memory to the system at once (trainer.return_freed_memory). Prints medians over all steps, and
+ratios to transformers. MFU and HFU are by csm/model/flops.py, against the GPU's dense bf16 peak.
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -11,55 +14,98 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import transformers
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from csm.config import CSMConfig, LossConfig, TransformerConfig
-from csm.data.packing import num_slots, pack_row, stack_rows
+from csm.config import CSMConfig, LossConfig, Recompute, TransformerConfig, register_schemas
+from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
+from csm.model.flops import Work, find_gpu, training_flops
+from csm.training.heap import return_freed_memory
 
-ROWS, POSITIONS, CODEBOOKS, TEXT, FRAMES = 4, 256, 32, 40, 215
-CONFIG = CSMConfig(
-    backbone=TransformerConfig(layers=6, dim=512, heads=8, kv_heads=4, ffn_dim=2048),
-    decoder=TransformerConfig(layers=4, dim=256, heads=4, kv_heads=2, ffn_dim=1024),
-    text_vocab_size=8192,
-    codebook_size=2048,
-    num_codebooks=CODEBOOKS,
-)
+TRANSFORMERS, OURS, LEAN = "transformers", "ours", "ours, lean"
+FRAME_RATE = 12.5
+EMPTY = 0.004  # share of a row that stays empty, as after packing
 
 
-def our_step(ratio: int) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `ratio` 16 lets the depth decoder see 1/16 of the positions."""
+
+    size: str
+    device: str
+    rows: int
+    positions: int
+    ratio: int
+
+    @property
+    def text(self) -> int:
+        return round(0.156 * self.positions)
+
+    @property
+    def frames(self) -> int:
+        """Frames of each row without the end-of-speech frame."""
+        return round((1 - EMPTY) * self.positions) - self.text - 1
+
+    def config(self) -> CSMConfig:
+        if self.size == "82m":
+            return CSMConfig(
+                backbone=TransformerConfig(layers=6, dim=512, heads=8, kv_heads=4, ffn_dim=2048),
+                decoder=TransformerConfig(layers=4, dim=256, heads=4, kv_heads=2, ffn_dim=1024),
+                text_vocab_size=8192,
+                codebook_size=2048,
+                num_codebooks=32,
+            )
+        register_schemas()
+        configs = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "configs"))
+        with initialize_config_dir(configs, version_base="1.3"):
+            return OmegaConf.to_object(compose("train", overrides=[f"model={self.size}", "data.path=none"])).model
+
+
+def our_step(setting: Setting, lean: bool) -> Callable[[], None]:
+    config, device = setting.config(), torch.device(setting.device)
+    if lean and device.type == "cpu":
+        return_freed_memory()
     torch.manual_seed(0)
-    model = CSM(CONFIG)
-    rng = np.random.default_rng(0)
-    rows = []
-    for _ in range(ROWS):
-        codes = torch.randint(1, 2048, (CODEBOOKS, FRAMES))
-        frames = conversation_frames([TurnTokens(torch.randint(1, 8192, (TEXT,)).tolist(), codes)], CODEBOOKS)
-        rows.append(pack_row([frames], POSITIONS, CODEBOOKS, num_slots(POSITIONS, ratio), rng))
-    batch = stack_rows(rows)
+    with device:
+        model = CSM(config)
+    for block in (*model.backbone.layers, *model.decoder.layers):
+        block.recompute = Recompute.selective if lean else Recompute.none
+        if device.type == "cuda":
+            block.compile(fullgraph=True, dynamic=False)
+    batch = our_batch(setting, config)
+    for name, tensor in vars(batch).items():
+        setattr(batch, name, tensor.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    loss = LossConfig(decoder_chunk=512 if device.type == "cuda" else 64)
 
     def step() -> None:
-        sums = model(
-            batch.tokens,
-            batch.mask,
-            batch.positions,
-            batch.targets,
-            batch.slots,
-            batch.slot_weights,
-            batch.attention_mask(),
-        )
-        sums.loss(LossConfig(), sums.frames).backward()
+        mask = batch.block_mask() if device.type == "cuda" else batch.attention_mask()
+        with precision(device):
+            sums = model(
+                batch.tokens,
+                batch.mask,
+                batch.positions,
+                batch.targets,
+                batch.slots,
+                batch.slot_weights,
+                mask,
+                loss.decoder_chunk,
+            )
+        sums.loss(loss, sums.frames).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -67,53 +113,69 @@ def our_step(ratio: int) -> Callable[[], None]:
     return step
 
 
-def transformers_step(ratio: int) -> Callable[[], None]:
+def our_batch(setting: Setting, config: CSMConfig) -> RowBatch:
+    rng, generator, rows = np.random.default_rng(0), torch.Generator().manual_seed(0), []
+    slots = num_slots(setting.positions, setting.ratio)
+    for _ in range(setting.rows):
+        codes = torch.randint(1, config.codebook_size, (config.num_codebooks, setting.frames), generator=generator)
+        text = torch.randint(1, config.text_vocab_size, (setting.text,), generator=generator).tolist()
+        frames = conversation_frames([TurnTokens(text, codes)], config.num_codebooks)
+        rows.append(pack_row([frames], setting.positions, config.num_codebooks, slots, rng))
+    return stack_rows(rows)
+
+
+def precision(device: torch.device) -> torch.autocast | nullcontext:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def transformers_step(setting: Setting) -> Callable[[], None]:
+    import transformers  # not for our own processes: it has a memory of its own
+
+    config, device = setting.config(), torch.device(setting.device)
+    batch = our_batch(setting, config)
     torch.manual_seed(0)
-    backbone, decoder = CONFIG.backbone, CONFIG.decoder
-    model = transformers.CsmForConditionalGeneration(
-        transformers.CsmConfig(
-            num_codebooks=CODEBOOKS,
-            vocab_size=CONFIG.audio_vocab_size,
-            text_vocab_size=CONFIG.text_vocab_size,
-            hidden_size=backbone.dim,
-            intermediate_size=backbone.ffn_dim,
-            num_hidden_layers=backbone.layers,
-            num_attention_heads=backbone.heads,
-            num_key_value_heads=backbone.kv_heads,
-            codebook_pad_token_id=2050,
-            depth_decoder_config={
-                "num_codebooks": CODEBOOKS,
-                "backbone_hidden_size": backbone.dim,
-                "vocab_size": CONFIG.audio_vocab_size,
-                "hidden_size": decoder.dim,
-                "intermediate_size": decoder.ffn_dim,
-                "num_hidden_layers": decoder.layers,
-                "num_attention_heads": decoder.heads,
-                "num_key_value_heads": decoder.kv_heads,
-                "max_position_embeddings": CODEBOOKS + 1,
-            },
-            codec_config={"model_type": "mimi", "num_hidden_layers": 1, "num_quantizers": CODEBOOKS},
+    backbone, decoder, codebooks = config.backbone, config.decoder, config.num_codebooks
+    with device:
+        model = transformers.CsmForConditionalGeneration(
+            transformers.CsmConfig(
+                num_codebooks=codebooks,
+                vocab_size=config.audio_vocab_size,
+                text_vocab_size=config.text_vocab_size,
+                hidden_size=backbone.dim,
+                intermediate_size=backbone.ffn_dim,
+                num_hidden_layers=backbone.layers,
+                num_attention_heads=backbone.heads,
+                num_key_value_heads=backbone.kv_heads,
+                codebook_pad_token_id=2050,
+                depth_decoder_config={
+                    "num_codebooks": codebooks,
+                    "backbone_hidden_size": backbone.dim,
+                    "vocab_size": config.audio_vocab_size,
+                    "hidden_size": decoder.dim,
+                    "intermediate_size": decoder.ffn_dim,
+                    "num_hidden_layers": decoder.layers,
+                    "num_attention_heads": decoder.heads,
+                    "num_key_value_heads": decoder.kv_heads,
+                    "max_position_embeddings": codebooks + 1,
+                },
+                codec_config={"model_type": "mimi", "num_hidden_layers": 1, "num_quantizers": codebooks},
+            )
         )
-    )
     model.codec_model = None  # codes are given: no codec in the step, nor in the memory measured
-    text = torch.randint(1, 8192, (ROWS, TEXT))
-    codes = torch.randint(1, 2048, (ROWS, FRAMES + 1, CODEBOOKS))
-    labels = torch.full((ROWS, POSITIONS, CODEBOOKS), -100)
-    labels[:, TEXT : TEXT + FRAMES + 1] = codes
-    # Frames whose codebooks 1.. are all -100 never enter the depth decoder; it keeps 1/ratio of the positions.
-    kept = torch.stack([torch.randperm(FRAMES + 1)[: POSITIONS // ratio] for _ in range(ROWS)]) + TEXT
-    dropped = torch.ones(ROWS, POSITIONS, dtype=torch.bool)
-    dropped.scatter_(1, kept, False)
-    dropped &= labels[..., 0] != -100
-    labels[..., 1:][dropped] = -100
+    codes, text = batch.tokens[..., :-1].to(device), batch.tokens[..., -1].to(device)
+    is_frame = batch.mask[..., :1].to(device)
+    labels = torch.where(batch.targets[..., None], batch.tokens[..., :-1], -100)
+    # Frames whose codebooks 1.. are all -100 never enter the depth decoder: the same frames as in our slots.
+    chosen = torch.zeros_like(batch.targets).scatter_(1, batch.slots, True) & batch.targets
+    labels[..., 1:][~chosen] = -100
+    labels = labels.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        text_states = model.embed_text_tokens(text)
-        audio_states = model.backbone_model.embed_tokens(codes)
-        padding = text_states.new_zeros(ROWS, POSITIONS - TEXT - FRAMES - 1, text_states.shape[-1])
-        inputs = torch.cat((text_states, audio_states, padding), dim=1)
-        model(inputs_embeds=inputs, labels=labels).loss.backward()
+        with precision(device):
+            frames, words = model.backbone_model.embed_tokens(codes), model.embed_text_tokens(text)
+            loss = model(inputs_embeds=torch.where(is_frame, frames, words), labels=labels).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -121,57 +183,91 @@ def transformers_step(ratio: int) -> Callable[[], None]:
     return step
 
 
-def measure(system: str, ratio: int, steps: int, threads: int) -> dict[str, list[float] | float]:
-    """Seconds of each step and peak memory (GiB) of this process."""
-    torch.set_num_threads(threads)
-    step = {"ours": our_step, "transformers": transformers_step}[system](ratio)
-    for _ in range(2):  # optimizer state, and memory the process gets for the first time
+def measure(system: str, setting: Setting, steps: int) -> dict[str, list[float] | float]:
+    """Seconds of each step, and peak memory (GiB): resident set of the process, or what torch allocated on the GPU."""
+    step = transformers_step(setting) if system == TRANSFORMERS else our_step(setting, lean=system == LEAN)
+    synchronize = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
+    for _ in range(3 if setting.device == "cuda" else 2):  # compilation, optimizer state, first-time memory
         step()
     seconds = []
     for _ in range(steps):
+        synchronize()
         start = time.perf_counter()
         step()
+        synchronize()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # KiB on Linux -> GiB
+    if setting.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1024**3
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # KiB on Linux -> GiB
     return {"seconds": seconds, "peak": peak}
 
 
-def measure_in_turns(ratio: int, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """(positions/s, peak GiB) of both systems, in fresh processes that alternate `options.rounds` times."""
-    seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
+def measure_in_turns(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """(seconds of the median step, peak GiB) of each system, in fresh processes that alternate `rounds` times."""
+    seconds: dict[str, list[float]] = {system: [] for system in (OURS, LEAN, TRANSFORMERS)}
     peaks = dict.fromkeys(seconds, 0.0)
     for _ in range(options.rounds):
         for system in seconds:
-            command = [sys.executable, __file__, "--one", system, str(ratio)]
-            command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+            task = json.dumps({"system": system, "setting": vars(setting), "steps": options.steps})
+            command = [sys.executable, __file__, "--threads", str(options.threads), "--task", task]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             result = json.loads(output.splitlines()[-1])
             seconds[system] += result["seconds"]
             peaks[system] = max(peaks[system], result["peak"])
-    return {system: (ROWS * POSITIONS / float(np.median(seconds[system])), peaks[system]) for system in seconds}
+    return {system: (float(np.median(seconds[system])), peaks[system]) for system in seconds}
+
+
+def report(setting: Setting, results: dict[str, tuple[float, float]]) -> None:
+    config, batch = setting.config(), our_batch(setting, setting.config())
+    filled = int((batch.documents >= 0).sum())
+    work = Work(
+        positions=filled,
+        squared_lengths=setting.rows * (filled // setting.rows) ** 2,
+        c0_positions=int(batch.targets.sum()),
+        frames=int((batch.slot_weights > 0).sum()),
+    )
+    flops = training_flops(config, work).model
+    gpu = find_gpu(torch.cuda.get_device_name()) if setting.device == "cuda" else None
+    base_seconds, base_peak = results[TRANSFORMERS]
+    for system, (seconds, peak) in results.items():
+        audio = work.c0_positions / FRAME_RATE / seconds  # hours of audio in an hour
+        mfu = f"{100 * flops / seconds / gpu.peak_flops:.1f}" if gpu else "-"
+        print(
+            f"{'1/' + str(setting.ratio):>5} {system:>13} {setting.rows * setting.positions / seconds:12.0f}"
+            f"{work.c0_positions / seconds:10.0f}{audio:12.0f}{flops / seconds / 1e12:9.3f}{mfu:>7}{peak:10.2f}"
+            f"{base_seconds / seconds:8.2f}x{peak / base_peak:8.2f}x",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="82m", help="82m, or a configuration of configs/model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--positions", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ratios", type=int, nargs="+", default=[16, 1])
-    parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "RATIO"), help=argparse.SUPPRESS)
+    parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        system, ratio = options.one
-        print(json.dumps(measure(system, int(ratio), options.steps, options.threads)))
+    torch.set_num_threads(options.threads)
+    if options.task:
+        task = json.loads(options.task)
+        print(json.dumps(measure(task["system"], Setting(**task["setting"]), task["steps"])))
         return
-    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, ", end="")
-    print(f"transformers {transformers.__version__}, fp32, {ROWS} x {POSITIONS} positions")
-    print(f"{'decoder':>8} {'system':>13} {'positions/s':>12} {'peak GiB':>9}")
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    print(f"{hardware}, {options.threads} CPU threads, torch {torch.__version__}, {options.size}, ", end="")
+    print(f"{options.rows} x {options.positions} positions")
+    print(
+        f"{'depth':>5} {'system':>13} {'positions/s':>12}{'frames/s':>10}{'audio h/h':>12}{'TFLOP/s':>9}{'MFU %':>7}"
+        f"{'peak GiB':>10}{'speed':>9}{'memory':>9}"
+    )
     for ratio in options.ratios:
-        results = measure_in_turns(ratio, options)
-        for system, (speed, peak) in results.items():
-            print(f"{'1/' + str(ratio):>8} {system:>13} {speed:12.0f} {peak:9.2f}")
-        speed, peak = (ours / theirs for ours, theirs in zip(*results.values(), strict=True))
-        print(f"{'1/' + str(ratio):>8} {'ratio':>13} {speed:11.2f}x {peak:8.2f}x", flush=True)
+        setting = Setting(options.size, options.device, options.rows, options.positions, ratio)
+        report(setting, measure_in_turns(setting, options))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
+csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from csm.audio import load_audio, save_wav
 from csm.checkpoint import hub
@@ -20,6 +22,10 @@ from csm.checkpoint.load import load_generator
 from csm.checkpoint.source import open_checkpoint
 from csm.errors import user_errors
 from csm.inference.generator import Segment
+from csm.planning.estimate import make_plan
+from csm.planning.estimate import remedy as plan_remedy
+from csm.planning.report import plan_json, print_plan
+from csm.planning.request import read_request
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -76,6 +82,16 @@ def export(arguments: argparse.Namespace) -> None:
             print(line)
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    config, options = read_request(arguments.words)
+    result = make_plan(config, options)
+    remedy = plan_remedy(config, options, result)
+    if arguments.json:
+        print(plan_json(result, options, remedy))
+    else:
+        print_plan(result, options, remedy, Console())
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="csm", description="Tools around CSM models.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -114,6 +130,17 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--dry-run", action="store_true", help="with --push-to-hub: only list what would be uploaded")
     _add_parts(convert)
     convert.set_defaults(run=export)
+
+    estimate = commands.add_parser(
+        "plan",
+        help="memory, time and storage of a training run",
+        description="Its own keys, all optional: gpu, gpus, gpus_per_node, strategy, hours (of audio), epochs, mfu, "
+        "text_tokens_per_second (csm/config.py, PlanConfig). All others are those of train.py: "
+        "csm plan model=csm_8b gpus=64 gpu=h100 strategy=fsdp hours=100000 data.rows_per_microbatch=2",
+    )
+    estimate.add_argument("words", nargs="*", metavar="key=value")
+    estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
+    estimate.set_defaults(run=plan)
     return parser
 
 

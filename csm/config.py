@@ -105,16 +105,32 @@ class TokenizerConfig:
 
 
 @dataclass
-class DataConfig:
-    """A prepared dataset (a folder with dataset.json, written by `python -m data_prep`) and how rows are made."""
+class SourceConfig:
+    """One dataset of a mixture."""
 
     path: str = MISSING
+    weight: float = 1.0  # its share of the rows is weight / sum of the weights of all sources that are not finished
+    max_epochs: int | None = None  # passes over it before it leaves the mixture; null: as many as the run takes
+
+
+@dataclass
+class DataConfig:
+    """Prepared datasets (folders with dataset.json, written by `python -m data_prep`) and how rows are made of them.
+
+    Either `path` or `sources` is set. A path is a folder or an fsspec URL (s3://, gs://, hf://, https://, ...).
+    """
+
+    path: str | None = None  # one dataset, passed over for as long as the run takes
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # a mixture: name -> dataset, weight, max_epochs
     max_positions: int = 2048  # length S of a packed row
     rows_per_step: int = 8  # rows of one optimizer step, over all ranks and microbatches
     rows_per_microbatch: int = 8  # rows of one forward/backward pass on one rank
+    window_shards: int = 16  # shards whose samples are shuffled together; no others are read meanwhile
     permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
     context_dropout: float = 0.0  # chance, at each turn, that training reads it without what came before
     num_workers: int = 2
+    cache_dir: str = "~/.cache/csm"  # node-local: remote datasets, and lengths of samples where they cannot lie beside
+    cache_gb: float = 100.0  # remote shards kept in cache_dir, in 10^9 bytes, over all datasets
     demo: bool = False  # prepare the bundled demo recordings into `path` first if it holds no dataset
 
 
@@ -198,11 +214,22 @@ class TrainerConfig:
     return_freed_memory: bool = False  # CPU: freed tensors go back to the system at once; lower peak, slower steps
 
 
+class StrategyName(Enum):
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    deepspeed_zero2 = "deepspeed_zero2"
+    deepspeed_zero3 = "deepspeed_zero3"
+
+
 @dataclass
 class StrategyConfig:
-    """Which Lightning strategy runs the step."""
+    """How the step is spread over devices (docs/strategies.md)."""
 
-    name: str = "auto"
+    name: StrategyName = StrategyName.single
+    cpu_offload: bool = False  # fsdp, deepspeed: optimizer state (fsdp, zero3: weights too) lives in host memory
+    tensor_parallel_size: int = 1  # fsdp: ranks that share every backbone matrix; divides the number of devices
+    reduce_every_microbatch: bool = False  # fsdp: more traffic, but no whole fp32 gradients kept between microbatches
 
 
 @dataclass
@@ -226,6 +253,36 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, ...}
+
+
+# ----------------------------------------------------------------------------------------------- planning
+
+
+class PlanStrategy(Enum):
+    """How the state of training lies on the devices."""
+
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    fsdp_offload = "fsdp_offload"
+    deepspeed_zero2 = "deepspeed_zero2"
+    deepspeed_zero2_offload = "deepspeed_zero2_offload"
+    deepspeed_zero3 = "deepspeed_zero3"
+    deepspeed_zero3_offload = "deepspeed_zero3_offload"
+
+
+@dataclass
+class PlanConfig:
+    """Own keys of `csm plan`; the other words on its command line are those of train.py."""
+
+    gpu: str = "h100"  # a key of csm/model/flops.py's table, or "cpu"
+    gpus: int | None = None  # null: trainer.devices x trainer.num_nodes
+    gpus_per_node: int = 8
+    strategy: PlanStrategy | None = None  # null: the one that training would use
+    hours: float = 1000.0  # of audio in the dataset
+    epochs: float = 1.0
+    mfu: float = 0.4  # share of the peak that is reached
+    text_tokens_per_second: float = 3.0  # of audio
 
 
 # --------------------------------------------------------------------------------------------- evaluation
@@ -283,6 +340,7 @@ class DataPrepCommand(Enum):
     prepare = "prepare"  # recordings -> dataset
     demo = "demo"  # the bundled demo recordings -> dataset
     verify = "verify"  # re-reads a dataset in full
+    lengths = "lengths"  # counts a dataset's tokens, which training does by itself where it was not done before
 
 
 @dataclass
@@ -291,12 +349,13 @@ class DataPrepConfig:
 
     command: DataPrepCommand = DataPrepCommand.prepare  # the first word of the command line
     input: str = MISSING  # manifest.jsonl, or a folder of name.wav + name.txt; see data_prep/manifest.py
-    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify
+    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify and lengths
     overwrite: bool = False  # replace a dataset that is already there
     source: str = "local"  # name of the data set, part of keys and shard names
     lang: str = "en"
     licence: str = "unknown"
     codec: CodecConfig = field(default_factory=CodecConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # lengths only
     codec_fit_minutes: float = 60.0  # spectral codec without codec.path: how much training audio it is fitted to
     min_turn_seconds: float = 0.2
     max_turn_seconds: float = 60.0

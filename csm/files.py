@@ -21,15 +21,42 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write(temporary)` for a file beside `path`, then moves it into place: write, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
+    temporary = partial(path)
     try:
         write(temporary)
         sync(temporary)
-        os.replace(temporary, path)
+        _move_into_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """A file replaces a file at once; a folder, on either side, leaves its name in between (`atomic_directory`)."""
+    if path.is_dir() or (temporary.is_dir() and path.exists()):
+        os.rename(path, _old(path))
+        os.rename(temporary, path)
+        remove(_old(path))
+    else:
+        os.replace(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is written until it is whole."""
+    return path.with_name(path.name + ".partial")
 
 
 @contextmanager
@@ -39,17 +66,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Whoever looks at `path` finds the old folder or the new one, whole; an interruption leaves `<path>.partial`,
     which nothing reads and the next attempt removes.
     """
-    temporary, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    temporary, old = partial(path), _old(path)
     if old.exists() and not path.exists():  # interrupted between the two renames below
         os.rename(old, path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(temporary)
+    remove(old)
     temporary.mkdir(parents=True)
     yield temporary
     for file in temporary.rglob("*"):
         sync(file)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(temporary, path)
+    _move_into_place(temporary, path)
     sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""`python -m data_prep [prepare | demo | verify] [key=value ...]`: a Hydra program, options in `DataPrepConfig`.
+"""`python -m data_prep [command] [key=value ...]`: a Hydra program, options and commands in `DataPrepConfig`.
 
     python -m data_prep input=calls/manifest.jsonl output=data/calls codec=mimi
     python -m data_prep demo output=data/demo
     python -m data_prep verify output=data/calls
+    python -m data_prep lengths output=data/calls tokenizer=llama3
 
 Exit code 0: done. 1: `verify` found the dataset broken. 2: something in the request is wrong; one line says what.
 """
@@ -15,8 +16,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from csm.config import DataPrepCommand, DataPrepConfig, register_schemas
+from csm.config import DataPrepCommand, DataPrepConfig, TokenizerConfig, register_schemas
+from csm.data.dataset import ShardedDataset
+from csm.data.lengths import load_lengths
 from csm.errors import user_errors
+from csm.text import load_tokenizer
 from data_prep.demo import MANIFEST, demo_config
 from data_prep.prepare import Prepared, prepare
 from data_prep.rejects import REJECTS_FILE
@@ -55,7 +59,7 @@ def _hydra_main(config: DictConfig) -> None:
 
 def _run(config: DictConfig) -> None:
     demo = config.command == DataPrepCommand.demo
-    for key in ("output",) if demo or config.command == DataPrepCommand.verify else ("input", "output"):
+    for key in ("input", "output") if config.command == DataPrepCommand.prepare else ("output",):
         if OmegaConf.is_missing(config, key):
             raise ValueError(f"{key} is not set; give {key}=PATH")
     if config.command == DataPrepCommand.verify:
@@ -66,11 +70,20 @@ def _run(config: DictConfig) -> None:
             sys.exit(1)
         print(f"{config.output}: whole")
         return
+    if config.command == DataPrepCommand.lengths:
+        _count_lengths(config.output, OmegaConf.to_object(config.tokenizer))
+        return
     if demo:
         config.input = str(MANIFEST)
     cfg: DataPrepConfig = OmegaConf.to_object(config)
     cfg = demo_config(cfg) if demo else cfg
     _report(cfg, prepare(cfg))
+
+
+def _count_lengths(path: str, tokenizer: TokenizerConfig) -> None:
+    dataset = ShardedDataset(path)
+    lengths = load_lengths(dataset, load_tokenizer(tokenizer), cache_dir=None)
+    print(f"{path}: {len(dataset)} conversations, {int(lengths[0].sum(dtype='int64'))} positions")
 
 
 def _report(cfg: DataPrepConfig, prepared: Prepared) -> None:

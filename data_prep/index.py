@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from csm.codec import CodecInfo
 from csm.config import DataPrepConfig
-from csm.data.dataset import DATASET_FILE, INDEX_SCHEMA, DatasetInfo, FileInfo, ShardInfo, fingerprint, sha256_of
+from csm.data.dataset import DatasetInfo, IndexInfo, ShardInfo, fingerprint
+from csm.data.folder import FileInfo, sha256_of
+from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER, SCHEMA_VERSION
 from csm.files import sync
 from data_prep.pack import StagedSample
-
-INDEX_FILE = "index.parquet"
 
 
 def member_ranges(shard: Path) -> dict[str, tuple[int, int]]:
@@ -25,31 +24,36 @@ def member_ranges(shard: Path) -> dict[str, tuple[int, int]]:
         return {member.name: (member.offset_data, member.size) for member in tar}
 
 
-def write_index(folder: Path, shards: list[tuple[ShardInfo, list[StagedSample]]]) -> FileInfo:
-    rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
-    for number, (info, group) in enumerate(shards):
-        ranges = member_ranges(folder / info.name)
-        for staged in group:
-            codes, record = ranges[f"{staged.key}.{CODES_MEMBER}"], ranges[f"{staged.key}.{JSON_MEMBER}"]
-            row = {
-                "key": staged.key,
-                "recording": staged.recording,
-                "split": staged.split,
-                "shard": number,
-                "codes_offset": codes[0],
-                "codes_size": codes[1],
-                "json_offset": record[0],
-                "json_size": record[1],
-                "n_frames": staged.n_frames,
-                "n_turns": staged.n_turns,
-                "text_bytes": staged.text_bytes,
-            }
-            for name, value in row.items():
-                rows[name].append(value)
+def write_index(folder: Path, shards: list[tuple[ShardInfo, list[StagedSample]]]) -> IndexInfo:
+    tables = (_index_of(folder, number, info, group) for number, (info, group) in enumerate(shards))
     path = folder / INDEX_FILE
-    pq.write_table(pa.table(rows, schema=INDEX_SCHEMA), path)
+    write_index_file(path, tables)
     sync(path)
-    return file_info(path)
+    return IndexInfo(path.name, path.stat().st_size, sha256_of(path), footer_sha256(path))
+
+
+def _index_of(folder: Path, number: int, info: ShardInfo, group: list[StagedSample]) -> pa.Table:
+    """The part of the index about one shard."""
+    ranges = member_ranges(folder / info.name)
+    rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+    for staged in group:
+        codes, record = ranges[f"{staged.key}.{CODES_MEMBER}"], ranges[f"{staged.key}.{JSON_MEMBER}"]
+        row = {
+            "key": staged.key,
+            "recording": staged.recording,
+            "split": staged.split,
+            "shard": number,
+            "codes_offset": codes[0],
+            "codes_size": codes[1],
+            "json_offset": record[0],
+            "json_size": record[1],
+            "n_frames": staged.n_frames,
+            "n_turns": staged.n_turns,
+            "text_bytes": staged.text_bytes,
+        }
+        for name, value in row.items():
+            rows[name].append(value)
+    return pa.table(rows, schema=INDEX_SCHEMA)
 
 
 def write_dataset_json(
@@ -58,7 +62,7 @@ def write_dataset_json(
     audio_root: Path,
     codec: CodecInfo,
     codec_file: Path | None,
-    index: FileInfo,
+    index: IndexInfo,
     shards: list[tuple[ShardInfo, list[StagedSample]]],
     rejected: dict[str, int],
 ) -> DatasetInfo:

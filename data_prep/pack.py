@@ -15,7 +15,8 @@ from types import TracebackType
 
 from webdataset import TarWriter
 
-from csm.data.dataset import ShardInfo, sha256_of
+from csm.data.dataset import ShardInfo
+from csm.data.folder import sha256_of
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER, Sample, sample_to_members
 from data_prep.conversation import slug
 

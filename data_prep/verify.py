@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from csm.data.dataset import DATASET_FILE, ShardedDataset, fingerprint, sha256_of
+from csm.data.dataset import DATASET_FILE, ShardedDataset, fingerprint, is_remote
+from csm.data.folder import sha256_of
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER
 from data_prep.index import member_ranges
 
@@ -18,11 +19,14 @@ def verify(path: str | Path) -> list[str]:
     Hashes every file that `dataset.json` names, compares every shard's members with the index, and reads and checks
     every sample. Raises FileNotFoundError or ValueError if the dataset cannot even be opened.
     """
+    if is_remote(path):
+        raise ValueError(f"{path}: verify reads local folders; run it where the dataset is stored")
     dataset = ShardedDataset(path)
     problems: list[str] = []
     info = dataset.info
-    if info.codec_file and sha256_of(dataset.path / info.codec_file.name) != info.codec_file.sha256:
-        problems.append(f"{dataset.path / info.codec_file.name}: content differs from its hash in {DATASET_FILE}")
+    for file in filter(None, [info.index, info.codec_file]):
+        if sha256_of(dataset.path / file.name) != file.sha256:
+            problems.append(f"{dataset.path / file.name}: content differs from its hash in {DATASET_FILE}")
     if info.fingerprint != fingerprint(info.shards):
         problems.append(f"{dataset.path / DATASET_FILE}: the fingerprint does not belong to the shards it names")
     for number in track(range(len(info.shards)), "Verifying shards", console=Console(stderr=True)):
@@ -36,12 +40,10 @@ def verify(path: str | Path) -> list[str]:
 def _verify_shard(dataset: ShardedDataset, number: int) -> list[str]:
     shard = dataset.info.shards[number]
     path = dataset.path / shard.name
-    samples = (dataset.shard == number).nonzero()[0]
+    samples = dataset.samples_of(number)
     problems = []
     if sha256_of(path) != shard.sha256:
         problems.append(f"{path}: content differs from its hash in {DATASET_FILE}")
-    if len(samples) != shard.samples:
-        problems.append(f"{path}: {DATASET_FILE} names {shard.samples} samples, the index {len(samples)}")
     expected = {f"{dataset.keys[i]}.{member}" for i in samples for member in (CODES_MEMBER, JSON_MEMBER)}
     try:
         members = set(member_ranges(path))

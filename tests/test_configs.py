@@ -14,7 +14,19 @@ from csm.config import EvaluateConfig, TrainConfig, register_schemas
 from csm.model.csm import CSM
 from tests.conftest import ROOT, compose_train
 
-GROUPS = ["model", "codec", "tokenizer", "data", "optim", "trainer", "strategy", "logger", "experiment"]
+GROUPS = [
+    "model",
+    "codec",
+    "tokenizer",
+    "data",
+    "optim",
+    "trainer",
+    "strategy",
+    "logger",
+    "experiment",
+    "sweep",
+    "launcher",
+]
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 
 

@@ -11,12 +11,29 @@ from csm.checkpoint.llama import init_from_llama
 from csm.checkpoint.names import shapes
 from csm.checkpoint.source import open_checkpoint, read_json
 from csm.checkpoint.tensors import check_tensors
+from csm.config import TrainConfig
 from csm.model.csm import CSM
+from csm.model.init import assign
+from csm.model.lora import LoraLinear
 
 log = logging.getLogger(__name__)
 
 
-@torch.no_grad()
+def initialize(model: CSM, config: TrainConfig, resumed: bool) -> None:
+    """Gives every parameter the value that the run starts from; the model's own may be DTensors on any mesh.
+
+    Random values are a function of `config.seed` alone, so all ranks, and runs with any number of them, start from the
+    same. resumed: a checkpoint is loaded afterwards, so that `init_from` is not needed.
+    """
+    torch.manual_seed(config.seed)
+    model.init_weights()
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.init_adapter()
+    if config.init_from is not None and not resumed:
+        init_weights_from(model, config.init_from)
+
+
 def init_weights_from(model: CSM, path_or_repo: str) -> None:
     """Overwrites the weights of `model` with those of a checkpoint.
 
@@ -34,7 +51,7 @@ def init_weights_from(model: CSM, path_or_repo: str) -> None:
     check_tensors(checkpoint.weights, shapes(model.config), str(path_or_repo))
     parameters = dict(model.named_parameters())
     for name, tensor in checkpoint.weights.items():
-        parameters[name].copy_(tensor.read())
+        assign(parameters[name], tensor.read())
     if checkpoint.config.rope != model.config.rope:
         log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)
     log.info("all weights from %s (%s layout)", path_or_repo, checkpoint.layout)

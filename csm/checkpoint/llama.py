@@ -16,11 +16,11 @@ from csm.checkpoint import hf
 from csm.checkpoint.names import LAYER
 from csm.checkpoint.tensors import Weights, open_safetensors
 from csm.model.csm import CSM
+from csm.model.init import assign
 
 log = logging.getLogger(__name__)
 
 
-@torch.no_grad()
 def init_from_llama(model: CSM, path: Path, content: dict[str, Any]) -> list[str]:
     """Copies what `model` shares with the Llama checkpoint in directory `path`, whose config.json holds `content`.
 
@@ -37,7 +37,7 @@ def init_from_llama(model: CSM, path: Path, content: dict[str, Any]) -> list[str
             sources[f"backbone.layers.{number}.{ours}"] = f"model.layers.{number}.{theirs}"
     _check(own, weights, sources, content, file)
     for name, source in sources.items():
-        own[name].copy_(weights[source].read())
+        assign(own[name], weights[source].read())
     theirs = {
         "rope": hf.read_rope(content, str(path / "config.json")),
         "norm_eps": content.get("rms_norm_eps", 1e-6),  # transformers' default for Llama

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from csm.checkpoint.tensors import LazyTensor, Weights, load_pickled
 
 META, INDEX = "meta.pt", ".metadata"
+WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # parts of a checkpoint
 _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 _NAMES = {
     ("collections", "OrderedDict"),
@@ -38,8 +39,10 @@ def is_sharded(path: Path) -> bool:
     return (path / META).is_file() and (path / INDEX).is_file()
 
 
-def read_sharded(path: Path) -> tuple[dict[str, Any], Weights]:
+def read_sharded(path: Path, part: str = WEIGHTS) -> tuple[dict[str, Any], Weights]:
     """(contents of meta.pt, the module's tensors under their names in the LightningModule).
+
+    part: OPTIMIZER gives AdamW's state instead, as `state.<name of the parameter>.{exp_avg,exp_avg_sq,step}`.
 
     Tensors are put together from their parts when they are read, one at a time, in a single process. Raises ValueError
     naming the file that is damaged or holds anything but tensors.
@@ -49,14 +52,14 @@ def read_sharded(path: Path) -> tuple[dict[str, Any], Weights]:
     reader = _Reader(path, metadata)
     weights: Weights = {}
     for key, entry in metadata.state_dict_metadata.items():
-        if not key.startswith("state_dict.") or not isinstance(entry, TensorStorageMetadata):
+        if not key.startswith(f"{part}.") or not isinstance(entry, TensorStorageMetadata):
             continue
-        name, dtype, shape = key.removeprefix("state_dict."), entry.properties.dtype, tuple(entry.size)
+        name, dtype, shape = key.removeprefix(f"{part}."), entry.properties.dtype, tuple(entry.size)
 
         def read(name: str = name, shape: tuple[int, ...] = shape, dtype: torch.dtype = dtype) -> Tensor:
             tensor = torch.empty(shape, dtype=dtype)
             try:
-                dcp.load({"state_dict": {name: tensor}}, storage_reader=reader, no_dist=True)
+                dcp.load({part: {name: tensor}}, storage_reader=reader, no_dist=True)
             except CheckpointException as error:  # torch's wrapper around whatever a file caused
                 reason = str(error).strip().splitlines()[-1]
                 raise ValueError(f"checkpoint {path}: tensor {name} cannot be read ({reason})") from error

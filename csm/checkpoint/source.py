@@ -6,7 +6,7 @@
     native      config.json with format_version                        csm/checkpoint/native.py
     hf          config.json with model_type csm                        csm/checkpoint/hf.py
     sesame      config.json with backbone_flavor, or a lone ckpt.pt    csm/checkpoint/sesame.py
-    training    a .ckpt file of train.py, or a folder of a sharded one csm/checkpoint/training.py
+    training    a .ckpt of train.py: a file, or a folder of shards     csm/checkpoint/training.py
 
 The published csm-1b directory is both hf and sesame; Sesame's single file is then read, being the smaller.
 """
@@ -24,9 +24,8 @@ import torch
 from csm.checkpoint import hf, names, native, sesame
 from csm.checkpoint.hub import fetch
 from csm.checkpoint.mimi import hf_to_moshi
-from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.tensors import Weights, check_tensors, lazy, load_pickled, open_safetensors
-from csm.checkpoint.training import EXTRAS, config_of, model_weights, stored_files
+from csm.checkpoint.training import EXTRAS, config_of, is_training_folder, model_weights, read_parts, stored_files
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig, TokenizerConfig
 from csm.model.csm import CSM
@@ -93,15 +92,12 @@ def _open(path: Path, codec_path: str | None, tokenizer_path: str | None, averag
     if path.is_file():
         content = load_pickled(path) if path.suffix != ".safetensors" else None
         if content is not None and EXTRAS in content:
-            return _with_codec(_open_training(path, content, averaged=averaged), codec_path)
+            return _with_codec(_open_training(path, *read_parts(path), averaged), codec_path)
         weights = open_safetensors(path) if content is None else _pickled_weights(path, content)
         config = read_json(path.with_name("config.json"))
         return _open_sesame(path, weights, config, codec_path, tokenizer_path)
-    if is_sharded(path):
-        content, tensors = read_sharded(path)
-        if EXTRAS not in content:
-            raise ValueError(f"checkpoint {path} was not written by this project's train.py")
-        return _with_codec(_open_training(path, content, tensors, averaged), codec_path)
+    if is_training_folder(path):
+        return _with_codec(_open_training(path, *read_parts(path), averaged), codec_path)
     config = read_json(path / "config.json")
     if "format_version" in config:
         return _with_codec(_open_native(path), codec_path)
@@ -151,9 +147,7 @@ def _open_native(path: Path) -> Checkpoint:
     )
 
 
-def _open_training(
-    path: Path, content: dict[str, Any], tensors: Weights | None = None, averaged: bool = False
-) -> Checkpoint:
+def _open_training(path: Path, content: dict[str, Any], tensors: Weights, averaged: bool) -> Checkpoint:
     config, info = config_of(content), CodecInfo.from_dict(content[EXTRAS]["codec"])
     if averaged and not config.trainer.ema_decay:
         raise ValueError(f"{path} has no averaged weights: it was trained with trainer.ema_decay=0; leave out --ema")
@@ -186,7 +180,7 @@ def _open_training(
             "step": content["global_step"],
             "name": config.name,
             "seed": config.seed,
-            "data": config.data.path,
+            "data": config.data.path or ", ".join(source.path for source in config.data.sources.values()),
             "max_positions": config.data.max_positions,
             "ema_decay": config.trainer.ema_decay if averaged else 0.0,
         },

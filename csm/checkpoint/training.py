@@ -1,4 +1,5 @@
-"""Training checkpoints (Lightning .ckpt files): what they carry besides weights.
+"""Training checkpoints (Lightning .ckpt files, or folders of that name where weights are sharded): what they carry
+besides weights.
 
 Under the key "csm" of every checkpoint:
 
@@ -20,7 +21,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.tensors import Weights, lazy, load_pickled
+from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
 from csm.config import TrainConfig
 from csm.model.lora import merged
@@ -62,21 +65,34 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def is_training_folder(path: Path) -> bool:
+    return is_sharded(path) or is_zero(path)
+
+
+def read_parts(path: Path) -> tuple[dict[str, Any], Weights]:
+    """(a training checkpoint without its tensors, the LightningModule's tensors), of a file or of a folder, FSDP's or
+    DeepSpeed's. Raises as `read_training_checkpoint`."""
+    if is_training_folder(path):
+        content, tensors = read_zero(path) if is_zero(path) else read_sharded(path)
+        if EXTRAS not in content:
+            raise ValueError(f"checkpoint {path} was not written by this project's train.py")
+        return content, tensors
+    content = read_training_checkpoint(path)
+    return content, lazy(content["state_dict"])
+
+
 def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     """The configuration a checkpoint was trained with."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint[EXTRAS]["config"]))
 
 
-def model_weights(
-    checkpoint: dict[str, Any], tensors: Weights | None = None, averaged: bool = False
-) -> tuple[Weights, Weights]:
-    """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any).
+def model_weights(checkpoint: dict[str, Any], tensors: Weights, averaged: bool = False) -> tuple[Weights, Weights]:
+    """(weights under the names of csm/model/csm.py with LoRA adapters merged in, the adapters alone, if any), from the
+    tensors of the LightningModule.
 
-    tensors: of the LightningModule, where they are not in the checkpoint's "state_dict" (sharded ones).
     averaged: the exponential moving averages in the place of the weights, of frozen weights themselves.
     """
     lora = config_of(checkpoint).lora
-    tensors = lazy(checkpoint["state_dict"]) if tensors is None else tensors
     stored = _without_prefix(tensors, PREFIX)
     if averaged:
         stored |= _without_prefix(tensors, AVERAGE_PREFIX)

@@ -1,30 +1,27 @@
-"""LightningDataModule over a prepared dataset."""
+"""LightningDataModule over the sources of a run: the loaders, and the place in the data that a checkpoint keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, Sampler
 
 from csm.config import CSMConfig, TrainConfig
 from csm.data.dataset import ShardedDataset
+from csm.data.lengths import Fit, fit, load_lengths
+from csm.data.packing import StepBatch
+from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows, ValidationRows
+from csm.data.sources import Source, cache_folder
+from csm.data.stream import Cursor, MixtureSource, RankShare, StepSampler, StepSpec, is_finished
 from csm.text import TextTokenizer
+from csm.training.parallel import data_ranks
 
+log = logging.getLogger(__name__)
 
-class StepSampler(Sampler[int]):
-    """Optimizer steps `start..total-1`. Its length is `total`, since Lightning counts the steps before a resume as
-    batches of the same epoch."""
-
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.total))
-
-    def __len__(self) -> int:
-        return self.total
+_NAMED = 20  # samples that are left out, each named in a line of its own
 
 
 def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: TextTokenizer) -> None:
@@ -44,41 +41,66 @@ def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: 
 
 
 class CSMDataModule(L.LightningDataModule):
-    """Training batches are StepBatches, one for each optimizer step; validation batches are single RowBatches. The data
-    order is a function of the optimizer step, so resuming needs no state of its own."""
+    """Training batches are StepBatches, one for each optimizer step; validation batches are single RowBatches.
 
-    def __init__(self, config: TrainConfig, dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
+    `consumed` is to be called with every batch that was trained on; checkpoints then hold the place after it, and a
+    resumed run goes on from there. Building the data module measures the samples' lengths where that was not done yet.
+    """
+
+    def __init__(self, config: TrainConfig, sources: dict[str, Source], tokenizer: TextTokenizer) -> None:
         super().__init__()
-        check_data_fits_model(dataset, config.model, tokenizer)
-        if config.data.max_positions > config.model.max_positions:
+        data = config.data
+        self.datasets = {name: source.dataset for name, source in sources.items()}
+        for dataset in self.datasets.values():
+            check_data_fits_model(dataset, config.model, tokenizer)
+        if data.max_positions > config.model.max_positions:
             raise ValueError(
-                f"data.max_positions={config.data.max_positions} exceeds model.max_positions="
-                f"{config.model.max_positions}"
+                f"data.max_positions={data.max_positions} exceeds model.max_positions={config.model.max_positions}"
             )
-        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
+        if data.window_shards < 1:
+            raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
+        self.config, self.tokenizer = config, tokenizer
+        self.cursor: Cursor | None = None  # after the last batch trained on
+        cache = cache_folder(data)
+        self.lengths = {name: load_lengths(dataset, tokenizer, cache) for name, dataset in self.datasets.items()}
+        self.mixture = {name: self._mixture_source(name, source) for name, source in sources.items()}
+
+    def _mixture_source(self, name: str, source: Source) -> MixtureSource:
+        data = self.config.data
+        plan = EpochPlan(
+            name,
+            source.dataset.shards("train"),
+            self.lengths[name],
+            data.max_positions,
+            data.window_shards,
+            self.config.seed,
+        )
+        return MixtureSource(plan, source.weight, source.max_epochs)
+
+    # ----------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
-        rows = TrainRows(
-            self.dataset,
-            self.tokenizer,
-            config.data,
-            config.loss,
-            config.seed,
-            trainer.global_rank,
-            trainer.world_size,
-        )
-        sampler = StepSampler(trainer.global_step, config.trainer.max_steps)
-        return self._loader(rows, sampler=sampler)
+        self._check_lengths("train")
+        if trainer.global_step and self.cursor is None:
+            raise ValueError(
+                "the checkpoint does not say how far its data were read, so it cannot be continued; "
+                "train on from its weights instead: init_from=CHECKPOINT ckpt_path=null"
+            )
+        if self.finished:
+            self._stop()
+        data = config.data
+        rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
+        share = RankShare(data.rows_per_step, data.rows_per_microbatch, *data_ranks(trainer))
+        return self._loader(rows, sampler=StepSampler(self.mixture, share, config.seed, self.cursor))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        trainer = self.trainer
-        rows = ValidationRows(
-            self.dataset, self.tokenizer, self.config.data, "val", trainer.global_rank, trainer.world_size
-        )
+        self._check_lengths("val")
+        rank, ranks = data_ranks(self.trainer)
+        rows = ValidationRows(self.datasets, self.lengths, self.tokenizer, self.config.data, "val", rank, ranks)
         return self._loader(rows) if len(rows) else []
 
-    def _loader(self, rows: TrainRows | ValidationRows, sampler: Sampler[int] | None = None) -> DataLoader:
+    def _loader(self, rows: TrainRows | ValidationRows, sampler: Sampler[StepSpec] | None = None) -> DataLoader:
         workers = self.config.data.num_workers
         return DataLoader(
             rows,
@@ -87,3 +109,83 @@ class CSMDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
         )
+
+    def _check_lengths(self, split: str) -> None:
+        """Warns of samples that do not fit into a row. Raises ValueError if a source has none to train on."""
+        limit = self.config.data.max_positions
+        for name, dataset in self.datasets.items():
+            found = fit(dataset.shards(split), self.lengths[name], limit)
+            if split == "train" and len(found.left_out) == found.samples:
+                reason = f"no first turn fits into data.max_positions={limit}" if found.samples else "it is empty"
+                raise ValueError(f"{dataset.path}: no samples to train on in split 'train': {reason}")
+            if self.trainer.is_global_zero:
+                self._warn(name, found)
+
+    def _warn(self, name: str, found: Fit) -> None:
+        dataset, limit = self.datasets[name], self.config.data.max_positions
+        for number in found.left_out[:_NAMED]:
+            log.warning(
+                "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_positions=%d; raise "
+                "it, or prepare the data with a smaller max_turn_seconds",
+                dataset.path,
+                dataset.key(int(number)),
+                self.lengths[name][1, number],
+                limit,
+            )
+        if len(found.left_out) > _NAMED:
+            log.warning("%s: %d more samples are left out likewise", dataset.path, len(found.left_out) - _NAMED)
+        if found.shortened:
+            log.warning(
+                "%s: %d of %d conversations are longer than data.max_positions=%d and keep their leading turns only",
+                dataset.path,
+                found.shortened,
+                found.samples - len(found.left_out),
+                limit,
+            )
+
+    # ------------------------------------------------------------------------------------- place in the data
+
+    @property
+    def finished(self) -> bool:
+        """Whether every source has finished its `max_epochs`."""
+        return self.cursor is not None and is_finished(self.cursor, self.mixture)
+
+    def consumed(self, batch: StepBatch) -> None:
+        """Notes that a batch was trained on; ends the run after the last one, on every rank at the same step."""
+        self.cursor = batch.cursor
+        if self.finished:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.trainer.should_stop = True
+        if self.trainer.is_global_zero:
+            log.info("all sources have finished their max_epochs after step %d: the run ends", self.cursor["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.cursor is None else {"cursor": self.cursor, "order": self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, naming what is different, if the cursor belongs to another order of the data."""
+        saved, order = state["order"], self._order()
+        different = [
+            f"{name} was {saved.get(name)}, is {order.get(name)}"
+            for name in {**saved, **order}
+            if saved.get(name) != order.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"the checkpoint's place in the data has no meaning here: {'; '.join(different)}; resume with the "
+                "same, or train on from its weights: init_from=CHECKPOINT ckpt_path=null"
+            )
+        self.cursor = state["cursor"]
+
+    def _order(self) -> dict[str, Any]:
+        """All that the cursor's numbers depend on."""
+        data = self.config.data
+        return {
+            "seed": self.config.seed,
+            "data.max_positions": data.max_positions,
+            "data.window_shards": data.window_shards,
+            "tokenizer": self.tokenizer.identity,
+            **{f"dataset {name}": dataset.info.fingerprint for name, dataset in self.datasets.items()},
+        }

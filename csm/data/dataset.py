@@ -8,52 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from csm.codec.base import CodecInfo
-from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, sample_from_members
-
-DATASET_FILE = "dataset.json"
-INDEX_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "recording": pa.string(),
-        "split": pa.string(),
-        "shard": pa.int32(),  # position in DatasetInfo.shards
-        "codes_offset": pa.int64(),  # bytes into the shard, of the member's content
-        "codes_size": pa.int64(),
-        "json_offset": pa.int64(),
-        "json_size": pa.int64(),
-        "n_frames": pa.int32(),
-        "n_turns": pa.int32(),
-        "text_bytes": pa.int32(),  # UTF-8 bytes of all turns' texts
-    }
-)
-"""Columns of the index: one row for each sample, in shard order."""
-
-_MAX_OPEN_SHARDS = 256  # well below the usual limit of 1024 open files
-
-
-@dataclass
-class FileInfo:
-    """A file of the dataset, by name within its folder."""
-
-    name: str
-    size: int  # bytes
-    sha256: str
+from csm.data.folder import DatasetFolder, FileInfo, LocalFolder
+from csm.data.index import DATASET_FILE, Index
+from csm.data.remote import RemoteFolder
+from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, Turn, sample_from_members, turns_from_member
 
 
 @dataclass
 class ShardInfo(FileInfo):
-    samples: int
+    samples: int  # all of one split
+
+
+@dataclass
+class IndexInfo(FileInfo):
+    footer_sha256: str  # see csm/data/index.py
 
 
 @dataclass
@@ -67,7 +42,7 @@ class DatasetInfo:
     codec: CodecInfo
     codec_file: FileInfo | None  # weights of a codec fitted to this dataset
     audio_root: str  # folder that the samples' `audio` is relative to, where the dataset was prepared
-    index: FileInfo
+    index: IndexInfo
     shards: list[ShardInfo]
     totals: dict[str, Any]  # samples, turns, frames, hours; for each split
     rejected: dict[str, int]  # reason -> turns
@@ -77,32 +52,25 @@ class DatasetInfo:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def read(cls, path: str | Path) -> DatasetInfo:
-        """Reads `dataset.json` of a dataset folder.
+    def parse(cls, text: str, where: str) -> DatasetInfo:
+        """Inverse of `to_json`; messages name the file as `where`.
 
-        Raises FileNotFoundError if there is none, ValueError if it cannot be read or has another schema version.
+        Raises ValueError if it cannot be read or has another schema version.
         """
-        path = Path(path)
-        file = path / DATASET_FILE
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{path}: not a prepared dataset (it holds no {DATASET_FILE}); "
-                f"prepare one with: python -m data_prep prepare input=MANIFEST output={path}"
-            )
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(text)
             if values["schema"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema']}, this program reads {SCHEMA_VERSION}")
             codec_file = values["codec_file"]
             values |= {
                 "codec": CodecInfo.from_dict(values["codec"]),
                 "codec_file": codec_file and FileInfo(**codec_file),
-                "index": FileInfo(**values["index"]),
+                "index": IndexInfo(**values["index"]),
                 "shards": [ShardInfo(**shard) for shard in values["shards"]],
             }
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: cannot be read as a dataset description ({error}); {REMEDY}") from error
+            raise ValueError(f"{where}: cannot be read as a dataset description ({error}); {REMEDY}") from error
 
 
 def fingerprint(shards: list[ShardInfo]) -> str:
@@ -110,105 +78,134 @@ def fingerprint(shards: list[ShardInfo]) -> str:
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+DEFAULT_CACHE = Path("~/.cache/csm").expanduser()
+DEFAULT_CACHE_BYTES = 100 * 10**9
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a dataset's path is a URL of another file system than this machine's."""
+    return "://" in str(path) and not str(path).startswith("file://")
 
 
 class ShardedDataset:
     """Random access to the samples of a prepared dataset.
 
-    The index is held as numpy arrays, one entry for each sample: `keys`, `recordings`, `split`, `shard`, `n_frames`,
-    `n_turns`, `text_bytes`. Works in DataLoader workers, forked or spawned.
+    path: a folder, or an fsspec URL, of which at most `cache_bytes` of shards are kept in `cache_dir`
+
+    Holds per shard, not per sample, what it always needs, so that opening tens of millions of samples takes seconds.
+    `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` (numpy arrays, one entry for each
+    sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or spawned.
 
     Raises:
         FileNotFoundError: no `dataset.json`, or a file that it names is missing.
-        ValueError: a named file has another size (cut short) or, for the index, other content.
+        ValueError: a named file has another size (cut short), or the index is damaged or another dataset's.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.info = DatasetInfo.read(self.path)
+    def __init__(
+        self, path: str | Path, cache_dir: Path = DEFAULT_CACHE, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        self.path: str | Path
+        self.folder: DatasetFolder
+        if is_remote(path):
+            self.folder = RemoteFolder(str(path), cache_dir, cache_bytes)
+            self.path = self.folder.url
+        else:
+            self.path = Path(str(path).removeprefix("file://"))
+            self.folder = LocalFolder(self.path)
+        description = self.folder.description(DATASET_FILE)
+        if description is None:
+            raise FileNotFoundError(
+                f"{path}: not a prepared dataset (it holds no {DATASET_FILE}); "
+                f"prepare one with: python -m data_prep prepare input=MANIFEST output={path}"
+            )
+        self.info = DatasetInfo.parse(description, self.folder.where(DATASET_FILE))
         self.codec: CodecInfo = self.info.codec
-        named = [self.info.index, *self.info.shards]
-        for file in [*named, self.info.codec_file] if self.info.codec_file else named:
-            self._check_file(file)
-        index = self._read_index()
-        self.keys: np.ndarray = index["key"]
-        self.recordings: np.ndarray = index["recording"]
-        self.split: np.ndarray = index["split"]
-        self.shard: np.ndarray = index["shard"]
-        self.n_frames: np.ndarray = index["n_frames"]
-        self.n_turns: np.ndarray = index["n_turns"]
-        self.text_bytes: np.ndarray = index["text_bytes"]
-        self._codes_range = np.stack([index["codes_offset"], index["codes_size"]], axis=1)
-        self._json_range = np.stack([index["json_offset"], index["json_size"]], axis=1)
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self.folder.check_shards(self.info.shards)
+        codec_file = self.info.codec_file
+        self.codec_file: Path | None = codec_file and self.folder.whole(codec_file)
+        counts = [shard.samples for shard in self.info.shards]
+        self._index = Index(self.folder.whole(self.info.index), counts, self.info.index.footer_sha256)
 
     def __len__(self) -> int:
-        return len(self.shard)
-
-    @property
-    def codec_file(self) -> Path | None:
-        """Weights of the codec fitted to this dataset; None if the codec comes from elsewhere."""
-        return self.path / self.info.codec_file.name if self.info.codec_file else None
+        return len(self._index)
 
     @property
     def hours(self) -> float:
         """Speech in the dataset, over all splits."""
-        return float(self.n_frames.sum()) / self.codec.frame_rate / 3600
+        return sum(totals["frames"] for totals in self.info.totals.values()) / self.codec.frame_rate / 3600
+
+    def shards(self, split: str) -> np.ndarray:
+        """int64 [m, 2]: number of the first sample and number of samples, of each shard of a split."""
+        chosen = np.array([found == split for found in self._index.split], dtype=bool)
+        first = self._index.first
+        return np.stack([first[:-1], np.diff(first)], axis=1)[chosen]
 
     def select(self, split: str) -> np.ndarray:
         """Numbers of the samples of a split, ascending: int64 [n]."""
-        return np.flatnonzero(self.split == split).astype(np.int64)
+        parts = [np.arange(first, first + count) for first, count in self.shards(split)]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def samples_of(self, shard: int) -> range:
+        """Numbers of the samples of a shard."""
+        return range(int(self._index.first[shard]), int(self._index.first[shard + 1]))
 
     def read(self, i: int) -> Sample:
         """Sample number `i`. Raises ValueError naming shard and key if its bytes are not a valid sample."""
-        shard = int(self.shard[i])
-        where = f"{self.path / self.info.shards[shard].name}, sample {self.keys[i]}"
-        codes = self._read_range(shard, *self._codes_range[i], where)
-        record = self._read_range(shard, *self._json_range[i], where)
+        location = self._index.location(i)
+        where = self._where(i, location.key)
+        codes = self._read_range(i, location.codes_offset, location.codes_size, where)
+        record = self._read_range(i, location.json_offset, location.json_size, where)
         sample = sample_from_members(codes, record, where)
-        if sample.key != self.keys[i]:
+        if sample.key != location.key:
             raise ValueError(f"{where}: the index points at sample {sample.key} instead; {REMEDY}")
         return sample
+
+    def read_turns(self, i: int) -> list[Turn]:
+        """The turns of sample number `i`, without its codes."""
+        location = self._index.location(i)
+        where = self._where(i, location.key)
+        return turns_from_member(self._read_range(i, location.json_offset, location.json_size, where), where)
+
+    def key(self, i: int) -> str:
+        return self._index.location(i).key
 
     def audio_path(self, sample: Sample) -> Path | None:
         """The sample's original recording, as far as it is known; it may have been moved since."""
         return Path(self.info.audio_root, sample.audio) if sample.audio else None
 
-    def _check_file(self, file: FileInfo) -> None:
-        path = self.path / file.name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing, but named in {DATASET_FILE}; restore it, or {REMEDY}")
-        size = path.stat().st_size
-        if size != file.size:
-            problem = "cut short" if size < file.size else "longer than it was written"
-            raise ValueError(f"{path}: {problem} ({size} bytes of {file.size}); restore it, or {REMEDY}")
+    @property
+    def keys(self) -> np.ndarray:
+        return self._index.column("key")
 
-    def _read_index(self) -> dict[str, np.ndarray]:
-        path = self.path / self.info.index.name
-        if sha256_of(path) != self.info.index.sha256:
-            raise ValueError(f"{path}: not the file named in {DATASET_FILE} (other content); restore it, or {REMEDY}")
-        table = pq.read_table(path, schema=INDEX_SCHEMA)
-        return {name: table[name].to_numpy() for name in table.column_names}
+    @property
+    def recordings(self) -> np.ndarray:
+        return self._index.column("recording")
 
-    def _read_range(self, shard: int, offset: int, size: int, where: str) -> bytes:
-        data = os.pread(self._file(shard).fileno(), int(size), int(offset))
-        if len(data) != size:
-            raise ValueError(f"{where}: the shard ends before the sample does; restore it, or {REMEDY}")
-        return data
+    @property
+    def split(self) -> np.ndarray:
+        return self._index.column("split")
 
-    def _file(self, shard: int) -> BinaryIO:
-        if shard not in self._open:
-            if len(self._open) >= _MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-            self._open[shard] = (self.path / self.info.shards[shard].name).open("rb", buffering=0)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    @property
+    def shard(self) -> np.ndarray:
+        return self._index.column("shard")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # open files stay in their process
+    @property
+    def n_frames(self) -> np.ndarray:
+        return self._index.column("n_frames")
+
+    @property
+    def n_turns(self) -> np.ndarray:
+        return self._index.column("n_turns")
+
+    @property
+    def text_bytes(self) -> np.ndarray:
+        return self._index.column("text_bytes")
+
+    def _where(self, i: int, key: str) -> str:
+        return f"{self.folder.where(self.info.shards[self._index.shard_of(i)].name)}, sample {key}"
+
+    def _read_range(self, i: int, offset: int, length: int, where: str) -> bytes:
+        shard = self.info.shards[self._index.shard_of(i)]
+        if offset + length > shard.size:
+            raise ValueError(f"{where}: the index points beyond the end of the shard; {REMEDY}")
+        return self.folder.read(shard, offset, length)

@@ -8,6 +8,7 @@ of a row belongs to no document.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +63,14 @@ class StepBatch:
     frames:    supervised frames of this rank, on the host: their sum over ranks is what losses are divided by
     positions: positions of this rank that hold something, as opposed to the empty tails of rows
     keys:      sample keys of each of this rank's rows, to name what a bad step consisted of
+    cursor:    where the data stand after this step, the same on all ranks, see csm/data/stream.py
     """
 
     microbatches: list[RowBatch]
     frames: int
     positions: int
     keys: list[list[str]]
+    cursor: dict[str, Any]
 
 
 def num_slots(max_positions: int, decoder_frame_ratio: int) -> int:

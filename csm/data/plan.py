@@ -1,63 +1,97 @@
-"""Which samples make up which row of which optimizer step: a pure function of (lengths, seed, step).
+"""Which samples make up which row: an epoch of one dataset, planned window by window.
 
-    epoch e: permute samples by (seed, e) -> next-fit into rows -> permute rows -> deal evenly to steps
+    permute the shards by (seed, source, epoch) -> windows of `window_shards` shards
+    -> permute the window's samples -> next-fit into rows -> permute the rows, by (seed, source, epoch, window)
 
-Every rank computes the same plan and takes its rows, so the order depends neither on the number of ranks or workers
-nor on anything that happened before: the number of finished optimizer steps is the whole state of the data order.
+A window is a pure function of these numbers and of the samples' lengths, so nothing before it need be planned to find
+it again, and an epoch is never planned as a whole. Reading a window touches `window_shards` shards and no others.
 """
 
 from __future__ import annotations
 
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+
 import numpy as np
 
+_SHARDS, _SAMPLES = 0, 1  # what a permutation is of: part of its seed
 
-class StepPlan:
-    """Rows of every optimizer step, for ever.
 
-    lengths:       int [n], positions of each sample, all <= max_positions
-    max_positions: length of a row
-    rows_per_step: rows of one optimizer step over all ranks and microbatches
+@dataclass(frozen=True)
+class WindowRows:
+    """The rows of one window; item r = int64 sample numbers of row r, in packing order.
+
+    samples: int64 [n]
+    starts:  int64 [rows + 1], where each packed row begins in `samples`
+    order:   int64 [rows], packed rows in the order they are trained on
     """
 
-    def __init__(self, lengths: np.ndarray, max_positions: int, rows_per_step: int, seed: int) -> None:
-        if len(lengths) == 0:
-            raise ValueError("no samples to train on: the dataset's split 'train' is empty")
-        assert lengths.max() <= max_positions and lengths.min() > 0
-        self.lengths = lengths
-        self.max_positions = max_positions
-        self.rows_per_step = rows_per_step
-        self.seed = seed
-        self._first_step = [0]  # first step of each epoch planned so far, and of the next
-        self._current: tuple[int, list[list[np.ndarray]]] | None = None
+    samples: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
 
-    def rows(self, step: int) -> tuple[int, list[np.ndarray]]:
-        """The epoch that optimizer step `step` belongs to, and the sample numbers of its (at most
-        `rows_per_step`) rows, each in packing order."""
-        while step >= self._first_step[-1]:
-            self._first_step.append(self._first_step[-1] + len(self._epoch(len(self._first_step) - 1)))
-        epoch = int(np.searchsorted(self._first_step, step, side="right")) - 1
-        return epoch, self._epoch(epoch)[step - self._first_step[epoch]]
+    def __len__(self) -> int:
+        return len(self.order)
 
-    def steps_of_epoch(self, epoch: int) -> int:
-        return len(self._epoch(epoch))
-
-    def _epoch(self, epoch: int) -> list[list[np.ndarray]]:
-        if self._current is None or self._current[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            rows = next_fit(rng.permutation(len(self.lengths)), self.lengths, self.max_positions)
-            order = rng.permutation(len(rows))
-            steps = -(-len(rows) // self.rows_per_step)
-            # Evenly dealt: no step is left with a remainder of one row, whose gradient would be mostly noise.
-            self._current = (epoch, [[rows[i] for i in part] for part in np.array_split(order, steps)])
-        return self._current[1]
+    def __getitem__(self, row: int) -> np.ndarray:
+        packed = self.order[row]
+        return self.samples[self.starts[packed] : self.starts[packed + 1]]
 
 
-def next_fit(order: np.ndarray, lengths: np.ndarray, max_positions: int) -> list[np.ndarray]:
-    """Cuts `order` into consecutive runs whose lengths add up to at most `max_positions`."""
-    ends = np.cumsum(lengths[order])
-    rows, start, used = [], 0, 0
-    while start < len(order):
-        end = int(np.searchsorted(ends, used + max_positions, side="right"))
-        rows.append(order[start:end])
-        start, used = end, int(ends[end - 1])
-    return rows
+class EpochPlan:
+    """Every epoch of one source.
+
+    source:        the source's name, which its order depends on (and on no other source)
+    shards:        int64 [m, 2], first sample number and number of samples of each shard of the split
+    lengths:       int32 [2, samples of the dataset] in positions, see csm/data/lengths.py
+    max_positions: length of a row
+    """
+
+    def __init__(
+        self, source: str, shards: np.ndarray, lengths: np.ndarray, max_positions: int, window_shards: int, seed: int
+    ) -> None:
+        self.shards, self.lengths = shards, lengths
+        self.max_positions, self.window_shards = max_positions, window_shards
+        self._seed = (seed, zlib.crc32(source.encode()))
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-len(self.shards) // self.window_shards)
+
+    def window_of(self, epoch: int, window: int) -> np.ndarray:
+        """The shards of a window: rows of `self.shards`."""
+        order = np.random.default_rng((*self._seed, _SHARDS, epoch)).permutation(len(self.shards))
+        return self.shards[order[window * self.window_shards : (window + 1) * self.window_shards]]
+
+    def rows(self, epoch: int, window: int) -> WindowRows:
+        """The rows of a window. A sample longer than a row takes a row of its own (of which it keeps its leading turns
+        that fit); one whose first turn does not fit is in no row."""
+        rng = np.random.default_rng((*self._seed, _SAMPLES, epoch, window))
+        parts = [np.arange(first, first + count) for first, count in self.window_of(epoch, window)]
+        samples, lengths = fitting(np.concatenate(parts), self.lengths, self.max_positions)
+        permutation = rng.permutation(len(samples))
+        samples, lengths = samples[permutation], lengths[permutation]
+        starts = next_fit(lengths, self.max_positions)
+        return WindowRows(samples, starts, rng.permutation(len(starts) - 1))
+
+
+def fitting(samples: np.ndarray, lengths: np.ndarray, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `samples` whose first turn fits into a row, and how many positions of a row each takes."""
+    whole, first_turn = lengths[0][samples], lengths[1][samples]
+    fit = first_turn <= max_positions
+    return samples[fit], np.minimum(whole[fit], max_positions)
+
+
+def next_fit(lengths: np.ndarray, max_positions: int) -> np.ndarray:
+    """Cuts samples, in their order, into rows of at most `max_positions`: int64 [rows + 1], where each row begins.
+
+    lengths: int [n], each at most `max_positions`.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    starts = [0]
+    while starts[-1] < len(ends):
+        used = ends[starts[-1] - 1] if starts[-1] else 0
+        starts.append(bisect_right(ends, used + max_positions, lo=starts[-1]))
+    return np.array(starts, dtype=np.int64)

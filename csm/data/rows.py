@@ -1,8 +1,8 @@
-"""Samples -> the row batches of each optimizer step (training) or of the whole split (validation)."""
+"""Samples -> the row batches of an optimizer step (training) or of a whole split (validation)."""
 
 from __future__ import annotations
 
-import logging
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,12 +11,11 @@ from torch.utils.data import Dataset
 from csm.config import DataConfig, LossConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_rows
-from csm.data.plan import StepPlan, next_fit
+from csm.data.plan import fitting, next_fit
 from csm.data.sample import Sample
+from csm.data.stream import StepSpec
 from csm.frames import TurnTokens, conversation_frames
 from csm.text import TextTokenizer
-
-log = logging.getLogger(__name__)
 
 
 def sample_turns(
@@ -58,46 +57,8 @@ def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int
     return dict(zip(ids, rng.permutation(ids).tolist(), strict=True))
 
 
-def usable_samples(
-    dataset: ShardedDataset, split: str, tokenizer: TextTokenizer, max_positions: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample numbers of a split and their lengths in positions under this tokenizer.
-
-    A conversation is as long as its leading turns that fit into a row. One whose first turn alone does not fit
-    cannot be trained on: it is left out with a warning that names it.
-    """
-    numbers, lengths, shortened = [], [], 0
-    for number in dataset.select(split):
-        sample = dataset.read(int(number))
-        positions = [len(tokenizer.encode_turn(turn.text, turn.spk)) + turn.nf + 1 for turn in sample.turns]
-        ends = np.cumsum(positions)
-        fitting = int(np.searchsorted(ends, max_positions, side="right"))
-        if fitting == 0:
-            log.warning(
-                "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_positions=%d; raise "
-                "it, or prepare the data with a smaller max_turn_seconds",
-                dataset.path,
-                sample.key,
-                positions[0],
-                max_positions,
-            )
-            continue
-        shortened += fitting < len(positions)
-        numbers.append(number)
-        lengths.append(ends[fitting - 1])
-    if shortened:
-        log.warning(
-            "%s: %d of %d conversations are longer than data.max_positions=%d and keep their leading turns only",
-            dataset.path,
-            shortened,
-            len(numbers),
-            max_positions,
-        )
-    return np.array(numbers, dtype=np.int64), np.array(lengths, dtype=np.int64)
-
-
 class TrainRows(Dataset):
-    """Item `step` = what one rank computes in that optimizer step.
+    """Item `StepSpec` = what one rank computes in that optimizer step.
 
     Every random choice of a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
     global step), so neither ranks, workers nor microbatching change what is trained on.
@@ -105,69 +66,66 @@ class TrainRows(Dataset):
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        datasets: dict[str, ShardedDataset],
         tokenizer: TextTokenizer,
         data: DataConfig,
         loss: LossConfig,
         seed: int,
-        rank: int,
-        world_size: int,
     ) -> None:
-        if data.rows_per_step % (data.rows_per_microbatch * world_size):
-            raise ValueError(
-                f"data.rows_per_step={data.rows_per_step} is not a multiple of data.rows_per_microbatch="
-                f"{data.rows_per_microbatch} x {world_size} ranks"
-            )
-        self.dataset, self.tokenizer, self.data = dataset, tokenizer, data
+        self.datasets, self.tokenizer, self.data, self.seed = datasets, tokenizer, data, seed
         self.slots = num_slots(data.max_positions, loss.decoder_frame_ratio)
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.numbers, lengths = usable_samples(dataset, "train", tokenizer, data.max_positions)
-        self.plan = StepPlan(lengths, data.max_positions, data.rows_per_step, seed)
+        self.num_codebooks = next(iter(datasets.values())).codec.num_codebooks
 
-    def __getitem__(self, step: int) -> StepBatch:
-        _, rows = self.plan.rows(step)
+    def __getitem__(self, spec: StepSpec) -> StepBatch:
         per_pass = self.data.rows_per_microbatch
-        batches, keys = [], []
-        for first in range(self.rank * per_pass, self.data.rows_per_step, self.world_size * per_pass):
-            numbers = range(first, first + per_pass)
-            batches.append(stack_rows([self._row(step, i, rows) for i in numbers]))
-            keys += [[self.dataset.keys[self.numbers[p]] for p in rows[i]] if i < len(rows) else [] for i in numbers]
+        rows, keys = [], []
+        for row in spec.rows:
+            samples = [self.datasets[row.source].read(int(number)) for number in row.samples]
+            rows.append(self._row(samples, np.random.default_rng((self.seed, spec.step, row.index))))
+            keys.append([sample.key for sample in samples])
+        batches = [stack_rows(rows[first : first + per_pass]) for first in range(0, len(rows), per_pass)]
         return StepBatch(
             microbatches=batches,
             frames=sum(int(batch.targets.sum()) for batch in batches),
             positions=sum(int((batch.documents >= 0).sum()) for batch in batches),
             keys=keys,
+            cursor=spec.cursor,
         )
 
-    def _row(self, step: int, index: int, rows: list[np.ndarray]) -> RowBatch:
-        rng = np.random.default_rng((self.seed, step, index))
+    def _row(self, samples: list[Sample], rng: np.random.Generator) -> RowBatch:
         documents = []
-        for position in rows[index] if index < len(rows) else []:
-            sample = self.dataset.read(int(self.numbers[position]))
+        for sample in samples:
             speakers = permuted_speakers(sample, rng) if self.data.permute_speakers else None
             turns = sample_turns(sample, self.tokenizer, self.data.max_positions, speakers)
             parts = drop_context(turns, self.data.context_dropout, rng)
-            documents += [conversation_frames(part, self.dataset.codec.num_codebooks) for part in parts]
-        return pack_row(documents, self.data.max_positions, self.dataset.codec.num_codebooks, self.slots, rng)
+            documents += [conversation_frames(part, self.num_codebooks) for part in parts]
+        return pack_row(documents, self.data.max_positions, self.num_codebooks, self.slots, rng)
 
 
 class ValidationRows(Dataset):
-    """Item i = the i-th batch of one rank over a whole split: every frame in the depth decoder, stored speaker ids,
-    no dropped context. All ranks have equally many batches (the last ones may be empty rows)."""
+    """Item i = the i-th batch of one rank over a split of all sources: every frame in the depth decoder, stored speaker
+    ids, no dropped context. All ranks have equally many batches (the last ones may be empty rows).
+
+    datasets, lengths: by source; lengths as csm/data/lengths.py gives them.
+    """
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        datasets: dict[str, ShardedDataset],
+        lengths: dict[str, np.ndarray],
         tokenizer: TextTokenizer,
         data: DataConfig,
         split: str,
         rank: int,
         world_size: int,
     ) -> None:
-        self.dataset, self.tokenizer, self.data = dataset, tokenizer, data
+        self.datasets, self.tokenizer, self.data = datasets, tokenizer, data
         self.rank, self.world_size = rank, world_size
-        self.numbers, lengths = usable_samples(dataset, split, tokenizer, data.max_positions)
-        self.rows = next_fit(np.arange(len(lengths)), lengths, data.max_positions) if len(lengths) else []
+        self.rows: list[tuple[str, np.ndarray]] = []
+        for name, dataset in datasets.items():
+            samples, sizes = fitting(dataset.select(split), lengths[name], data.max_positions)
+            starts = next_fit(sizes, data.max_positions)
+            self.rows += [(name, samples[start:end]) for start, end in pairwise(starts)]
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.data.rows_per_microbatch * self.world_size))
@@ -177,10 +135,12 @@ class ValidationRows(Dataset):
         return stack_rows([self._row(i) for i in range(first, first + self.data.rows_per_microbatch)])
 
     def _row(self, index: int) -> RowBatch:
+        num_codebooks = next(iter(self.datasets.values())).codec.num_codebooks
         documents = []
-        for position in self.rows[index] if index < len(self.rows) else []:
-            sample = self.dataset.read(int(self.numbers[position]))
-            turns = sample_turns(sample, self.tokenizer, self.data.max_positions)
-            documents.append(conversation_frames(turns, self.dataset.codec.num_codebooks))
+        if index < len(self.rows):
+            name, samples = self.rows[index]
+            for number in samples:
+                turns = sample_turns(self.datasets[name].read(int(number)), self.tokenizer, self.data.max_positions)
+                documents.append(conversation_frames(turns, num_codebooks))
         length = self.data.max_positions
-        return pack_row(documents, length, self.dataset.codec.num_codebooks, length, np.random.default_rng(0))
+        return pack_row(documents, length, num_codebooks, length, np.random.default_rng(0))

@@ -83,13 +83,7 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
     `where` names the shard and key in error messages. Raises ValueError for members that cannot be parsed, another
     schema version, and everything `validate_sample` refuses.
     """
-    try:
-        record = json.loads(json_bytes)
-        version = record.pop("schema")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: its json member is not a sample record ({error!r}); {REMEDY}") from error
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{where}: has schema version {version}, this program reads {SCHEMA_VERSION}; {REMEDY}")
+    record = _record(json_bytes, where)
     try:
         codec = CodecInfo.from_dict(record.pop("codec"))
         turns = [Turn(**turn) for turn in record.pop("turns")]
@@ -99,6 +93,26 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
     validate_sample(sample, where)
     return sample
+
+
+def turns_from_member(json_bytes: bytes, where: str) -> list[Turn]:
+    """The turns in a sample's json member, unchecked against its codes; raises as `sample_from_members`."""
+    record = _record(json_bytes, where)
+    try:
+        return [Turn(**turn) for turn in record["turns"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
+
+
+def _record(json_bytes: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(json_bytes)
+        version = record.pop("schema")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: its json member is not a sample record ({error!r}); {REMEDY}") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{where}: has schema version {version}, this program reads {SCHEMA_VERSION}; {REMEDY}")
+    return record
 
 
 def validate_sample(sample: Sample, where: str) -> None:

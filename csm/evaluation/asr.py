@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csm.audio import resample
 from csm.config import AsrKind
-from csm.data.dataset import sha256_of
+from csm.data.folder import sha256_of
 from csm.evaluation.hub import EvaluatorUnavailable, fetch_model
 from csm.evaluation.provenance import package_versions
 

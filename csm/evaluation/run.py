@@ -212,7 +212,9 @@ def _were_trained_on(prompts: PromptSet, trained_on: str | None) -> bool:
     dataset = prompts.origin.get("dataset")
     if dataset is None or trained_on is None:
         return False
-    return prompts.origin["split"] == "train" and Path(dataset).resolve() == Path(trained_on).resolve()
+    return prompts.origin["split"] == "train" and any(
+        Path(dataset).resolve() == Path(path).resolve() for path in trained_on.split(", ")
+    )
 
 
 def _subtitle(settings: EvalConfig, prompts: PromptSet) -> str:

@@ -12,6 +12,7 @@ brings its D-wide vectors to the decoder's width; every codebook has its own hea
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from csm.config import CSMConfig
 from csm.model.depth import decoder_sums
 from csm.model.embedding import FrameEmbeddings
+from csm.model.init import draw
 from csm.model.loss import LossSums, loss_sums
 from csm.model.transformer import AttentionMask, Cache, Transformer
 
@@ -41,22 +43,23 @@ class CSM(nn.Module):
         if self.audio_head.device.type != "meta":
             self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self) -> None:
         """Initializes every parameter: normal(0, initializer_std), norms 1, and the projections that write into
         the residual stream smaller by sqrt(2 * layers), so that its variance does not grow with depth (GPT-2)."""
         std = self.config.initializer_std
+        normal = partial(nn.init.normal_, std=std)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-        nn.init.normal_(self.audio_head, std=std)
+                draw(module.weight, normal)
+        draw(self.audio_head, normal)
         for stack in (self.backbone, self.decoder):
-            nn.init.ones_(stack.norm.weight)
+            smaller = partial(nn.init.normal_, std=std / math.sqrt(2 * len(stack.layers)))
+            draw(stack.norm.weight, nn.init.ones_)
             for layer in stack.layers:
-                nn.init.ones_(layer.attn_norm.weight)
-                nn.init.ones_(layer.mlp_norm.weight)
-                nn.init.normal_(layer.attn.o_proj.weight, std=std / math.sqrt(2 * len(stack.layers)))
-                nn.init.normal_(layer.mlp.down_proj.weight, std=std / math.sqrt(2 * len(stack.layers)))
+                draw(layer.attn_norm.weight, nn.init.ones_)
+                draw(layer.mlp_norm.weight, nn.init.ones_)
+                draw(layer.attn.o_proj.weight, smaller)
+                draw(layer.mlp.down_proj.weight, smaller)
 
     # -------------------------------------------------------------------------------------------- embeddings
 

@@ -46,12 +46,13 @@ def decoder_sums(
 
     logits_of:  the decoder, a function of its two arguments and of `parameters`
     states:     [M, D]; embeddings: [M, K-1, D]; codes: [M, K]; weights: [M], 0 = frame that does not count
-    chunk:      frames per pass. None: all at once, differentiated by autograd as anything else, which is what
+    chunk:      frames per pass, at most. None: all at once, differentiated by autograd as anything else, which is what
                 strategies that exchange parameters during the backward pass (FSDP, DeepSpeed) need
     """
     frames = codes.shape[0]
     if chunk is None:
         return _sums(logits_of, states, embeddings, codes, weights)
+    chunk = min(chunk, frames)
     if padding := -frames % chunk:  # whole chunks only: one shape, so nothing is compiled twice
         states, embeddings = F.pad(states, (0, 0, 0, padding)), F.pad(embeddings, (0, 0, 0, 0, 0, padding))
         codes, weights = F.pad(codes, (0, 0, 0, padding)), F.pad(weights, (0, padding))

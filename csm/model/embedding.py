@@ -28,8 +28,9 @@ class FrameEmbeddings(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, summed: Tensor, single: Tensor) -> tuple[Tensor | None, ...]:
         rows, present, single_rows = ctx.saved_tensors
-        gradient = summed.new_zeros(ctx.table_shape)
+        # In fp32 also where the table is bfloat16 (sharded training): a frequent code adds up thousands of terms.
+        gradient = summed.new_zeros(ctx.table_shape, dtype=torch.float32)
         for codebook in range(rows.shape[1]):
-            gradient.index_add_(0, rows[:, codebook], summed * present[:, codebook, None])
-        gradient.index_add_(0, single_rows.flatten(), single.flatten(0, 1))
-        return gradient, None, None, None
+            gradient.index_add_(0, rows[:, codebook], (summed * present[:, codebook, None]).float())
+        gradient.index_add_(0, single_rows.flatten(), single.flatten(0, 1).float())
+        return gradient.to(summed.dtype), None, None, None

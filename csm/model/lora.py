@@ -8,6 +8,7 @@ The base weights keep their names, so a checkpoint with adapters is the base mod
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from csm.config import LoraConfig
 from csm.model.csm import CSM
+from csm.model.init import draw
 
 LAYERS = {
     "q_proj": "attn",
@@ -40,9 +42,13 @@ class LoraLinear(nn.Linear):
         self.dropout = config.dropout
         options = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.lora_a = nn.Parameter(torch.empty(config.rank, base.in_features, **options))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, **options))
+        self.lora_b = nn.Parameter(torch.empty(base.out_features, config.rank, **options))
         if not self.lora_a.is_meta:
-            nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as the paper's code, and PEFT
+            self.init_adapter()
+
+    def init_adapter(self) -> None:
+        draw(self.lora_a, partial(nn.init.kaiming_uniform_, a=math.sqrt(5)))  # as the paper's code, and PEFT
+        draw(self.lora_b, nn.init.zeros_)
 
     def forward(self, x: Tensor) -> Tensor:
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)

@@ -10,7 +10,7 @@ frame stands for w = 1 / P(chosen) frames, so the expectation is the loss over a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,11 @@ from csm.frames import is_eos_frame
 from csm.model.depth import DecoderSums
 
 
-@dataclass
-class LossSums:
+class LossSums(NamedTuple):
     """Sums over the frames of a microbatch; add them up, then divide by the number of frames.
+
+    A tuple, because sharding libraries look for the tensors that a model returns, to gather its weights before their
+    backward pass.
 
     c0:       [] fp32, sum of the cross entropy (nats) of codebook 0; the objective's first part, with its gradient
     decoder:  [] fp32, weighted sum of the mean cross entropy of codebooks 1..K-1; its second part, with its gradient

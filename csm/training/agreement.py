@@ -36,3 +36,11 @@ class RankAgreement:
         values: list[T | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def largest(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self._group is None:
+            return value
+        total = torch.tensor(value)
+        dist.all_reduce(total, dist.ReduceOp.MAX, group=self._group)
+        return int(total)

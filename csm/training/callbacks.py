@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from csm.audio import load_audio, save_wav
@@ -30,6 +29,16 @@ from csm.training.module import CSMTrainingModule
 log = logging.getLogger(__name__)
 
 
+BAR = {
+    "c0": ("train/loss_c0", ".3f"),
+    "decoder": ("train/loss_decoder", ".3f"),
+    "positions/s": ("throughput/positions_per_second", ".0f"),
+    "MFU": ("throughput/mfu", ".1%"),
+    "skipped": ("train/skipped_steps", "d"),
+}
+"""What the progress bar shows of the last training line, and how."""
+
+
 class StepProgressBar(RichProgressBar):
     """Lightning's bar over all optimizer steps, with what was logged last; there are no epochs in its sense."""
 
@@ -37,7 +46,11 @@ class StepProgressBar(RichProgressBar):
         return "Training"
 
     def get_metrics(self, trainer: L.Trainer, module: CSMTrainingModule) -> dict[str, str]:
-        return module.bar
+        shown = {}
+        for name, (key, form) in BAR.items():
+            if module.logged.get(key):  # skipped steps: once there are any
+                shown[name] = format(module.logged[key], form)
+        return shown
 
 
 @dataclass
@@ -60,8 +73,7 @@ class AudioSamples(L.Callback):
 
     and in W&B where that is in use. The turns are the last ones of the first `sample_prompts` conversations of split
     "val" ("train" if that is empty), each with its true context; generation is greedy, so that samples of two steps can
-    be compared, and changes neither weights nor random numbers. Rank 0 speaks alone, which needs whole weights:
-    strategies that shard them get no samples.
+    be compared, and changes neither weights nor random numbers. Rank 0 speaks, with a whole copy of a sharded model.
     """
 
     def __init__(
@@ -72,23 +84,19 @@ class AudioSamples(L.Callback):
         self._index = JsonLines(folder / "samples.jsonl")
         numbers = dataset.select("val")
         self.numbers = (numbers if len(numbers) else dataset.select("train"))[: options.sample_prompts]
-        self._whole_weights = True
-
-    def on_fit_start(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
-        self._whole_weights = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        if not self._whole_weights:
-            log.warning("no audio samples: %s shards the weights", type(trainer.strategy).__name__)
 
     def on_validation_end(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
         every, step = self.options.sample_every_steps, trainer.global_step
         due = step // every > (step - self.options.val_every_steps) // every
-        if not due or not self._whole_weights or not trainer.is_global_zero:
+        if not due:
             return
         with _speaking(module):
-            generator = Generator(module.model, self.codec, self.tokenizer)
-            for number in self.numbers:
-                prompt = self._prompt(int(number))
-                self._write(trainer, prompt, self._speak(generator, prompt))
+            model = module.whole_model()  # all ranks take part
+            if trainer.is_global_zero:
+                generator = Generator(model, self.codec, self.tokenizer)
+                for number in self.numbers:
+                    prompt = self._prompt(int(number))
+                    self._write(trainer, prompt, self._speak(generator, prompt))
 
     def _prompt(self, number: int) -> Prompt:
         sample = self.dataset.read(number)

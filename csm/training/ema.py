@@ -12,15 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from csm.config import TrainerConfig
+from csm.config import TrainConfig
+from csm.training.strategies import DEEPSPEED
 
 
-def check_average(options: TrainerConfig) -> None:
+def check_average(config: TrainConfig) -> None:
     """Raises ValueError for options of the average that make no sense."""
+    options = config.trainer
     if not 0 <= options.ema_decay < 1:
         raise ValueError(f"trainer.ema_decay={options.ema_decay} must be at least 0 and below 1, such as 0.9999")
     if options.validate_ema and not options.ema_decay:
         raise ValueError("trainer.validate_ema=true needs averaged weights: set trainer.ema_decay, such as 0.9999")
+    if options.ema_decay and config.strategy.name in DEEPSPEED:
+        raise ValueError(
+            f"trainer.ema_decay does not go with strategy={config.strategy.name.value}, which keeps the fp32 weights "
+            "to itself; choose strategy=fsdp"
+        )
 
 
 class WeightAverage(nn.Module):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from csm.training.optim import PARTS, part_of
+from csm.training.parallel import gradient_norm, scale_gradients
 
 
 def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -24,13 +24,8 @@ def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dic
     Returns the norms before that, scalars on the device: of each part, and "total". Norms of sharded parameters are of
     the whole tensors, the same on every rank. Nothing waits for the device.
     """
-    norms = {part: _norm(parameters) for part, parameters in parts.items()}
+    norms = {part: gradient_norm(parameters) for part, parameters in parts.items()}
     norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-    everything = [parameter for parameters in parts.values() for parameter in parameters]
-    nn.utils.clip_grads_with_norm_(everything, max_norm, norms["total"])
+    for parameters in parts.values():
+        scale_gradients(parameters, norms["total"], max_norm)
     return norms
-
-
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

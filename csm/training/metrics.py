@@ -55,9 +55,10 @@ class Interval:
 
 
 class IntervalSums:
-    """The sums of the interval under way."""
+    """The sums of the interval under way. copies: ranks that measure the same rows (tensor parallelism)."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: int = 1) -> None:
+        self._copies = copies
         self._reset()
 
     def add_microbatch(self, sums: LossSums, rows: RowBatch) -> None:
@@ -99,8 +100,8 @@ class IntervalSums:
         if self._sums is None:
             return {}
         losses, norms, count = _split(self._sums, len(self._norm_names))
-        sums = torch.cat((all_reduce(losses), norms, count[None])).cpu()
-        timed = all_reduce(self._work).cpu()
+        sums = torch.cat((all_reduce(losses) / self._copies, norms, count[None])).cpu()
+        timed = all_reduce(self._work).cpu() // self._copies
         work = timed if self._restored_work is None else timed + self._restored_work
         return {"norms": self._norm_names, "sums": sums, "work": work, "timed_work": timed}
 

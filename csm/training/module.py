@@ -12,14 +12,18 @@ manual: Lightning's automatic accumulation averages microbatches as if they were
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
@@ -29,31 +33,57 @@ from csm.training.ema import WeightAverage, check_average
 from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
-from csm.training.optim import build_optimizer, lr_factor
+from csm.training.optim import build_optimizer, lr_factor, numbered_state
+from csm.training.parallel import data_ranks, parallelize, reshard, whole_model
+from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.throughput import Doing, Stopwatch, throughput_metrics
+from csm.training.trainer import precision
 
 PROGRESS = "csm_progress"
 """Key of what this module adds to a checkpoint: the interval under way and the counts of steps that went wrong."""
 
 
 class CSMTrainingModule(L.LightningModule):
-    """Trains `self.model`. `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config,
-    codec, tokenizer: see csm/checkpoint/training.py)."""
+    """Trains `model`, which comes without values (on the meta device) and gets them once its parameters are placed
+    on the ranks. resumed: those will be a checkpoint's.
 
-    def __init__(self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any]) -> None:
+    `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config, codec, tokenizer: see
+    csm/checkpoint/training.py).
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any], resumed: bool = False
+    ) -> None:
         super().__init__()
-        check_average(config.trainer)
+        check_average(config)
         self.automatic_optimization = False
         self.config = config
         self.model = model
         self.ema: WeightAverage | None = None
         self.checkpoint_extras = checkpoint_extras
-        self.bar: dict[str, str] = {}  # what the progress bar shows
+        self.resumed = resumed
+        self.logged: dict[str, float] = {}  # the last training line
         self._restored: dict[str, Any] | None = None
         self._val_sums: Tensor | None = None
 
     def configure_model(self) -> None:
-        if self.config.trainer.ema_decay and self.ema is None:
+        if not self.model.audio_head.is_meta:
+            return
+        strategy, options = self.trainer.strategy, self.config.trainer
+        self._bf16 = precision(options) == "bf16-mixed"
+        self._sharded = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
+        parallelize(
+            self.model,
+            self.device_mesh,
+            options.recompute,
+            options.compile,
+            bf16=self._bf16,
+            cpu_offload=self.config.strategy.cpu_offload,
+        )
+        # Whole models are drawn on the CPU and moved by the strategy: the same values on every kind of device.
+        self.model.to_empty(device=strategy.parameter_device if isinstance(strategy, ShardedStrategy) else "cpu")
+        initialize(self.model, self.config, self.resumed)
+        if options.ema_decay:
             self.ema = WeightAverage(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -71,7 +101,9 @@ class CSMTrainingModule(L.LightningModule):
         if self.ema is not None and self.global_step == 0:
             self.ema.reset(self.model)
         self._parts = trainable_parts(self.model)
-        self._interval = IntervalSums()
+        _, self._data_ranks = data_ranks(self.trainer)
+        self._copies = self.trainer.world_size // self._data_ranks  # tensor-parallel ranks count the same rows
+        self._interval = IntervalSums(self._copies)
         self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self._agreement)
         if self._restored is not None:
             self._interval.load_state(self._restored["interval"], self.global_rank, self.device)
@@ -88,29 +120,43 @@ class CSMTrainingModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        (total_frames,) = self._agreement.sum(batch.frames)
+        (total_frames,) = self._agreement.sum(batch.frames / self._copies)
         total_frames = max(total_frames, 1.0)
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                sums = self._forward(rows, self.config.loss.decoder_chunk)
+                sums = self._forward(rows, None if self._sharded else self.config.loss.decoder_chunk)
                 # Data-parallel strategies average gradients over ranks; the division above already is global.
-                self.manual_backward(sums.loss(self.config.loss, total_frames) * self.trainer.world_size)
+                self.manual_backward(sums.loss(self.config.loss, total_frames) * self._data_ranks)
             self._interval.add_microbatch(sums, rows)
 
+        loss_share = self._interval.step.loss(self.config.loss, total_frames) / self._copies
+        norms, skip = self._update(optimizer, loss_share, batch)
+        if self.ema is not None:
+            self.ema.update(self.model, self.config.trainer.ema_decay, skip)
+        self._interval.end_step(norms, skip)
+        self.trainer.datamodule.consumed(batch)
+        self._health.settle()
+        if self.global_step % self.config.trainer.log_every_steps == 0:
+            self._log_training(optimizer, batch)
+
+    def _update(
+        self, optimizer: LightningOptimizer, loss_share: Tensor, batch: StepBatch
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Clips, steps and forgets the gradients, unless they are not finite. Returns their norms before clipping, and
+        whether the step was skipped: scalar, 1 or 0."""
+        strategy, step = self.trainer.strategy, self.global_step + 1
+        if isinstance(strategy, ZeroStrategy):  # does all of it by itself
+            optimizer.step()
+            norms = {"total": strategy.gradient_norm()}
+            return norms, self._health.judge(step, loss_share, norms["total"], batch.keys)
         norms = clip_gradients(self._parts, self.config.optim.grad_clip)
-        loss_share = self._interval.step.loss(self.config.loss, total_frames)
-        skip = self._health.judge(self.global_step + 1, loss_share, norms["total"], batch.keys)
+        skip = self._health.judge(step, loss_share, norms["total"], batch.keys)
         # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are.
         optimizer.optimizer.found_inf = skip
         optimizer.step()
         optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.model, self.config.trainer.ema_decay, skip)
-        self._interval.end_step(norms, skip)
-        self._health.settle()
-        if self.global_step % self.config.trainer.log_every_steps == 0:
-            self._log_training(optimizer)
+        return norms, skip
 
     def on_train_batch_end(self, outputs: None, batch: StepBatch, batch_index: int) -> None:
         self._clock.now(Doing.waiting)
@@ -137,7 +183,7 @@ class CSMTrainingModule(L.LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _log_training(self, optimizer: Any) -> None:
+    def _log_training(self, optimizer: LightningOptimizer, batch: StepBatch) -> None:
         self._health.settle(wait_for_last=True)
         interval = self._interval.read()
         metrics = {"train/loss": objective(interval.losses, self.config.loss)}
@@ -146,6 +192,8 @@ class CSMTrainingModule(L.LightningModule):
         metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items()}
         metrics |= {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
         metrics["train/skipped_steps"] = self._health.skipped
+        metrics["progress/rows"] = batch.cursor["rows"]
+        metrics |= {f"progress/epoch_{name}": place[0] for name, place in batch.cursor["sources"].items()}
         frame_rate = self.checkpoint_extras["codec"]["frame_rate"]
         metrics |= throughput_metrics(
             interval,
@@ -158,15 +206,7 @@ class CSMTrainingModule(L.LightningModule):
         )
         self._clock.reset()
         self._write(metrics)
-        self.bar = {
-            "c0": f"{metrics['train/loss_c0']:.3f}",
-            "decoder": f"{metrics['train/loss_decoder']:.3f}",
-            "positions/s": f"{metrics['throughput/positions_per_second']:.0f}",
-        }
-        if "throughput/mfu" in metrics:
-            self.bar["MFU"] = f"{metrics['throughput/mfu']:.1%}"
-        if self._health.skipped:
-            self.bar["skipped"] = str(self._health.skipped)
+        self.logged = metrics
 
     def _write(self, metrics: dict[str, float]) -> None:
         """One line for every logger, at the number of finished optimizer steps."""
@@ -184,10 +224,18 @@ class CSMTrainingModule(L.LightningModule):
         self.swap_weights()
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
+        if self._sharded:  # weights are gathered in every pass of the decoder: all ranks must make equally many
+            missing = self._agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
+            rows = replace(
+                rows,
+                slots=F.pad(rows.slots, (0, missing), value=1),
+                slot_weights=F.pad(rows.slot_weights, (0, missing)),
+            )
         stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
         self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
 
     def on_validation_epoch_end(self) -> None:
+        reshard(self.model)
         self.swap_weights()  # before callbacks save the best checkpoint
         if self._val_sums is None:
             return
@@ -203,7 +251,13 @@ class CSMTrainingModule(L.LightningModule):
     def swap_weights(self) -> None:
         """Puts the averaged weights in the place of the weights, if `trainer.validate_ema` asks for them; or back."""
         if self.ema is not None and self.config.trainer.validate_ema:
+            reshard(self.model)
             self.ema.swap(self.model)
+
+    def whole_model(self) -> CSM:
+        """For generation on rank 0; all ranks must call it."""
+        dtype = torch.bfloat16 if self._bf16 else torch.float32
+        return whole_model(self.model, self.config.lora, self.device, dtype)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
@@ -215,3 +269,7 @@ class CSMTrainingModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get(PROGRESS)
+        # Optimizer state under names of parameters, from a sharded checkpoint, gets the numbers of this optimizer.
+        states = checkpoint.get("optimizer_states", [])
+        if states and "param_groups" not in states[0]:
+            checkpoint["optimizer_states"] = [numbered_state(states[0], self, self.configure_optimizers())]

@@ -75,3 +75,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
+
+
+def numbered_state(named: dict, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """A state dict for `optimizer` from one whose "state" is under the names that parameters have in `module`."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {number: named["state"][name] for number, name in enumerate(order)}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

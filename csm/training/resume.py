@@ -7,8 +7,10 @@ from pathlib import Path
 
 from csm.checkpoint.names import shapes
 from csm.checkpoint.tensors import check_tensors
-from csm.checkpoint.training import config_of, model_weights, read_training_checkpoint
+from csm.checkpoint.training import config_of, model_weights, read_parts
+from csm.checkpoint.zero import is_zero
 from csm.config import TrainConfig
+from csm.training.strategies import DEEPSPEED
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,14 @@ def find_checkpoint(config: TrainConfig) -> str | None:
         if not path.exists():
             log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
             return None
-    checkpoint = read_training_checkpoint(path)
-    weights, _ = model_weights(checkpoint)
+    if path.exists() and is_zero(path) != (config.strategy.name in DEEPSPEED):
+        raise ValueError(
+            f"{path}: only DeepSpeed continues a checkpoint of DeepSpeed, and no other, so not "
+            f"strategy={config.strategy.name.value}; resume with the strategy that wrote it, or start a new run_dir "
+            "from its weights with init_from"
+        )
+    checkpoint, tensors = read_parts(path)
+    weights, _ = model_weights(checkpoint, tensors)
     check_tensors(weights, shapes(config.model), str(path))
     if config_of(checkpoint).lora != config.lora:
         raise ValueError(

@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import OmegaConf
 
 from csm.checkpoint.export import export
-from csm.checkpoint.init import init_weights_from
 from csm.checkpoint.source import open_checkpoint
 from csm.checkpoint.training import checkpoint_extras
 from csm.codec import check_same_codec, load_codec
 from csm.config import CodecKind, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
+from csm.data.sources import open_sources
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
@@ -45,28 +46,24 @@ def train(config: TrainConfig) -> float | None:
         from data_prep.demo import prepare_demo  # only here does training touch data preparation
 
         prepare_demo(config)
-    dataset = ShardedDataset(config.data.path)
+    sources = open_sources(config.data)
+    datasets = [source.dataset for source in sources.values()]
+    dataset = datasets[0]  # for what all have in common: the codec
     tokenizer = load_tokenizer(config.tokenizer)
     codec_file = dataset.codec_file if config.codec.kind is CodecKind.spectral else None
     extras = checkpoint_extras(config, dataset.codec, codec_file, tokenizer)
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model = CSM(config.model)
-    if config.init_from is not None and ckpt_path is None:  # a checkpoint to resume from holds all weights
-        init_weights_from(model, config.init_from)
+    with torch.device("meta"):
+        model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
-    module = CSMTrainingModule(config, model, extras)
-    data = CSMDataModule(config, dataset, tokenizer)
-    log.info(
-        "%s: %.1fM parameters; %s: %d conversations, %.2f hours",
-        config.name,
-        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        dataset.path,
-        len(dataset),
-        dataset.hours,
-    )
+    module = CSMTrainingModule(config, model, extras, resumed=ckpt_path is not None)
+    data = CSMDataModule(config, sources, tokenizer)
+    log.info("%s: %.1fM parameters", config.name, sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    for each in datasets:
+        log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)
 
     best = ModelCheckpoint(
         run_dir / "checkpoints", filename="best-{step}", monitor="val/loss", save_top_k=1, enable_version_counter=False
@@ -78,16 +75,19 @@ def train(config: TrainConfig) -> float | None:
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [latest, StepProgressBar()]
-    if len(dataset.select("val")):
+    validated = [each for each in datasets if len(each.shards("val"))]
+    if validated:
         callbacks.append(best)
     else:
-        log.warning("%s has no split 'val': no validation, and no best checkpoint", dataset.path)
+        paths = ", ".join(str(each.path) for each in datasets)
+        log.warning("%s: no split 'val', so no validation and no best checkpoint", paths)
     if config.trainer.sample_every_steps:
-        callbacks.append(_audio_samples(config, dataset, tokenizer, run_dir / "samples"))
+        spoken = validated[0] if validated else dataset
+        callbacks.append(_audio_samples(config, spoken, tokenizer, run_dir / "samples"))
 
     trainer = build_trainer(config, run_dir, callbacks)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.global_step >= config.trainer.max_steps:
+    if trainer.global_step >= config.trainer.max_steps or data.finished:
         last = run_dir / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)  # the end need not be a multiple of checkpoint_every_steps
         if trainer.is_global_zero:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from csm.config import TrainConfig, TrainerConfig
 from csm.training.checkpoint_io import AtomicCheckpointIO
+from csm.training.strategies import SHARDING, build_strategy, check_strategy
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +27,26 @@ def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback])
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
     try:
-        return _lightning_trainer(config, run_dir, callbacks)
+        trainer = _lightning_trainer(config, run_dir, callbacks)
     except MisconfigurationException as error:  # such as a GPU asked for where there is none
         raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
+    check_strategy(config, trainer)
+    return trainer
 
 
 def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
     options = config.trainer
+    sharding, computation = config.strategy.name in SHARDING, precision(options)
+    if sharding and computation not in ("bf16-mixed", "32-true"):
+        raise ValueError(
+            f"trainer.precision={computation} with strategy={config.strategy.name.value}: choose bf16-mixed or 32-true"
+        )
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=config.strategy.name,
-        precision=_precision(options),
+        strategy=build_strategy(config, bf16=computation == "bf16-mixed"),
+        precision="32-true" if sharding else computation,
         max_steps=options.max_steps,
         max_epochs=-1,
         logger=[instantiate(entry) for entry in config.logger.values()],
@@ -55,7 +63,7 @@ def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callb
     )
 
 
-def _precision(options: TrainerConfig) -> str:
+def precision(options: TrainerConfig) -> str:
     """Lightning's precision for `options.precision`, see TrainerConfig."""
     if options.precision != "auto":
         return options.precision

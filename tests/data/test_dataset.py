@@ -4,14 +4,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset as wds
 
 from csm.config import CodecConfig, CodecKind, DataPrepConfig
 from csm.data.dataset import ShardedDataset
+from csm.data.index import INDEX_SCHEMA, footer_sha256, write_index_file
 from data_prep.demo import demo_config
 from data_prep.prepare import prepare
+from tests.data.made_datasets import made_dataset
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +106,69 @@ def test_files_that_dataset_json_does_not_name_are_not_read(folder):
     assert len(ShardedDataset(folder)) == 25
 
 
-def test_index_of_another_dataset_is_refused(folder):
+def test_damaged_index_is_refused_wherever_it_is_damaged(folder):
+    """One byte anywhere: an error that names the index, when opened or when the place is read; never other values."""
     index = folder / "index.parquet"
-    data = bytearray(index.read_bytes())
-    data[len(data) // 2] ^= 1
-    index.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{index}: not the file named in dataset.json"):
+    whole = index.read_bytes()
+    expected = contents(folder)
+    refused = 0
+    for place in range(3, len(whole), len(whole) // 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        index.write_bytes(damaged)
+        try:
+            found = contents(folder)
+        except ValueError as error:
+            assert str(error).startswith(f"{index}: ") and "restore it, or prepare" in str(error)
+            refused += 1
+        else:
+            assert found == expected  # such as in the name of the program that wrote the file
+    assert refused > 60
+
+
+def contents(folder: Path) -> list:
+    dataset = ShardedDataset(folder)
+    columns = [dataset.keys, dataset.recordings, dataset.split, dataset.shard, dataset.n_frames, dataset.n_turns]
+    return [column.tolist() for column in columns] + [dataset.read(i).codes.tolist() for i in range(len(dataset))]
+
+
+def test_index_of_another_dataset_is_refused(folder, tmp_path):
+    other = made_dataset(tmp_path / "other", 50)
+    index = folder / "index.parquet"
+    shutil.copy(other / "index.parquet", index)
+    description = json.loads((folder / "dataset.json").read_text())
+    description["index"]["size"] = index.stat().st_size
+    (folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"{index}: damaged, or of another dataset"):
         ShardedDataset(folder)
+
+
+def test_shard_of_two_splits_is_refused(tmp_path):
+    folder = made_dataset(tmp_path / "data", 40)
+    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    rows[7]["split"] = "val"
+    index = folder / "index.parquet"
+    write_index_file(index, [pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)])
+    description = json.loads((folder / "dataset.json").read_text())
+    description["index"] |= {"size": index.stat().st_size, "footer_sha256": footer_sha256(index)}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"{index}: .*shard 0 holds samples of more than one split"):
+        ShardedDataset(folder)
+
+
+def test_index_of_many_row_groups_reads_as_one(tmp_path, monkeypatch):
+    """Groups of a few rows, of which only a few are kept at hand."""
+    monkeypatch.setattr("csm.data.index._ROW_GROUP", 50)
+    monkeypatch.setattr("csm.data.index._CACHED_ROWS", 120)
+    dataset = ShardedDataset(made_dataset(tmp_path / "data", 300, 60))
+    assert pq.ParquetFile(tmp_path / "data" / "index.parquet").num_row_groups > 4
+    assert len(dataset) == 360 and len(dataset.info.shards) > 8
+    order = np.random.default_rng(0).permutation(360)
+    assert [dataset.read(int(i)).key for i in order] == dataset.keys[order].tolist()
+    for split in ("train", "val"):
+        assert dataset.select(split).tolist() == np.flatnonzero(dataset.split == split).tolist()
+        for first, count in dataset.shards(split):
+            assert len(set(dataset.shard[first : first + count])) == 1
 
 
 def test_dataset_of_a_later_version_is_refused(folder):

@@ -1,58 +1,72 @@
-"""The data order: complete, within the row, a pure function of its arguments."""
+"""The plan of a source: complete, within the row and the window, a pure function of its arguments."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from csm.data.plan import StepPlan, next_fit
+from csm.data.plan import EpochPlan, next_fit
 
-LENGTHS = np.random.default_rng(0).integers(3, 60, 101)
-
-
-def samples_of_epoch(plan: StepPlan, first: int, steps: int) -> list[int]:
-    return [int(i) for step in range(first, first + steps) for row in plan.rows(step)[1] for i in row]
-
-
-def test_every_epoch_holds_every_sample_once():
-    plan = StepPlan(LENGTHS, max_positions=64, rows_per_step=4, seed=1)
-    first, orders = 0, []
-    for epoch in range(3):
-        steps = plan.steps_of_epoch(epoch)
-        assert {plan.rows(step)[0] for step in range(first, first + steps)} == {epoch}
-        order = samples_of_epoch(plan, first, steps)
-        assert sorted(order) == list(range(101))
-        orders.append(order)
-        first += steps
-    assert orders[0] != orders[1] != orders[2]
+COUNTS = [9, 4, 12, 7, 1, 10, 3]
+FIRST = np.cumsum([0, *COUNTS[:-1]])
+SHARDS = np.stack([FIRST, COUNTS], axis=1)[[0, 1, 3, 4, 5, 6]]  # shard 2 is of another split
+SAMPLES = sorted(set(range(46)) - set(range(13, 25)))
+LENGTHS = np.stack([np.random.default_rng(0).integers(3, 60, 46), np.full(46, 2)]).astype(np.int32)
 
 
-def test_rows_fit_and_steps_are_evenly_filled():
-    plan = StepPlan(LENGTHS, max_positions=64, rows_per_step=4, seed=1)
-    counts = [len(plan.rows(step)[1]) for step in range(plan.steps_of_epoch(0))]
-    assert max(counts) <= 4 and max(counts) - min(counts) <= 1
-    for step in range(plan.steps_of_epoch(0)):
-        assert all(LENGTHS[row].sum() <= 64 and len(row) for row in plan.rows(step)[1])
+def plan(**changes) -> EpochPlan:
+    values = {"source": "a", "shards": SHARDS, "lengths": LENGTHS, "max_positions": 64, "window_shards": 2, "seed": 1}
+    return EpochPlan(**values | changes)
 
 
-def test_order_does_not_depend_on_what_was_asked_before():
-    ahead = StepPlan(LENGTHS, 64, 4, seed=1)
-    late = ahead.rows(70)
-    fresh = StepPlan(LENGTHS, 64, 4, seed=1)
-    for step in (3, 71, 0):
-        fresh.rows(step)
-    again = fresh.rows(70)
-    assert late[0] == again[0] and all(np.array_equal(a, b) for a, b in zip(late[1], again[1], strict=True))
-    other = StepPlan(LENGTHS, 64, 4, seed=2).rows(70)
-    assert not all(np.array_equal(a, b) for a, b in zip(late[1], other[1], strict=False))
+def epoch_rows(plan: EpochPlan, epoch: int) -> list[list[int]]:
+    return [[int(i) for i in row] for window in range(plan.windows) for row in plan.rows(epoch, window)]
 
 
-def test_next_fit_closes_a_row_only_when_the_next_sample_does_not_fit():
-    lengths = np.array([5, 5, 1, 10, 3, 7])
-    rows = [row.tolist() for row in next_fit(np.arange(6), lengths, 11)]
-    assert rows == [[0, 1, 2], [3], [4, 5]]
+def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
+    orders = [[i for row in epoch_rows(plan(), epoch) for i in row] for epoch in range(3)]
+    assert all(sorted(order) == SAMPLES for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_empty_dataset_is_named():
-    with pytest.raises(ValueError, match="split 'train' is empty"):
-        StepPlan(np.array([], dtype=np.int64), 64, 4, seed=1)
+def test_rows_fit():
+    for row in epoch_rows(plan(), 0):
+        assert row and LENGTHS[0, row].sum() <= 64
+
+
+def test_a_window_holds_the_samples_of_its_shards_and_no_others():
+    shuffled = plan()
+    assert shuffled.windows == 3
+    seen = []
+    for window in range(3):
+        shards = shuffled.window_of(5, window)
+        assert len(shards) == 2
+        found = sorted(int(i) for row in shuffled.rows(5, window) for i in row)
+        assert found == sorted(i for first, count in shards for i in range(first, first + count))
+        seen += [int(first) for first, _ in shards]
+    assert sorted(seen) == sorted(SHARDS[:, 0]) and seen != sorted(seen)
+
+
+def test_order_depends_on_seed_source_epoch_and_window_alone():
+    used = plan()
+    for epoch in (7, 0, 3):
+        epoch_rows(used, epoch)
+    assert epoch_rows(used, 2) == epoch_rows(plan(), 2)
+    for change in ({"seed": 2}, {"source": "b"}, {"window_shards": 3}):
+        assert epoch_rows(plan(**change), 2) != epoch_rows(plan(), 2)
+
+
+def test_long_samples_have_rows_of_their_own_and_unusable_ones_none():
+    lengths = LENGTHS.copy()
+    lengths[0, [3, 30]] = 200
+    lengths[:, 40] = 65
+    rows = epoch_rows(plan(lengths=lengths), 0)
+    assert [3] in rows and [30] in rows
+    assert sorted(i for row in rows for i in row) == [i for i in SAMPLES if i != 40]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [([5, 5, 1, 10, 3, 7], [0, 3, 4, 6]), ([11, 11], [0, 1, 2]), ([], [0])]
+)
+def test_next_fit_closes_a_row_only_when_the_next_sample_does_not_fit(lengths, expected):
+    assert next_fit(np.array(lengths, dtype=np.int32), 11).tolist() == expected

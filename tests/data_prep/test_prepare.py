@@ -220,12 +220,13 @@ def test_verify_compares_description_index_and_shards(calls, config, tmp_path):
     file = tmp_path / "out" / "dataset.json"
     info = json.loads(file.read_text())
     info["totals"]["train"]["turns"] += 1
+    file.write_text(json.dumps(info))
+    (problem,) = verify(tmp_path / "out")
+    assert "says 17 turns in split train, the index 16" in problem
     info["shards"][0]["samples"] -= 1
     file.write_text(json.dumps(info))
-    problems = verify(tmp_path / "out")
-    assert len(problems) == 2
-    assert "names 3 samples, the index 4" in problems[0]
-    assert "says 17 turns in split train, the index 16" in problems[1]
+    with pytest.raises(ValueError, match=r"index\.parquet: .*dataset\.json says 4 samples, it has 5"):
+        verify(tmp_path / "out")
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
         ): f"{out}: already holds a prepared dataset; add overwrite=true to replace it",
         (f"output={out}",): "input is not set; give input=PATH",
         ("verify", f"output={tmp_path}"): f"{tmp_path}: not a prepared dataset",
-        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are prepare, demo, verify",
+        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are prepare, demo, verify, lengths",
         (f"input={tmp_path / 'x'}", f"output={tmp_path / 'y'}"): f"{tmp_path / 'x'}: no such input",
         (f"input={calls}", f"output={tmp_path / 'y'}", "max_turns=0"): "max_turns=0 must be greater than 0",
     }

@@ -1,4 +1,4 @@
-"""train.py whose rank 1 gets bad batches: python poisoned_train.py BAD_STEPS OVERRIDE... writes hashes of the
+"""train.py whose rank 1 gets bad batches: python poisoned_train.py BAD_STEPS OVERRIDE... writes hashes of its
 weights after every step to run_dir/weights-RANK."""
 
 from __future__ import annotations
@@ -6,6 +6,9 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from csm.training.module import CSMTrainingModule
 from csm.training.run import train
@@ -21,9 +24,14 @@ def training_step(self, batch, batch_index):
     try:
         step_of(self, batch, batch_index)
     finally:
-        digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in self.model.state_dict().values()))
+        digest = hashlib.sha256(b"".join(_local(t) for t in self.model.state_dict().values()))
         with open(f"{self.config.run_dir}/weights-{self.global_rank}", "a") as file:
             file.write(f"{self.global_step} {digest.hexdigest()}\n")
+
+
+def _local(tensor: Tensor) -> bytes:
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.detach().numpy().tobytes()
 
 
 CSMTrainingModule.training_step = training_step

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from csm.config import TrainConfig
-from csm.data.packing import StepBatch
+from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.module import CSMTrainingModule
@@ -23,17 +23,20 @@ from tests.tiny import forward
 
 @dataclass
 class Recording:
-    """weights: of the model before the first step and after every step; batches and random states: of every step."""
+    """weights: of the model before the first step and after every step; batches and random states: of every step;
+    validated: the batches of all validations."""
 
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     batches: list[StepBatch] = field(default_factory=list)
     random_states: list[Tensor] = field(default_factory=list)
+    validated: list[RowBatch] = field(default_factory=list)
 
 
 @contextmanager
 def recorded(bad_steps: tuple[int, ...] = ()) -> Iterator[Recording]:
     """Records the training inside the block. bad_steps (from 1): their slot weights are made NaN."""
     recording, step_of = Recording(), CSMTrainingModule.training_step
+    validation_of = CSMTrainingModule.validation_step
 
     def training_step(self, batch, batch_index):
         if not recording.weights:
@@ -45,7 +48,12 @@ def recorded(bad_steps: tuple[int, ...] = ()) -> Iterator[Recording]:
         step_of(self, batch, batch_index)
         recording.weights.append(copy.deepcopy(self.model.state_dict()))
 
+    def validation_step(self, rows, batch_index):
+        recording.validated.append(rows)
+        validation_of(self, rows, batch_index)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CSMTrainingModule, "validation_step", validation_step)
         patch.setattr(CSMTrainingModule, "training_step", training_step)
         yield recording
 

@@ -1,0 +1,212 @@
+"""How soon training can read its first row from 10,000 shards of 36 million samples, and how fast rows are built.
+
+    python benchmarks/data_start.py [--shards 10000] [--samples-per-shard 3600] [--rows 300]
+
+Start: a synthetic dataset in a temporary folder (sparse tar files; index and lengths are real, 2 GB), opened in a
+process of its own up to the first planned step, from the beginning and from a cursor in the middle of an epoch; with
+the index read for the first sample of the step. Rows: one process builds steps of real bytes, rows of 2048 positions
+with 32 codebooks. Record results in docs/benchmarks.md with hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from csm.codec.base import CodecInfo
+from csm.config import DataConfig, DataPrepConfig, LossConfig
+from csm.data.dataset import DatasetInfo, IndexInfo, ShardedDataset, ShardInfo, fingerprint
+from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
+from csm.data.lengths import fit, load_lengths
+from csm.data.plan import EpochPlan
+from csm.data.rows import TrainRows
+from csm.data.sample import Sample, Turn
+from csm.data.stream import MixtureSource, RankShare, StepSampler
+from csm.text import ByteTokenizer
+from data_prep.index import write_dataset_json, write_index
+from data_prep.pack import Staging, write_shards
+
+CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=32, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
+TOKENIZER = ByteTokenizer()
+POSITIONS, ROWS_PER_STEP = 2048, 256
+
+
+def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
+    """One shard in fifty is of split "val"."""
+    member = 150_000  # bytes
+    infos = [
+        ShardInfo(f"made-{i:06d}.tar", samples_per_shard * member, f"{i:064x}", samples_per_shard)
+        for i in range(shards)
+    ]
+    for info in infos:
+        with (folder / info.name).open("wb") as file:
+            file.truncate(info.size)
+
+    def tables() -> Iterator[pa.Table]:
+        rng = np.random.default_rng(0)
+        numbers = np.arange(samples_per_shard)
+        for i in range(shards):
+            columns = {
+                "key": [f"made-{i * samples_per_shard + n:08d}" for n in range(samples_per_shard)],
+                "recording": [f"recording-{i:05d}-{n // 4:04d}" for n in range(samples_per_shard)],
+                "split": ["val" if i % 50 == 49 else "train"] * samples_per_shard,
+                "shard": np.full(samples_per_shard, i),
+                "codes_offset": numbers * member + 512,
+                "codes_size": np.full(samples_per_shard, 128 + 64 * 1500),
+                "json_offset": numbers * member + 110_000,
+                "json_size": np.full(samples_per_shard, 3000),
+                "n_frames": rng.integers(600, 1900, samples_per_shard),
+                "n_turns": rng.integers(2, 40, samples_per_shard),
+                "text_bytes": rng.integers(300, 2000, samples_per_shard),
+            }
+            yield pa.table(columns, schema=INDEX_SCHEMA)
+
+    index = folder / INDEX_FILE
+    write_index_file(index, tables())
+    total = shards * samples_per_shard
+    info = DatasetInfo(
+        schema=1,
+        source="made",
+        lang="en",
+        licence="none",
+        codec=CODEC,
+        codec_file=None,
+        audio_root="",
+        index=IndexInfo(index.name, index.stat().st_size, "not hashed", footer_sha256(index)),
+        shards=infos,
+        totals={"train": {"samples": total, "frames": total * 1250}},
+        rejected={},
+        fingerprint=fingerprint(infos),
+    )
+    (folder / DATASET_FILE).write_text(info.to_json())
+    rng = np.random.default_rng(1)
+    whole = rng.integers(900, 2300, total, dtype=np.int32)
+    np.save(
+        folder / f"lengths-{info.fingerprint}-{TOKENIZER.identity}.npy",
+        np.stack([whole, np.full(total, 300, np.int32)]),
+    )
+
+
+def start(folder: Path, cursor: dict | None) -> dict[str, float]:
+    """Seconds from nothing but imports to the first step's specification, rank 0 of 8; peak memory in MB."""
+    before = memory("VmRSS")
+    began = time.perf_counter()
+    dataset = ShardedDataset(folder)
+    opened = time.perf_counter()
+    lengths = load_lengths(dataset, TOKENIZER, folder)
+    fit(dataset.shards("train"), lengths, POSITIONS)
+    plan = EpochPlan("data", dataset.shards("train"), lengths, POSITIONS, 16, seed=1)
+    sampler = StepSampler({"data": MixtureSource(plan)}, RankShare(ROWS_PER_STEP, 4, 0, 8), 1, cursor)
+    spec = next(iter(sampler))
+    planned = time.perf_counter()
+    dataset.key(int(spec.rows[0].samples[0]))
+    located = time.perf_counter()
+    return {
+        "open": opened - began,
+        "plan": planned - opened,
+        "locate": located - planned,
+        "peak": memory("VmHWM"),  # not getrusage's: that includes the parent's before this program was loaded
+        "libraries": before,
+        "private": memory("RssAnon"),  # without mapped files
+    }
+
+
+def memory(field: str) -> float:
+    """A field of this process's status, in MB."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) / 1024
+
+
+def write_real(folder: Path, samples: int) -> None:
+    rng = np.random.default_rng(0)
+    with Staging(folder) as staging:
+        for number in range(samples):
+            counts = rng.integers(10, 110, int(rng.integers(8, 30)))
+            starts = np.cumsum(counts) - counts
+            turns = [
+                Turn(int(i % 2), "word " * int(count // 8 + 1), float(i), i + 0.9, int(f0), int(count))
+                for i, (f0, count) in enumerate(zip(starts, counts, strict=True))
+            ]
+            codes = rng.integers(1, 2048, (32, int(counts.sum()))).astype(np.uint16)
+            key = f"made-{number:06d}"
+            staging.add(Sample(key, "made", key, key, "train", "en", "none", CODEC, turns, codes))
+        shards = write_shards(staging, folder, "made", 20_000_000, 0)
+    index = write_index(folder, shards)
+    write_dataset_json(folder, DataPrepConfig(source="made"), folder, CODEC, None, index, shards, {})
+
+
+def build_rows(folder: Path, rows: int) -> dict[str, float]:
+    dataset = ShardedDataset(folder)
+    lengths = load_lengths(dataset, TOKENIZER, folder)
+    plan = EpochPlan("data", dataset.shards("train"), lengths, POSITIONS, 16, seed=1)
+    sampler = StepSampler({"data": MixtureSource(plan)}, RankShare(4, 4, 0, 1), 1, None)
+    data = DataConfig(path="", max_positions=POSITIONS, rows_per_step=4, rows_per_microbatch=4)
+    builder = TrainRows({"data": dataset}, TOKENIZER, data, LossConfig(), seed=1)
+    specs = list(islice(iter(sampler), rows // 4))
+    builder[specs[0]]
+    began = time.perf_counter()
+    filled = sum(builder[spec].positions for spec in specs)
+    seconds = time.perf_counter() - began
+    return {"rows": rows / seconds, "positions": rows * POSITIONS / seconds, "filled": filled / (rows * POSITIONS)}
+
+
+def in_process(*arguments: str) -> dict[str, float]:
+    output = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--samples-per-shard", type=int, default=3_600)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cursor", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.start:
+        print(json.dumps(start(options.start, options.cursor)))
+        return
+    if options.build:
+        print(json.dumps(build_rows(options.build, options.rows)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        began = time.perf_counter()
+        folder = Path(temporary)
+        write_synthetic(folder, options.shards, options.samples_per_shard)
+        index = (folder / INDEX_FILE).stat().st_size / 1e6
+        print(
+            f"{options.shards * options.samples_per_shard:,} samples in {options.shards:,} shards, "
+            f"index {index:.0f} MB, written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores"
+        )
+        windows = -(-(options.shards - options.shards // 50) // 16)
+        middle = {"step": 59_000, "rows": 59_000 * ROWS_PER_STEP, "sources": {"data": [1, windows // 2, 1000]}}
+        for name, cursor in (("first run", None), ("again", None), ("middle of an epoch", middle)):
+            took = in_process("--start", str(folder), *([] if cursor is None else ["--cursor", json.dumps(cursor)]))
+            print(
+                f"{name}: open {took['open']:.2f} s, first step planned after {took['open'] + took['plan']:.2f} s, "
+                f"first sample located in {1000 * took['locate']:.0f} ms; peak {took['peak']:.0f} MB "
+                f"(libraries {took['libraries']:.0f} MB), private now {took['private']:.0f} MB"
+            )
+    with tempfile.TemporaryDirectory() as temporary:
+        write_real(Path(temporary), 300)
+        took = in_process("--build", temporary, "--rows", str(options.rows))
+        print(
+            f"rows of {POSITIONS} positions x 32 codebooks, one process: {took['rows']:.1f} rows/s, "
+            f"{took['positions']:,.0f} positions/s, {100 * took['filled']:.1f} % of the positions filled"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`index.parquet`: where each sample lies and what it holds, read by row group.
+
+Opening reads the two columns that say which samples belong to which shard and split (a few bytes a shard, as encoded);
+everything else is read when it is needed, one row group at a time. Every page carries a checksum, verified as it is
+read, and `dataset.json` holds the hash of the file's footer, which says where the pages are: that takes the place of
+hashing the whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csm.data.sample import REMEDY
+
+DATASET_FILE = "dataset.json"
+INDEX_FILE = "index.parquet"
+INDEX_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "recording": pa.string(),
+        "split": pa.string(),
+        "shard": pa.int32(),  # position in DatasetInfo.shards
+        "codes_offset": pa.int64(),  # bytes into the shard, of the member's content
+        "codes_size": pa.int64(),
+        "json_offset": pa.int64(),
+        "json_size": pa.int64(),
+        "n_frames": pa.int32(),
+        "n_turns": pa.int32(),
+        "text_bytes": pa.int32(),  # UTF-8 bytes of all turns' texts
+    }
+)
+"""Columns of the index: one row for each sample, in shard order; all samples of a shard are of one split."""
+
+_ROW_GROUP = 4096  # rows of a group, at least: a small shard shares one with its neighbours
+_LARGEST_ROW_GROUP = 1 << 16
+_CACHED_ROWS = 1 << 20  # rows of groups kept at hand; a window of 16 shards of 512 MB has 60,000 to 100,000
+_BATCH_ROWS = 1 << 20
+_LOCATION = ["key", "codes_offset", "codes_size", "json_offset", "json_size"]
+
+
+def write_index_file(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Writes tables of INDEX_SCHEMA, one for each shard in order."""
+    with pq.ParquetWriter(path, INDEX_SCHEMA, write_page_checksum=True, write_statistics=False) as writer:
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(table)
+            if sum(len(table) for table in waiting) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=_LARGEST_ROW_GROUP)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def footer_sha256(path: Path) -> str:
+    """Hash of a parquet file's footer: where its columns' pages are, and how they are encoded."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 8))
+        length = int.from_bytes(file.read(4), "little") + 8  # then 4 bytes "PAR1"
+        file.seek(max(0, end - length))
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a sample's two members lie in its shard, in bytes."""
+
+    key: str
+    codes_offset: int
+    codes_size: int
+    json_offset: int
+    json_size: int
+
+
+class Index:
+    """An opened index. Survives forking and pickling.
+
+    first: int64 [shards + 1], number of each shard's first sample; the last entry is the number of samples
+    split: the split of each shard; "" for a shard without samples
+
+    Raises ValueError if the file is damaged, has another footer than `sha256` (see `footer_sha256`), or does not hold
+    shards of `samples_per_shard` samples.
+    """
+
+    def __init__(self, path: Path, samples_per_shard: list[int], sha256: str) -> None:
+        self.path = path
+        self._opened: pq.ParquetFile | None = None
+        self._groups: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._columns: dict[str, np.ndarray] = {}
+        self.first = np.concatenate([[0], np.cumsum(samples_per_shard, dtype=np.int64)])
+        if footer_sha256(path) != sha256:
+            raise ValueError(
+                f"{path}: damaged, or of another dataset than the {DATASET_FILE} beside it; restore it, or {REMEDY}"
+            )
+        with self._readable():
+            metadata = self._file.metadata
+            counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._group_first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+            self.split = self._splits(len(samples_per_shard))
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def shard_of(self, sample: int) -> int:
+        return int(np.searchsorted(self.first, sample, side="right")) - 1
+
+    def location(self, sample: int) -> Location:
+        group = int(np.searchsorted(self._group_first, sample, side="right")) - 1
+        row = sample - int(self._group_first[group])
+        columns = self._group(group)
+        return Location(columns["key"][row].as_py(), *(int(columns[name][row]) for name in _LOCATION[1:]))
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column, decoded on first use: for tools that look at all samples, not for training."""
+        if name not in self._columns:
+            with self._readable():
+                column = self._file.read([name], use_threads=False)[name]
+                self._columns[name] = column.cast(INDEX_SCHEMA.field(name).type).to_numpy()
+        return self._columns[name]
+
+    @property
+    def _file(self) -> pq.ParquetFile:
+        if self._opened is None:
+            # Memory-mapped: a mapping has no file position that forked workers would share.
+            self._opened = pq.ParquetFile(
+                self.path, memory_map=True, page_checksum_verification=True, read_dictionary=["split"]
+            )
+        return self._opened
+
+    def _group(self, group: int) -> dict[str, Any]:
+        if group not in self._groups:
+            with self._readable():
+                table = self._file.read_row_group(group, _LOCATION, use_threads=False)
+            self._groups[group] = {
+                name: table[name].combine_chunks() if name == "key" else table[name].to_numpy() for name in _LOCATION
+            }
+            while len(self._groups) > 1 and sum(len(kept["key"]) for kept in self._groups.values()) > _CACHED_ROWS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+    def _splits(self, num_shards: int) -> list[str]:
+        """Reads the columns `shard` and `split`; they must be the runs of samples that `first` says."""
+        split = [""] * num_shards
+        start = 0
+        for batch in self._file.iter_batches(_BATCH_ROWS, columns=["shard", "split"], use_threads=False):
+            end = start + len(batch)
+            if end > len(self):
+                break
+            first, last = self.shard_of(start), self.shard_of(end - 1)
+            edges = np.clip(self.first[first : last + 2], start, end)
+            if not np.array_equal(batch["shard"], np.repeat(np.arange(first, last + 1), np.diff(edges))):
+                raise ValueError(f"samples {start}..{end - 1} lie in other shards than {DATASET_FILE} says")
+            kinds = batch["split"].indices.to_numpy()
+            for shard, low, high in zip(range(first, last + 1), edges[:-1] - start, edges[1:] - start, strict=True):
+                if low == high:
+                    continue
+                name = batch["split"].dictionary[int(kinds[low])].as_py()
+                if (kinds[low:high] != kinds[low]).any() or split[shard] not in ("", name):
+                    raise ValueError(f"shard {shard} holds samples of more than one split")
+                split[shard] = name
+            start = end
+        if start != len(self):
+            raise ValueError(f"{DATASET_FILE} says {len(self)} samples, it has {self._file.metadata.num_rows}")
+        return split
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(f"{self.path}: cannot be read ({problem}); restore it, or {REMEDY}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None, "_groups": OrderedDict(), "_columns": {}}

@@ -1,0 +1,141 @@
+"""How many positions of a row each sample takes under a tokenizer: measured once, then a memory-mapped file.
+
+    lengths-<dataset fingerprint>-<tokenizer identity>.npy      int32 [2, samples]: whole conversation, its first turn
+
+lies beside the index, or in the cache folder where the dataset cannot be written to. A length counts the text tokens
+(BOS, "[speaker]" and EOS included), the frames, and the frame that ends each turn. Every turn counts with the speaker
+id of its conversation that makes its text longest, so a length holds however training permutes the ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+
+from csm.data.dataset import ShardedDataset
+from csm.data.folder import LocalFolder
+from csm.files import write_atomically
+from csm.text import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+_PARALLEL_FROM = 20_000  # samples; below that, starting processes takes longer than measuring
+
+
+def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: Path | None) -> np.ndarray:
+    """int32 [2, samples], memory-mapped; measured first if no one has done so.
+
+    cache_dir: where they are kept if the dataset cannot be written to; None: that is an error.
+
+    Of several processes that start together, one measures and the others wait. Raises ValueError if the file is
+    damaged or a sample cannot be read.
+    """
+    name = f"lengths-{dataset.info.fingerprint}-{tokenizer.identity}.npy"
+    found = dataset.folder.find(name)
+    if found is None:
+        folder = dataset.folder
+        writable = isinstance(folder, LocalFolder) and os.access(folder.path, os.W_OK)
+        if not writable and cache_dir is None:
+            raise ValueError(f"{dataset.path}: cannot be written to, so its lengths cannot be kept there")
+        found = (folder.path if writable else cache_dir) / name
+        found.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{found}.lock"):
+            if not found.exists():
+                lengths = measure(dataset, tokenizer)
+                write_atomically(found, partial(_save, lengths))
+    return _open(found, len(dataset))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the samples of a split fit into rows."""
+
+    samples: int
+    shortened: int  # longer than a row, but for their leading turns
+    left_out: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
+
+
+def fit(shards: np.ndarray, lengths: np.ndarray, max_positions: int) -> Fit:
+    """Looks at all samples of `shards`, int64 [m, 2] (first sample, number of samples), a shard at a time."""
+    left_out, longer = [np.empty(0, dtype=np.int64)], 0
+    for first, count in shards:
+        whole, first_turn = lengths[:, first : first + count]
+        left_out.append(first + np.flatnonzero(first_turn > max_positions))
+        longer += int(np.count_nonzero(whole > max_positions))
+    numbers = np.concatenate(left_out)
+    return Fit(int(shards[:, 1].sum()), longer - len(numbers), numbers)
+
+
+def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
+    """Reads the texts of all samples, with as many processes as there are processors: int32 [2, samples]."""
+    numbers = range(len(dataset.info.shards))
+    lengths = np.zeros((2, len(dataset)), dtype=np.int32)
+    if len(dataset) < _PARALLEL_FROM:
+        _fill(lengths, dataset, map(partial(_shard_lengths, dataset, tokenizer), numbers))
+        return lengths
+    processes = min(len(numbers), len(os.sched_getaffinity(0)))
+    log.info("%s: counting the tokens of %d conversations in %d processes", dataset.path, len(dataset), processes)
+    # Spawned: this process may hold threads (of torch, of the tokenizer) that forking would cut off.
+    with ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(dataset, tokenizer)
+    ) as pool:
+        _fill(lengths, dataset, pool.map(_worker_lengths, numbers))
+    return lengths
+
+
+def _fill(lengths: np.ndarray, dataset: ShardedDataset, results: Iterator[np.ndarray]) -> None:
+    start, total = 0, len(dataset.info.shards)
+    for part in track(results, "Counting tokens", total, console=Console(stderr=True)):
+        lengths[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+
+
+def _shard_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, shard: int) -> np.ndarray:
+    samples = dataset.samples_of(shard)
+    lengths = np.zeros((2, len(samples)), dtype=np.int32)
+    for place, number in enumerate(samples):
+        turns = dataset.read_turns(number)
+        speakers = {turn.spk for turn in turns}
+        positions = [
+            max(len(tokenizer.encode_turn(turn.text, speaker)) for speaker in speakers) + turn.nf + 1 for turn in turns
+        ]
+        lengths[:, place] = sum(positions), positions[0]
+    return lengths
+
+
+_worker: tuple[ShardedDataset, TextTokenizer] | None = None  # of a measuring process
+
+
+def _start_worker(dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
+    global _worker
+    _worker = (dataset, tokenizer)
+
+
+def _worker_lengths(shard: int) -> np.ndarray:
+    return _shard_lengths(*_worker, shard)
+
+
+def _save(lengths: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, lengths)
+
+
+def _open(path: Path, samples: int) -> np.ndarray:
+    try:
+        lengths = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+    if lengths.shape != (2, samples) or lengths.dtype != np.int32:
+        raise ValueError(f"{path}: holds {lengths.dtype} {lengths.shape}, not int32 (2, {samples}); delete it")
+    return lengths

@@ -1,0 +1,1 @@
+"""`csm plan`: what a training run needs, before it is started: memory, time, storage."""

@@ -1,0 +1,149 @@
+"""Which tensors a training step keeps for its backward pass, and how many bytes they take.
+
+The lists below follow csm/model/transformer.py and csm/model/csm.py line by line; a test counts what autograd really
+saves. Who changes the model changes a line here.
+
+Two columns of bytes per element: fp32 (CPU kernels) and bf16 autocast (GPU kernels). Under autocast the residual stream
+and the norms stay in fp32 and every linear layer keeps a bf16 copy of its input, one for each layer that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from csm.config import CSMConfig, Recompute, TransformerConfig
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # autocast over fp32 weights
+
+
+NONE, SELECTIVE, FULL = Recompute
+ALWAYS = (NONE, SELECTIVE, FULL)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor kept by one block, for every position of a sequence of `length` positions."""
+
+    what: str
+    elements: Callable[[TransformerConfig, int], int]  # (stack, length) -> per position
+    fp32: int  # bytes per element
+    bf16: int
+    kept_by: tuple[Recompute, ...] = (NONE,)
+
+
+def _width(stack: TransformerConfig, length: int) -> int:
+    return stack.dim
+
+
+def _ffn(stack: TransformerConfig, length: int) -> int:
+    return stack.ffn_dim
+
+
+def _kv(stack: TransformerConfig, length: int) -> int:
+    return stack.kv_heads * (stack.dim // stack.heads)
+
+
+def _one(stack: TransformerConfig, length: int) -> int:
+    return 1
+
+
+BLOCK = (
+    Saved("input of the block, read by attn_norm and the residual", _width, 4, 4, ALWAYS),
+    Saved("attn_norm: 1 / root mean square", _one, 4, 4),
+    Saved("attn_norm: normalized input (GPUs compute it again)", _width, 4, 0),
+    Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2),
+    Saved("queries", _width, 4, 2, (NONE, SELECTIVE)),
+    Saved("keys", _kv, 4, 2, (NONE, SELECTIVE)),
+    Saved("values", _kv, 4, 2, (NONE, SELECTIVE)),
+    Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, (NONE, SELECTIVE)),
+    Saved("attention: result", _width, 4, 2, (NONE, SELECTIVE)),
+    Saved("input of o_proj: the result, heads joined", _width, 4, 2),
+    Saved("result of o_proj", _width, 4, 2, (SELECTIVE,)),
+    Saved("input of the MLP, read by mlp_norm and the residual", _width, 4, 4),
+    Saved("mlp_norm: 1 / root mean square", _one, 4, 4),
+    Saved("mlp_norm: normalized input (GPUs compute it again)", _width, 4, 0),
+    Saved("input of gate_proj and up_proj", _width, 4, 2 * 2),
+    Saved("result of gate_proj", _ffn, 4, 2, (NONE, SELECTIVE)),
+    Saved("silu of it", _ffn, 4, 2),
+    Saved("result of up_proj", _ffn, 4, 2, (NONE, SELECTIVE)),
+    Saved("their product, input of down_proj", _ffn, 4, 2),
+    Saved("result of down_proj", _width, 4, 2, (SELECTIVE,)),
+)
+
+# Only where attention reads a dense mask (the backbone): every block turns it into numbers of its own.
+MASKED_BLOCK = (Saved("attention: the mask, added to the logits", lambda _, length: length, 4, 0),)
+
+FINAL_NORM = (
+    Saved("its input", _width, 4, 4),
+    Saved("1 / root mean square", _one, 4, 4),
+    Saved("normalized input (GPUs compute it again)", _width, 4, 0),
+)
+
+
+def saved_bytes(
+    tensors: tuple[Saved, ...],
+    stack: TransformerConfig,
+    length: int,
+    precision: Precision,
+    recompute: Recompute = NONE,
+) -> int:
+    """Bytes per position of a list of tensors."""
+    return sum(
+        tensor.elements(stack, length) * getattr(tensor, precision.value)
+        for tensor in tensors
+        if recompute in tensor.kept_by
+    )
+
+
+def stack_bytes(
+    stack: TransformerConfig, length: int, precision: Precision, recompute: Recompute, masked: bool
+) -> float:
+    """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included.
+
+    While a block is computed again, all that it would keep without `recompute` is there as well.
+    """
+    block = BLOCK + MASKED_BLOCK if masked else BLOCK
+    total = stack.layers * saved_bytes(block, stack, length, precision, recompute)
+    if recompute is not NONE:
+        total += saved_bytes(block, stack, length, precision) - saved_bytes(block, stack, length, precision, recompute)
+    return total + saved_bytes(FINAL_NORM, stack, length, precision)
+
+
+def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute) -> float:
+    """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep."""
+    embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
+    head_input = config.backbone.dim * (4 if precision is Precision.fp32 else 4 + 2)
+    rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
+    return stack_bytes(config.backbone, length, precision, recompute, masked=True) + embedding + rope + head_input
+
+
+def decoder_bytes(config: CSMConfig, precision: Precision, recompute: Recompute) -> float:
+    """Bytes per frame that the depth decoder keeps of one pass, beyond its inputs (`decoder_input_bytes`)."""
+    codebooks = config.num_codebooks
+    stack = stack_bytes(config.decoder, codebooks, precision, recompute, masked=False)
+    heads_input = config.decoder.dim * (4 if precision is Precision.fp32 else 4 + 2)
+    copies = 0 if precision is Precision.fp32 else 2 * config.backbone.dim  # of the inputs, for `projection`
+    return codebooks * (stack + heads_input + copies)
+
+
+def decoder_input_bytes(config: CSMConfig) -> float:
+    """Bytes per frame of what the depth decoder reads (fp32): a backbone state and K-1 embeddings."""
+    return 4 * config.num_codebooks * config.backbone.dim
+
+
+def block_transient_bytes(stack: TransformerConfig, precision: Precision) -> float:
+    """Bytes per position of the gradients alive at once while a block is differentiated: those of gate, silu and up,
+    beside that of the residual stream, in place of the product that is gone by then."""
+    element = 4 if precision is Precision.fp32 else 2
+    return 2 * stack.ffn_dim * element + stack.dim * 4
+
+
+def logits_bytes(precision: Precision) -> int:
+    """Bytes per logit while a cross entropy is differentiated: log-probabilities, their gradient, the logits' gradient
+    in fp32, and under autocast the bf16 gradient that leaves."""
+    return 3 * 4 + (0 if precision is Precision.fp32 else 2)

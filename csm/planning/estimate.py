@@ -1,0 +1,230 @@
+"""From a training configuration and an amount of audio to memory, time and storage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from csm.config import DataPrepConfig, PlanConfig, PlanStrategy, Recompute, TrainConfig
+from csm.data.packing import num_slots
+from csm.model.flops import GPUS, Gpu, Work, training_flops
+from csm.planning.activations import Precision
+from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
+
+FRAME_RATE = 12.5  # of both codecs, frames per second
+GIB = 2**30
+
+CPU_ALLOCATOR, GPU_ALLOCATOR = 0.25, 0.05
+"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 19 to 37 %, see
+docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
+CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
+
+CONVERSATION_SECONDS = DataPrepConfig.max_conversation_seconds
+TURN_SECONDS = 5.0
+SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 330  # tar headers and padding, npy header, the sample's own JSON fields
+TURN_OVERHEAD = 88  # JSON of a turn without its text
+BYTES_PER_TEXT_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device with one kind of recomputation."""
+
+    peak: Memory
+    allocator: float
+    context: float
+    available: float | None  # None: a CPU's is not known here
+
+    @property
+    def total(self) -> float:
+        return self.peak.total + self.allocator + self.context
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.total <= self.available
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `csm plan` says; bytes, seconds and FLOPs unless a name says otherwise."""
+
+    parameters: int
+    trained_parameters: int
+    gpu: str
+    gpus: int
+    nodes: int
+    strategy: PlanStrategy
+    precision: Precision
+    rows_per_step: int
+    rows_per_microbatch: int
+    microbatches: int  # on one device
+    memory: dict[str, MemoryPlan]  # by trainer.recompute
+    host_memory_per_node: float
+    positions_per_step: int
+    audio_frames_per_step: float
+    decoder_frames_per_step: float
+    flops_per_step: float
+    hardware_flops_per_step: float  # with trainer.recompute=full
+    step_seconds: float | None
+    positions_per_second: float | None
+    steps: int
+    days: float | None
+    gpu_hours: float | None
+    codes_storage: float
+    shards_storage: float
+    checkpoint_storage: float
+    export_storage: float
+    notes: list[str]
+
+
+def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
+    """Raises ValueError for a processor, strategy, precision or amount that makes no sense, naming the choices."""
+    gpu = _gpu(options.gpu)
+    gpus = _gpus(config, options)
+    strategy = options.strategy or _strategy_of(config, gpus)
+    if strategy is PlanStrategy.single and gpus > 1:
+        raise ValueError(f"strategy=single is for one device, and gpus={gpus}; choose strategy=ddp or strategy=fsdp")
+    for name in ("hours", "epochs", "mfu", "gpus_per_node"):
+        if getattr(options, name) <= 0:
+            raise ValueError(f"{name}={getattr(options, name)} must be greater than 0")
+    if options.mfu > 1:
+        raise ValueError(f"mfu={options.mfu} is a share of the peak: at most 1")
+    precision = _precision(config, gpu)
+    data, notes = config.data, []
+    rows, per_microbatch = data.rows_per_step, data.rows_per_microbatch
+    if rows % (per_microbatch * gpus):
+        rows = math.ceil(rows / (per_microbatch * gpus)) * per_microbatch * gpus
+        notes.append(
+            f"data.rows_per_step={data.rows_per_step} is no multiple of {gpus} devices x data.rows_per_microbatch="
+            f"{per_microbatch}; planned with data.rows_per_step={rows}"
+        )
+    microbatches = rows // (per_microbatch * gpus)
+
+    parameters = Parameters.of(config.model, config.lora)
+    state = training_state(strategy, parameters, gpus, precision)
+    audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
+    slots = _slots(config, audio_share)
+    # Strategies that exchange weights during the backward pass need the decoder in one piece.
+    chunk = config.loss.decoder_chunk if strategy in (PlanStrategy.single, PlanStrategy.ddp) else None
+    microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots, chunk)
+    memory = {}
+    for level in Recompute:
+        peak = peak_memory(config.model, parameters, state, microbatch, microbatches > 1, precision, level)
+        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
+        context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
+        available = None if gpu is None else gpu.memory_gib * GIB
+        memory[level.value] = MemoryPlan(peak, allocator, context, available)
+
+    positions = rows * data.max_positions
+    audio_frames = positions * audio_share
+    # One document to a row: the most that attention can cost.
+    flops = training_flops(
+        config.model, Work(positions, rows * data.max_positions**2, round(audio_frames), rows * slots)
+    )
+    seconds = None if gpu is None else flops.model / (gpus * gpu.peak_flops * options.mfu)
+    frames = options.hours * 3600 * FRAME_RATE
+    steps = math.ceil(frames * options.epochs / audio_share / positions)
+    if config.lora.rank:
+        notes.append("FLOPs are those of training all weights; with adapters only, up to a third less")
+    codes = frames * config.model.num_codebooks * 2
+    return Plan(
+        parameters=parameters.count,
+        trained_parameters=parameters.trained_count,
+        gpu="cpu" if gpu is None else gpu.key,
+        gpus=gpus,
+        nodes=math.ceil(gpus / options.gpus_per_node),
+        strategy=strategy,
+        precision=precision,
+        rows_per_step=rows,
+        rows_per_microbatch=per_microbatch,
+        microbatches=microbatches,
+        memory=memory,
+        host_memory_per_node=state.host * min(gpus, options.gpus_per_node),
+        positions_per_step=positions,
+        audio_frames_per_step=audio_frames,
+        decoder_frames_per_step=rows * slots,
+        flops_per_step=flops.model,
+        hardware_flops_per_step=flops.hardware_full_checkpointing,
+        step_seconds=seconds,
+        positions_per_second=None if seconds is None else positions / seconds,
+        steps=steps,
+        days=None if seconds is None else steps * seconds / 86400,
+        gpu_hours=None if seconds is None else steps * seconds * gpus / 3600,
+        codes_storage=codes,
+        shards_storage=codes + _overhead(options),
+        checkpoint_storage=4 * parameters.count + 8 * parameters.trained_count,
+        export_storage=4 * parameters.count,
+        notes=notes,
+    )
+
+
+def remedy(config: TrainConfig, options: PlanConfig, plan: Plan) -> str | None:
+    """The smallest change of the batch or the strategy with which the plan fits, as overrides; None if none does."""
+    if any(memory.fits for memory in plan.memory.values()):
+        return None
+    per_microbatch = [rows for rows in (4, 2, 1) if rows < config.data.rows_per_microbatch]
+    strategies = [plan.strategy]
+    strategies += [PlanStrategy.fsdp, PlanStrategy.fsdp_offload] if plan.gpus > 1 else [PlanStrategy.fsdp_offload]
+    for strategy in strategies:
+        for rows in (config.data.rows_per_microbatch, *per_microbatch):
+            data = replace(config.data, rows_per_microbatch=rows)
+            changed = make_plan(replace(config, data=data), replace(options, strategy=strategy))
+            if any(memory.fits for memory in changed.memory.values()):
+                words = [f"strategy={strategy.value}"] if strategy is not plan.strategy else []
+                words += [f"data.rows_per_microbatch={rows}"] if rows != config.data.rows_per_microbatch else []
+                return " ".join(words)
+    return None
+
+
+def _gpu(key: str) -> Gpu | None:
+    if key == "cpu":
+        return None
+    found = next((gpu for gpu in GPUS if gpu.key == key.lower()), None)
+    if found is None:
+        raise ValueError(f"gpu={key} is not in the table; choose from cpu, {', '.join(gpu.key for gpu in GPUS)}")
+    return found
+
+
+def _gpus(config: TrainConfig, options: PlanConfig) -> int:
+    gpus = options.gpus
+    if gpus is None:
+        devices = config.trainer.devices
+        if not isinstance(devices, int) or devices < 1:
+            raise ValueError(f"trainer.devices={devices} says nothing about how many there are; give gpus=N")
+        gpus = devices * config.trainer.num_nodes
+    if gpus < 1:
+        raise ValueError(f"gpus={gpus} must be at least 1")
+    return gpus
+
+
+def _strategy_of(config: TrainConfig, gpus: int) -> PlanStrategy:
+    name = config.strategy.name
+    if name == "auto":  # Lightning's choice
+        return PlanStrategy.ddp if gpus > 1 else PlanStrategy.single
+    try:
+        return PlanStrategy(name)
+    except ValueError:
+        choices = ", ".join(strategy.value for strategy in PlanStrategy)
+        raise ValueError(f"no plan for the strategy {name!r}; give strategy= one of {choices}") from None
+
+
+def _precision(config: TrainConfig, gpu: Gpu | None) -> Precision:
+    known = {"32-true": Precision.fp32, "bf16-mixed": Precision.bf16}
+    known["auto"] = Precision.fp32 if gpu is None else Precision.bf16
+    if config.trainer.precision not in known:
+        raise ValueError(f"no plan for trainer.precision={config.trainer.precision}; choose from {', '.join(known)}")
+    return known[config.trainer.precision]
+
+
+def _slots(config: TrainConfig, audio_share: float) -> int:
+    """Frames of a row that the depth decoder computes."""
+    if config.loss.decoder_frame_ratio == 1:  # all of them: slots that no frame fills are cut off
+        return math.ceil(config.data.max_positions * audio_share)
+    return num_slots(config.data.max_positions, config.loss.decoder_frame_ratio)
+
+
+def _overhead(options: PlanConfig) -> float:
+    """Bytes in shards beside the codes."""
+    seconds = options.hours * 3600
+    per_second = SAMPLE_OVERHEAD / CONVERSATION_SECONDS + TURN_OVERHEAD / TURN_SECONDS
+    return seconds * (per_second + options.text_tokens_per_second * BYTES_PER_TEXT_TOKEN)

@@ -1,0 +1,207 @@
+"""Every strategy takes the same steps: gradients, weights, checkpoints, resume. Two gloo processes against one.
+
+The runs have rows of unequal length, clip their gradients, and use a large Adam epsilon, which keeps updates
+proportional to gradients, so that rounding is not blown up to full steps.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from csm import load_model
+from csm.checkpoint.sharded import OPTIMIZER, is_sharded, read_sharded
+from csm.checkpoint.source import open_checkpoint
+from csm.checkpoint.training import config_of, read_parts
+from csm.checkpoint.zero import TAG, is_zero
+from csm.config import OptimConfig
+from csm.model.csm import CSM
+from csm.training.optim import parameter_groups
+from csm.training.run import train
+from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
+
+STEPS = [
+    *TINY_OVERRIDES,
+    "model.backbone={layers: 2, dim: 48, heads: 6, kv_heads: 2, ffn_dim: 72}",
+    "model.initializer_std=0.1",  # gradients of every tensor well above rounding
+    "data.context_dropout=0.5",
+    "data.rows_per_microbatch=1",
+    "loss.decoder_chunk=37",
+    "optim.eps=1e-2",
+    "optim.warmup_steps=1",
+    "optim.schedule=wsd",  # constant: does not depend on max_steps
+    "optim.grad_clip=0.5",  # the norm is 0.9
+    "trainer.max_steps=4",
+    "trainer.val_every_steps=4",
+    "trainer.checkpoint_every_steps=4",
+]
+TWO = ["trainer.devices=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("strategies")
+
+
+@pytest.fixture(scope="module")
+def overrides(small_dataset) -> list[str]:
+    return [*STEPS, f"data.path={small_dataset}", "ckpt_path=last"]
+
+
+def launch(overrides: list[str], script: Path = ROOT / "train.py") -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def one(folder, overrides) -> Path:
+    """Four steps of one process, four microbatches each."""
+    train(compose_train([*overrides, f"run_dir={folder / 'one'}"]))
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def fsdp(folder, overrides) -> Path:
+    """The same, two processes with half of every tensor, two microbatches each."""
+    launch([*overrides, f"run_dir={folder / 'fsdp'}", "strategy=fsdp", *TWO])
+    return folder / "fsdp"
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
+def gradients(run: Path) -> dict[str, Tensor]:
+    """AdamW's first moment under the names of parameters: after clipping, a weighted mean of all steps' gradients."""
+    path = last(run)
+    if is_sharded(path):
+        state = read_sharded(path, OPTIMIZER)[1]
+        return {
+            name.removeprefix("state.").removesuffix(".exp_avg"): tensor.read()
+            for name, tensor in state.items()
+            if name.endswith(".exp_avg")
+        }
+    content, _ = read_parts(path)
+    with torch.device("meta"):
+        model = CSM(config_of(content).model)
+    names = {parameter: f"model.{name}" for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in parameter_groups(model, OptimConfig()) for parameter in group["params"]]
+    moments = [state["exp_avg"] for state in content["optimizer_states"][0]["state"].values()]
+    return dict(zip(order, moments, strict=True))
+
+
+def check_same_run(first: Path, second: Path) -> None:
+    """Weights to 1e-5, having moved much further than that; gradients to 1e-5 of the largest of their tensor."""
+    weights, others = load_model(last(first)).state_dict(), load_model(last(second)).state_dict()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    if is_zero(last(second)):
+        return
+    moments, others = gradients(first), gradients(second)
+    assert moments.keys() == others.keys() == {f"model.{name}" for name in weights}
+    for name, tensor in moments.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-5 * float(tensor.abs().max()), rtol=0, msg=name)
+
+
+def check_moved(run: Path, start: Path) -> None:
+    weights, before = load_model(last(run)).state_dict(), load_model(last(start)).state_dict()
+    assert all((weights[name] - before[name]).abs().max() > 1e-4 for name in weights)
+
+
+def test_one_batch_equals_four_microbatches(one, folder, overrides):
+    train(compose_train([*overrides, f"run_dir={folder / 'batch'}", "data.rows_per_microbatch=4"]))
+    check_same_run(one, folder / "batch")
+
+
+def test_ddp_equals_one_process(one, folder, overrides):
+    launch([*overrides, f"run_dir={folder / 'ddp'}", "strategy=ddp", *TWO])
+    check_same_run(one, folder / "ddp")
+
+
+def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
+    assert is_sharded(last(fsdp)) and len(list(last(fsdp).glob("*.distcp"))) == 2
+    check_same_run(one, fsdp)
+    exported, stored = load_model(fsdp / "export").state_dict(), load_model(last(fsdp)).state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
+
+
+def test_tensor_parallel_and_recomputation_equal_one_process(one, folder, overrides):
+    more = ["strategy=fsdp", "strategy.tensor_parallel_size=2", "trainer.recompute=selective", *TWO]
+    launch([*overrides, f"run_dir={folder / 'tensor'}", *more])
+    check_same_run(one, folder / "tensor")
+
+
+def test_fsdp_resumes_bit_for_bit_and_one_process_takes_over(one, fsdp, folder, overrides):
+    half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
+    launch([*overrides, *half, f"run_dir={folder / 'resumed'}", "strategy=fsdp", *TWO])
+    shutil.copytree(folder / "resumed", folder / "taken-over")
+    launch([*overrides, f"run_dir={folder / 'resumed'}", "strategy=fsdp", *TWO])
+    assert read_parts(last(folder / "resumed"))[0]["global_step"] == 4
+    for part in ("state_dict", OPTIMIZER):
+        whole, resumed = (read_sharded(last(run), part)[1] for run in (fsdp, folder / "resumed"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(tensor.read(), resumed[name].read()) for name, tensor in whole.items())
+
+    check_moved(fsdp, folder / "taken-over")
+    train(compose_train([*overrides, f"run_dir={folder / 'taken-over'}"]))
+    assert last(folder / "taken-over").is_file()
+    check_same_run(one, folder / "taken-over")
+
+
+def test_fsdp_takes_over_from_one_process(one, folder, overrides):
+    half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
+    train(compose_train([*overrides, *half, f"run_dir={folder / 'spread'}"]))
+    launch([*overrides, f"run_dir={folder / 'spread'}", "strategy=fsdp", *TWO])
+    assert is_sharded(last(folder / "spread"))
+    check_same_run(one, folder / "spread")
+
+
+ZERO = ROOT / "tests" / "training" / "zero_on_cpu.py"
+
+
+def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
+    run = [*overrides, f"run_dir={folder / 'zero2'}", "strategy=deepspeed_zero2", *TWO]
+    launch([*run, "trainer.max_steps=2", "trainer.val_every_steps=2"], ZERO)
+    launch(run, ZERO)
+    assert read_parts(last(folder / "zero2"))[0]["global_step"] == 4
+    check_same_run(one, folder / "zero2")
+    with pytest.raises(ValueError, match="only DeepSpeed continues a checkpoint of DeepSpeed"):
+        train(compose_train([*overrides, f"run_dir={folder / 'zero2'}"]))
+
+
+def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one, folder, overrides):
+    more = ["strategy=deepspeed_zero3_offload", "trainer.recompute=full", *TWO]
+    launch([*overrides, f"run_dir={folder / 'zero3'}", *more], ZERO)
+    path = last(folder / "zero3")
+    check_same_run(one, folder / "zero3")
+    assert open_checkpoint(path).read_tokenizer().vocab_size == 258
+
+    file = next((path / TAG).glob("*_optim_states.pt"))
+    content = torch.load(file, weights_only=False)
+
+    class Payload:
+        def __reduce__(self):
+            return (os.mkdir, (str(folder / "owned"),))
+
+    torch.save(content | {"more": Payload()}, file)
+    with pytest.raises(ValueError, match=rf"{file.name} holds Python objects \(posix\.mkdir\)"):
+        open_checkpoint(path)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        open_checkpoint(path)
+    file.unlink()
+    for other in (path / TAG).glob("*_optim_states.pt"):
+        other.unlink()
+    with pytest.raises(ValueError, match="is incomplete"):
+        open_checkpoint(path)
+    assert not (folder / "owned").exists()
