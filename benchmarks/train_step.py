@@ -26,7 +26,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from csm.model.flops import Work, find_gpu, training_flops
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -34,6 +33,7 @@ from csm.config import CSMConfig, LossConfig, Recompute, TransformerConfig, regi
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
+from csm.model.flops import Work, find_gpu, training_flops
 from csm.training.heap import return_freed_memory
 
 TRANSFORMERS, OURS, LEAN = "transformers", "ours", "ours, lean"
