@@ -258,19 +258,6 @@ class TrainConfig:
 # ----------------------------------------------------------------------------------------------- planning
 
 
-class PlanStrategy(Enum):
-    """How the state of training lies on the devices."""
-
-    single = "single"
-    ddp = "ddp"
-    fsdp = "fsdp"
-    fsdp_offload = "fsdp_offload"
-    deepspeed_zero2 = "deepspeed_zero2"
-    deepspeed_zero2_offload = "deepspeed_zero2_offload"
-    deepspeed_zero3 = "deepspeed_zero3"
-    deepspeed_zero3_offload = "deepspeed_zero3_offload"
-
-
 @dataclass
 class PlanConfig:
     """Own keys of `csm plan`; the other words on its command line are those of train.py."""
@@ -278,7 +265,6 @@ class PlanConfig:
     gpu: str = "h100"  # a key of csm/model/flops.py's table, or "cpu"
     gpus: int | None = None  # null: trainer.devices x trainer.num_nodes
     gpus_per_node: int = 8
-    strategy: PlanStrategy | None = None  # null: the one that training would use
     hours: float = 1000.0  # of audio in the dataset
     epochs: float = 1.0
     mfu: float = 0.4  # share of the peak that is reached

@@ -3,8 +3,9 @@
 The lists below follow csm/model/transformer.py and csm/model/csm.py line by line; a test counts what autograd really
 saves. Who changes the model changes a line here.
 
-Two columns of bytes per element: fp32 (CPU kernels) and bf16 autocast (GPU kernels). Under autocast the residual stream
-and the norms stay in fp32 and every linear layer keeps a bf16 copy of its input, one for each layer that reads it.
+Three columns of bytes per element: fp32 (CPU kernels), bf16 autocast and bf16 weights (both GPU kernels). Under
+autocast the residual stream and the norms stay in fp32 and every linear layer keeps a bf16 copy of its input, one for
+each layer that reads it. Where weights are bf16 everything is, but for the copy that a norm computes with.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from csm.config import CSMConfig, Recompute, TransformerConfig
 
 class Precision(Enum):
     fp32 = "fp32"
-    bf16 = "bf16"  # autocast over fp32 weights
+    autocast = "bf16 autocast"  # over fp32 weights: strategies that keep weights whole
+    bf16 = "bf16"  # weights gathered as bf16 from fp32 shards: fsdp, deepspeed
 
 
 NONE, SELECTIVE, FULL = Recompute
@@ -32,6 +34,7 @@ class Saved:
     what: str
     elements: Callable[[TransformerConfig, int], int]  # (stack, length) -> per position
     fp32: int  # bytes per element
+    autocast: int
     bf16: int
     kept_by: tuple[Recompute, ...] = (NONE,)
 
@@ -53,36 +56,40 @@ def _one(stack: TransformerConfig, length: int) -> int:
 
 
 BLOCK = (
-    Saved("input of the block, read by attn_norm and the residual", _width, 4, 4, ALWAYS),
-    Saved("attn_norm: 1 / root mean square", _one, 4, 4),
-    Saved("attn_norm: normalized input (GPUs compute it again)", _width, 4, 0),
-    Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2),
-    Saved("queries", _width, 4, 2, (NONE, SELECTIVE)),
-    Saved("keys", _kv, 4, 2, (NONE, SELECTIVE)),
-    Saved("values", _kv, 4, 2, (NONE, SELECTIVE)),
-    Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, (NONE, SELECTIVE)),
-    Saved("attention: result", _width, 4, 2, (NONE, SELECTIVE)),
-    Saved("input of o_proj: the result, heads joined", _width, 4, 2),
-    Saved("result of o_proj", _width, 4, 2, (SELECTIVE,)),
-    Saved("input of the MLP, read by mlp_norm and the residual", _width, 4, 4),
-    Saved("mlp_norm: 1 / root mean square", _one, 4, 4),
-    Saved("mlp_norm: normalized input (GPUs compute it again)", _width, 4, 0),
-    Saved("input of gate_proj and up_proj", _width, 4, 2 * 2),
-    Saved("result of gate_proj", _ffn, 4, 2, (NONE, SELECTIVE)),
-    Saved("silu of it", _ffn, 4, 2),
-    Saved("result of up_proj", _ffn, 4, 2, (NONE, SELECTIVE)),
-    Saved("their product, input of down_proj", _ffn, 4, 2),
-    Saved("result of down_proj", _width, 4, 2, (SELECTIVE,)),
+    Saved("input of the block, read by attn_norm", _width, 4, 4, 4),
+    Saved("input of the block, to compute it again", _width, 4, 4, 2, (SELECTIVE, FULL)),
+    Saved("attn_norm: 1 / root mean square", _one, 4, 4, 4),
+    Saved("attn_norm: normalized input (GPUs compute it again)", _width, 4, 0, 0),
+    Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2, 2),
+    Saved("queries", _width, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("keys", _kv, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("values", _kv, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, 4, (NONE, SELECTIVE)),
+    Saved("attention: result", _width, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("input of o_proj: the result, heads joined", _width, 4, 2, 2),
+    Saved("result of o_proj", _width, 4, 2, 2, (SELECTIVE,)),
+    Saved("input of the MLP, read by mlp_norm", _width, 4, 4, 4),
+    Saved("mlp_norm: 1 / root mean square", _one, 4, 4, 4),
+    Saved("mlp_norm: normalized input (GPUs compute it again)", _width, 4, 0, 0),
+    Saved("input of gate_proj and up_proj", _width, 4, 2 * 2, 2),
+    Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("silu of it", _ffn, 4, 2, 2),
+    Saved("result of up_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE)),
+    Saved("their product, input of down_proj", _ffn, 4, 2, 2),
+    Saved("result of down_proj", _width, 4, 2, 2, (SELECTIVE,)),
 )
 
-# Only where attention reads a dense mask (the backbone): every block turns it into numbers of its own.
-MASKED_BLOCK = (Saved("attention: the mask, added to the logits", lambda _, length: length, 4, 0),)
+# Only where attention reads a dense mask (the backbone): every block turns it into numbers of its own. Flex attention's
+# block mask takes next to nothing.
+MASKED_BLOCK = (Saved("attention: the mask, added to the logits", lambda _, length: length, 4, 0, 0),)
 
 FINAL_NORM = (
-    Saved("its input", _width, 4, 4),
-    Saved("1 / root mean square", _one, 4, 4),
-    Saved("normalized input (GPUs compute it again)", _width, 4, 0),
+    Saved("its input", _width, 4, 4, 4),
+    Saved("1 / root mean square", _one, 4, 4, 4),
+    Saved("normalized input (GPUs compute it again)", _width, 4, 0, 0),
 )
+
+HEAD_INPUT = {Precision.fp32: 4, Precision.autocast: 4 + 2, Precision.bf16: 2}  # bytes per element of the final states
 
 
 def saved_bytes(
@@ -94,7 +101,7 @@ def saved_bytes(
 ) -> int:
     """Bytes per position of a list of tensors."""
     return sum(
-        tensor.elements(stack, length) * getattr(tensor, precision.value)
+        tensor.elements(stack, length) * getattr(tensor, precision.name)
         for tensor in tensors
         if recompute in tensor.kept_by
     )
@@ -117,7 +124,7 @@ def stack_bytes(
 def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute) -> float:
     """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep."""
     embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
-    head_input = config.backbone.dim * (4 if precision is Precision.fp32 else 4 + 2)
+    head_input = config.backbone.dim * HEAD_INPUT[precision]
     rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
     return stack_bytes(config.backbone, length, precision, recompute, masked=True) + embedding + rope + head_input
 
@@ -126,14 +133,14 @@ def decoder_bytes(config: CSMConfig, precision: Precision, recompute: Recompute)
     """Bytes per frame that the depth decoder keeps of one pass, beyond its inputs (`decoder_input_bytes`)."""
     codebooks = config.num_codebooks
     stack = stack_bytes(config.decoder, codebooks, precision, recompute, masked=False)
-    heads_input = config.decoder.dim * (4 if precision is Precision.fp32 else 4 + 2)
-    copies = 0 if precision is Precision.fp32 else 2 * config.backbone.dim  # of the inputs, for `projection`
+    heads_input = config.decoder.dim * HEAD_INPUT[precision]
+    copies = 2 * config.backbone.dim if precision is Precision.autocast else 0  # of the inputs, for `projection`
     return codebooks * (stack + heads_input + copies)
 
 
-def decoder_input_bytes(config: CSMConfig) -> float:
-    """Bytes per frame of what the depth decoder reads (fp32): a backbone state and K-1 embeddings."""
-    return 4 * config.num_codebooks * config.backbone.dim
+def decoder_input_bytes(config: CSMConfig, precision: Precision) -> float:
+    """Bytes per frame of what the depth decoder reads: a backbone state and K-1 embeddings."""
+    return (2 if precision is Precision.bf16 else 4) * config.num_codebooks * config.backbone.dim
 
 
 def block_transient_bytes(stack: TransformerConfig, precision: Precision) -> float:
@@ -145,5 +152,5 @@ def block_transient_bytes(stack: TransformerConfig, precision: Precision) -> flo
 
 def logits_bytes(precision: Precision) -> int:
     """Bytes per logit while a cross entropy is differentiated: log-probabilities, their gradient, the logits' gradient
-    in fp32, and under autocast the bf16 gradient that leaves."""
+    in fp32, and with bf16 the bf16 gradient that leaves."""
     return 3 * 4 + (0 if precision is Precision.fp32 else 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from csm.config import DataPrepConfig, PlanConfig, PlanStrategy, Recompute, TrainConfig
+from csm.config import DataPrepConfig, PlanConfig, Recompute, StrategyConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
@@ -17,6 +17,7 @@ GIB = 2**30
 CPU_ALLOCATOR, GPU_ALLOCATOR = 0.25, 0.05
 """What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 19 to 37 %, see
 docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
+WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
 CONVERSATION_SECONDS = DataPrepConfig.max_conversation_seconds
@@ -53,7 +54,7 @@ class Plan:
     gpu: str
     gpus: int
     nodes: int
-    strategy: PlanStrategy
+    strategy: StrategyConfig
     precision: Precision
     rows_per_step: int
     rows_per_microbatch: int
@@ -81,9 +82,11 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     """Raises ValueError for a processor, strategy, precision or amount that makes no sense, naming the choices."""
     gpu = _gpu(options.gpu)
     gpus = _gpus(config, options)
-    strategy = options.strategy or _strategy_of(config, gpus)
-    if strategy is PlanStrategy.single and gpus > 1:
+    strategy = config.strategy
+    if strategy.name is StrategyName.single and gpus > 1:
         raise ValueError(f"strategy=single is for one device, and gpus={gpus}; choose strategy=ddp or strategy=fsdp")
+    if strategy.tensor_parallel_size != 1:
+        raise ValueError("tensor parallelism is not planned for; plan with strategy.tensor_parallel_size=1")
     for name in ("hours", "epochs", "mfu", "gpus_per_node"):
         if getattr(options, name) <= 0:
             raise ValueError(f"{name}={getattr(options, name)} must be greater than 0")
@@ -101,16 +104,16 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     microbatches = rows // (per_microbatch * gpus)
 
     parameters = Parameters.of(config.model, config.lora)
-    state = training_state(strategy, parameters, gpus, precision)
+    state = training_state(strategy, parameters, gpus, precision, microbatches > 1)
     audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
     slots = _slots(config, audio_share)
     # Strategies that exchange weights during the backward pass need the decoder in one piece.
-    chunk = config.loss.decoder_chunk if strategy in (PlanStrategy.single, PlanStrategy.ddp) else None
+    chunk = config.loss.decoder_chunk if strategy.name in WHOLE else None
     microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots, chunk)
     memory = {}
     for level in Recompute:
-        peak = peak_memory(config.model, parameters, state, microbatch, microbatches > 1, precision, level)
-        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
+        peak = peak_memory(config.model, parameters, state, microbatch, precision, level)
+        allocator = _allocator_share(config, gpu) * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
         memory[level.value] = MemoryPlan(peak, allocator, context, available)
@@ -162,16 +165,20 @@ def remedy(config: TrainConfig, options: PlanConfig, plan: Plan) -> str | None:
     """The smallest change of the batch or the strategy with which the plan fits, as overrides; None if none does."""
     if any(memory.fits for memory in plan.memory.values()):
         return None
-    per_microbatch = [rows for rows in (4, 2, 1) if rows < config.data.rows_per_microbatch]
-    strategies = [plan.strategy]
-    strategies += [PlanStrategy.fsdp, PlanStrategy.fsdp_offload] if plan.gpus > 1 else [PlanStrategy.fsdp_offload]
-    for strategy in strategies:
-        for rows in (config.data.rows_per_microbatch, *per_microbatch):
+    strategies = {"": config.strategy}
+    if plan.gpus > 1:
+        strategies["strategy=fsdp"] = StrategyConfig(StrategyName.fsdp)
+    strategies["strategy=fsdp_offload"] = StrategyConfig(
+        StrategyName.fsdp, cpu_offload=True, reduce_every_microbatch=True
+    )
+    fewer = [rows for rows in (4, 2, 1) if rows < config.data.rows_per_microbatch]
+    for word, strategy in strategies.items():
+        for rows in (config.data.rows_per_microbatch, *fewer):
             data = replace(config.data, rows_per_microbatch=rows)
-            changed = make_plan(replace(config, data=data), replace(options, strategy=strategy))
+            changed = make_plan(replace(config, data=data, strategy=strategy), options)
             if any(memory.fits for memory in changed.memory.values()):
-                words = [f"strategy={strategy.value}"] if strategy is not plan.strategy else []
-                words += [f"data.rows_per_microbatch={rows}"] if rows != config.data.rows_per_microbatch else []
+                words = [word] if word else []
+                words += [f"data.rows_per_microbatch={rows}"] if rows in fewer else []
                 return " ".join(words)
     return None
 
@@ -197,23 +204,18 @@ def _gpus(config: TrainConfig, options: PlanConfig) -> int:
     return gpus
 
 
-def _strategy_of(config: TrainConfig, gpus: int) -> PlanStrategy:
-    name = config.strategy.name
-    if name == "auto":  # Lightning's choice
-        return PlanStrategy.ddp if gpus > 1 else PlanStrategy.single
-    try:
-        return PlanStrategy(name)
-    except ValueError:
-        choices = ", ".join(strategy.value for strategy in PlanStrategy)
-        raise ValueError(f"no plan for the strategy {name!r}; give strategy= one of {choices}") from None
-
-
 def _precision(config: TrainConfig, gpu: Gpu | None) -> Precision:
-    known = {"32-true": Precision.fp32, "bf16-mixed": Precision.bf16}
-    known["auto"] = Precision.fp32 if gpu is None else Precision.bf16
+    bf16 = Precision.autocast if config.strategy.name in WHOLE else Precision.bf16
+    known = {"32-true": Precision.fp32, "bf16-mixed": bf16, "auto": Precision.fp32 if gpu is None else bf16}
     if config.trainer.precision not in known:
         raise ValueError(f"no plan for trainer.precision={config.trainer.precision}; choose from {', '.join(known)}")
     return known[config.trainer.precision]
+
+
+def _allocator_share(config: TrainConfig, gpu: Gpu | None) -> float:
+    if gpu is not None:
+        return GPU_ALLOCATOR
+    return 0.0 if config.trainer.return_freed_memory else CPU_ALLOCATOR
 
 
 def _slots(config: TrainConfig, audio_share: float) -> int:

@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
 
-from csm.config import CSMConfig, LoraConfig, PlanStrategy, Recompute
+from csm.config import CSMConfig, LoraConfig, Recompute, StrategyConfig, StrategyName
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
@@ -28,8 +27,8 @@ from csm.planning.activations import (
     logits_bytes,
 )
 
-DEEPSPEED_BUCKET = 200_000_000  # elements; Lightning's reduce_bucket_size, two of them in flight
-DEEPSPEED_LIVE = 1_000_000_000  # elements; Lightning's stage3_max_live_parameters
+DEEPSPEED_BUCKET = 200_000_000  # elements; reduce_bucket_size of csm/training/strategies.py, two of them in flight
+DEEPSPEED_LIVE = 1_000_000_000  # elements; DeepSpeed's stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Parameters:
 
     total: dict[str, int]
     trained: dict[str, int]
-    largest_block: int
+    block: int  # one of the backbone
 
     @staticmethod
     def of(config: CSMConfig, lora: LoraConfig) -> Parameters:
@@ -53,8 +52,7 @@ class Parameters:
             part = name.split(".")[0]
             total[part] = total.get(part, 0) + parameter.numel()
             trained[part] = trained.get(part, 0) + parameter.numel() * parameter.requires_grad
-        blocks: list[nn.Module] = [*model.backbone.layers, *model.decoder.layers]
-        return Parameters(total, trained, max(sum(p.numel() for p in block.parameters()) for block in blocks))
+        return Parameters(total, trained, sum(p.numel() for p in model.backbone.layers[0].parameters()))
 
     @property
     def count(self) -> int:
@@ -65,14 +63,18 @@ class Parameters:
         return sum(self.trained.values())
 
     @property
-    def root(self) -> int:
-        """Outside of the transformer stacks: embeddings, projection, heads. One unit for FSDP."""
-        return self.count - self.total["backbone"] - self.total["decoder"]
-
-    @property
     def linear(self) -> int:
         """Of what autocast makes copies: everything but the embeddings (norms are too small to matter)."""
         return self.count - self.total["text_embeddings"] - self.total["audio_embeddings"]
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Bytes of gathered weights and of gradients on their way, in the three parts of a backward pass."""
+
+    decoder: float = 0.0
+    backbone: float = 0.0
+    embeddings: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,45 +84,70 @@ class State:
     weights: float
     casts: float  # bf16 copies of weights that autocast keeps from forward to backward pass
     optimizer: float
-    gradient_share: float  # bytes of gradient on this device per trained element
-    buffers: float  # gathered weights, gradients on their way
+    gradient_share: float  # bytes of gradient that a pass leaves on this device per trained element
+    first_gradients: float  # that exist before the last pass of a step begins
+    buffers: Buffers
     host: float  # bytes of host memory for this device's share
 
 
-def training_state(strategy: PlanStrategy, parameters: Parameters, devices: int, precision: Precision) -> State:
+def training_state(
+    strategy: StrategyConfig, parameters: Parameters, devices: int, precision: Precision, accumulates: bool
+) -> State:
     """Weights, Adam moments and buffers of one of `devices`; fp32 master weights throughout.
 
-    FSDP gathers the root unit (embeddings, heads) and two blocks, one in use and the next, in the compute type, and
-    reduces gradients in fp32. DeepSpeed holds bf16 weights beside an fp32 copy that belongs to the optimizer.
+    accumulates: a step has more than one microbatch.
     """
-    compute = 4 if precision is Precision.fp32 else 2
-    total, trained = parameters.count, parameters.trained_count
-    casts = 2 * parameters.linear if precision is Precision.bf16 else 0
-    name = strategy.value
-    offload = name.endswith("_offload")
-    if strategy in (PlanStrategy.single, PlanStrategy.ddp):
-        buckets = 4 * trained if strategy is PlanStrategy.ddp else 0  # DDP's gradients lie in buckets a second time
-        return State(4 * total, casts, 8 * trained, 4, buckets, 0)
-    if name.startswith("fsdp"):
-        root, block = parameters.root, parameters.largest_block
-        blocks_backward = compute * (root + 2 * block) + (compute + 4) * block
-        root_backward = compute * root + (compute + 4) * root
-        buffers = max(blocks_backward, root_backward)
-        if offload:  # weights, gradients and moments live on the host
-            return State(0, 0, 0, 0, buffers, (4 * total + 12 * trained) / devices)
-        return State(4 * total / devices, 0, 8 * trained / devices, 4 / devices, buffers, 0)
-    buckets = 2 * min(DEEPSPEED_BUCKET, trained) * compute
-    weights = compute * total
-    if name.startswith("deepspeed_zero3"):
-        buckets += min(DEEPSPEED_LIVE, total) * compute
+    total, trained, name = parameters.count, parameters.trained_count, strategy.name
+    if name in (StrategyName.single, StrategyName.ddp):
+        casts = 2 * parameters.linear if precision is Precision.autocast else 0
+        # DDP's gradients are views of its buckets, which are never freed.
+        first = 4 * trained if accumulates or name is StrategyName.ddp else 0
+        return State(4 * total, casts, 8 * trained, 4, first, Buffers(), 0)
+    if name is StrategyName.fsdp:
+        buffers = _fsdp_buffers(parameters, precision)
+        whole = accumulates and not strategy.reduce_every_microbatch
+        if strategy.cpu_offload:  # weights, gradients and moments live on the host
+            host = (4 * total + 12 * trained) / devices
+            return State(0, 0, 0, 0, 4 * trained if whole else 0, buffers, host)
+        first = 4 * trained if whole else 4 * trained / devices if accumulates else 0
+        return State(4 * total / devices, 0, 8 * trained / devices, 4 / devices, first, buffers, 0)
+    return _deepspeed_state(strategy, total, trained, devices, precision, accumulates)
+
+
+def _fsdp_buffers(parameters: Parameters, precision: Precision) -> Buffers:
+    """By the units of csm/training/parallel.py. The root (audio embeddings, projection, heads) stays gathered; so does
+    the decoder until its backward pass is over; of the backbone, the block in use and the next. A unit's gradient
+    exists in the type of computation and, to be summed, in fp32."""
+    element = 4 if precision is Precision.fp32 else 2
+    gradient = element + 4
+    decoder, text, block = parameters.total["decoder"], parameters.total["text_embeddings"], parameters.block
+    root = parameters.count - decoder - text - parameters.total["backbone"]
+    heads = root - parameters.total["audio_embeddings"]
+    of_text = element * (root + text + heads) + gradient * text
+    return Buffers(
+        decoder=element * (root + decoder + heads) + gradient * decoder,
+        backbone=element * (root + heads + 2 * block) + gradient * block,
+        embeddings=max(of_text, element * root + gradient * root),
+    )
+
+
+def _deepspeed_state(
+    strategy: StrategyConfig, total: int, trained: int, devices: int, precision: Precision, accumulates: bool
+) -> State:
+    """Weights in the type of computation, beside an fp32 copy that belongs to the optimizer."""
+    element = 4 if precision is Precision.fp32 else 2
+    buckets, weights = 2 * min(DEEPSPEED_BUCKET, trained) * element, element * total
+    third = strategy.name is StrategyName.deepspeed_zero3
+    if third:
+        buckets += min(DEEPSPEED_LIVE, total) * element
         weights /= devices
-    if offload:  # fp32 weights, moments and gradients on the host; under ZeRO-3 the bf16 weights too
-        host = 16 * trained / devices
-        if strategy is PlanStrategy.deepspeed_zero3_offload:
-            host, weights = host + weights, 0
-        return State(weights, 0, 0, 0, buckets, host)
-    # Gradients: the bf16 partition, and its fp32 copy for the optimizer.
-    return State(weights, 0, 12 * trained / devices, (compute + 4) / devices, buckets, 0)
+    buffers = Buffers(buckets, buckets, buckets)
+    if strategy.cpu_offload:  # fp32 weights, moments and gradients on the host; under ZeRO-3 the bf16 weights too
+        host = 16 * trained / devices + (weights if third else 0)
+        return State(0 if third else weights, 0, 0, 0, 0, buffers, host)
+    # Gradients: the partition in the type of computation, and in fp32 for sums over microbatches and the optimizer.
+    share = (element + 4) / devices
+    return State(weights, 0, 12 * trained / devices, share, share * trained if accumulates else 0, buffers, 0)
 
 
 @dataclass(frozen=True)
@@ -165,21 +192,17 @@ def peak_memory(
     parameters: Parameters,
     state: State,
     microbatch: Microbatch,
-    accumulates: bool,
     precision: Precision,
     recompute: Recompute,
 ) -> Memory:
-    """The moment of an optimizer step at which the most memory is in use.
-
-    accumulates: the step has more than one microbatch, so gradients are there from the second one's start.
-    """
+    """The moment of an optimizer step at which the most memory is in use."""
     vocab, codebooks, positions = config.audio_vocab_size, config.num_codebooks, microbatch.positions
     chunk = min(microbatch.chunk or microbatch.frames, microbatch.frames)
     chunks = -(-microbatch.frames // chunk)
     frames = chunks * chunk  # the last chunk is filled up
     backbone = positions * backbone_bytes(config, microbatch.length, precision, recompute)
     decoder = chunk * decoder_bytes(config, precision, recompute)
-    inputs = frames * decoder_input_bytes(config)
+    inputs = frames * decoder_input_bytes(config, precision)
     c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
     softmax = logits_bytes(precision)
     decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision)
@@ -189,18 +212,18 @@ def peak_memory(
         return state.gradient_share * sum(parameters.trained[part] for part in parts)
 
     every = gradients(*parameters.trained)
-    earlier = every if accumulates else 0.0  # of the microbatches before
+    first = state.first_gradients
     of_decoder = gradients("audio_head", "decoder", "projection")
-    # Sharded strategies have a whole gradient of the table among their buffers.
-    table = 4 * parameters.trained["audio_embeddings"] if accumulates and state.gradient_share == 4 else 0
+    # Added to the first one. Sharded strategies have a whole gradient of the table among their buffers.
+    table = 4 * parameters.trained["audio_embeddings"] if first and state.gradient_share == 4 else 0
     if microbatch.chunk is None:
         inputs_and_gradients, found = inputs, gradients("audio_head")
     else:
         if frames > microbatch.frames:
-            inputs += microbatch.frames * decoder_input_bytes(config)  # filled up in a copy
-        inputs_and_gradients = inputs + frames * decoder_input_bytes(config)
+            inputs += microbatch.frames * decoder_input_bytes(config, precision)  # filled up in a copy
+        inputs_and_gradients = inputs + frames * decoder_input_bytes(config, precision)
         found = of_decoder if chunks > 1 else 0.0  # of earlier chunks; that of the present one is added at its end
-    input_gradients = frames * decoder_input_bytes(config)
+    input_gradients = frames * decoder_input_bytes(config, precision)
     c0_kept = 4 * c0_logits
 
     def moment(
@@ -210,6 +233,7 @@ def peak_memory(
         decoder: float = 0.0,
         logits: float = 0.0,
         block_gradients: float = 0.0,
+        buffers: float = 0.0,
     ) -> Memory:
         return Memory(
             moment=name,
@@ -221,28 +245,55 @@ def peak_memory(
             decoder_activations=decoder,
             logits=logits,
             block_gradients=block_gradients,
-            buffers=state.buffers,
+            buffers=buffers,
         )
 
     reading = decoder + inputs_and_gradients
-    after_decoder = earlier + of_decoder
+    of_heads = gradients("audio_head") if microbatch.chunk else 0
+    buffers = state.buffers
     return max(
         (
-            moment("decoder's loss, backward", earlier + found, backbone, reading, c0_kept + softmax * decoder_logits),
+            moment(
+                "decoder's loss, backward",
+                gradients=first + found,
+                backbone=backbone,
+                decoder=reading,
+                logits=c0_kept + softmax * decoder_logits,
+                buffers=buffers.decoder,
+            ),
             moment(
                 "decoder's blocks, backward",
-                earlier + found + (gradients("audio_head") if microbatch.chunk else 0),
-                backbone,
-                reading,
-                c0_kept,
-                decoder_blocks,
+                gradients=first + found + of_heads,
+                backbone=backbone,
+                decoder=reading,
+                logits=c0_kept,
+                block_gradients=decoder_blocks,
+                buffers=buffers.decoder,
             ),
-            moment("codebook 0's loss, backward", after_decoder, backbone, input_gradients, softmax * c0_logits),
-            moment("backbone's blocks, backward", after_decoder, backbone, input_gradients, 0, backbone_blocks),
             moment(
-                "embeddings, backward", every + table, 0, input_gradients, 0, 3 * positions * config.backbone.dim * 4
+                "codebook 0's loss, backward",
+                gradients=first + of_decoder,
+                backbone=backbone,
+                decoder=input_gradients,
+                logits=softmax * c0_logits,
+                buffers=buffers.backbone,
             ),
-            moment("optimizer step", every),
+            moment(
+                "backbone's blocks, backward",
+                gradients=max(first, of_decoder),
+                backbone=backbone,
+                decoder=input_gradients,
+                block_gradients=backbone_blocks,
+                buffers=buffers.backbone,
+            ),
+            moment(
+                "embeddings, backward",
+                gradients=max(first, every) + table,
+                decoder=input_gradients,
+                block_gradients=3 * 4 * positions * config.backbone.dim,
+                buffers=buffers.embeddings,
+            ),
+            moment("optimizer step", gradients=every),
         ),
         key=lambda memory: memory.total,
     )

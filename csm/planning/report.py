@@ -58,8 +58,9 @@ def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Con
     trained = "" if plan.trained_parameters == plan.parameters else f" ({_count(plan.trained_parameters)} trained)"
     devices = f"{plan.gpus} x {plan.gpu}" + (f" on {plan.nodes} nodes" if plan.nodes > 1 else "")
     console.print(
-        f"{_count(plan.parameters)} parameters{trained}, {devices}, strategy {plan.strategy.value}, "
-        f"{'bf16 autocast' if plan.precision.value == 'bf16' else 'fp32'}, step of {plan.rows_per_step} rows = "
+        f"{_count(plan.parameters)} parameters{trained}, {devices}, strategy {plan.strategy.name.value}"
+        f"{' with CPU offload' if plan.strategy.cpu_offload else ''}, "
+        f"{plan.precision.value}, step of {plan.rows_per_step} rows = "
         f"{plan.microbatches} x {plan.rows_per_microbatch} on each device",
         highlight=False,
     )
@@ -117,7 +118,7 @@ def _work_table(plan: Plan, options: PlanConfig) -> Table:
     table.add_row("steps", f"{plan.steps:,}")
     if plan.days is not None:
         table.add_row("days", f"{plan.days:,.2f}")
-        table.add_row("GPU-hours", f"{plan.gpu_hours:,.0f}")
+        table.add_row("GPU-hours", f"{plan.gpu_hours:,.1f}")
     table.add_section()
     table.add_row("shards", f"{plan.shards_storage / 1e9:,.2f} GB (codes {plan.codes_storage / 1e9:,.2f})")
     table.add_row("a training checkpoint", f"{plan.checkpoint_storage / 1e9:,.2f} GB")

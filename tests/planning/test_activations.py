@@ -52,19 +52,26 @@ def weight_casts(module: nn.Module) -> int:
 def test_a_stack_saves_what_the_list_says(precision, masked):
     torch.manual_seed(0)
     batch, length = 2, 80  # longer than what the CPU's attention handles by plain products under autocast
-    stack = Transformer(STACK, RopeConfig(), 1e-5)
-    x = torch.randn(batch, length, STACK.dim, requires_grad=True)
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    stack = Transformer(STACK, RopeConfig(), 1e-5).to(dtype)
+    x = torch.randn(batch, length, STACK.dim, dtype=dtype, requires_grad=True)
     positions = torch.arange(length)[None]
     mask = torch.ones(batch, 1, length, length, dtype=torch.bool).tril() if masked else None
-    autocast = torch.autocast("cpu", torch.bfloat16) if precision is Precision.bf16 else nullcontext()
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision is Precision.autocast else nullcontext()
     with (saved := SavedBytes(*stack.parameters())), autocast:
         stack(x, positions, mask)
     expected = stack_bytes(STACK, length, precision, Recompute.none, masked) * batch * length
     expected += length * 4 * STACK.dim // STACK.heads  # rotary positions: cosines and sines, the same for both rows
-    if precision is Precision.bf16:
-        # The list is a GPU's. This CPU also keeps the normalized inputs of all norms, and the mask in bf16.
-        expected += batch * length * STACK.dim * 4 * (2 * STACK.layers + 1) + weight_casts(stack)
+    norms = 2 * STACK.layers + 1
+    if (
+        precision is not Precision.fp32
+    ):  # the list is a GPU's; this CPU also keeps normalized inputs, and the mask in bf16
+        expected += batch * length * STACK.dim * 4 * norms
         expected += STACK.layers * batch * length * length * 2 if masked else 0
+    if precision is Precision.autocast:
+        expected += weight_casts(stack)
+    if precision is Precision.bf16:
+        expected += norms * STACK.dim * 4  # fp32 copies of the norms' weights
     assert saved.total == expected
 
 
@@ -81,10 +88,12 @@ def test_the_model_saves_what_the_lists_say():
     states = torch.randn(50, config.backbone.dim, requires_grad=True)
     with (saved := SavedBytes(*model.parameters())):
         model.decoder_logits(states, codes)
-    expected = (decoder_bytes(config, Precision.fp32, Recompute.none) + decoder_input_bytes(config)) * 50
+    expected = (
+        decoder_bytes(config, Precision.fp32, Recompute.none) + decoder_input_bytes(config, Precision.fp32)
+    ) * 50
     assert saved.total == pytest.approx(expected, rel=0.005)
 
 
 def test_checkpointing_keeps_less():
-    kept = [saved_bytes(BLOCK, STACK, 80, Precision.bf16, level) for level in Recompute]
+    kept = [saved_bytes(BLOCK, STACK, 80, Precision.autocast, level) for level in Recompute]
     assert kept[0] > kept[1] > kept[2] == 4 * STACK.dim

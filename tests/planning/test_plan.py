@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.plan_memory import TINY, estimate, measure_in_a_process
 from csm.cli import build_parser
-from csm.config import LoraConfig, PlanStrategy
+from csm.config import LoraConfig, StrategyConfig, StrategyName
 from csm.planning.activations import Precision
 from csm.planning.estimate import GIB, SAMPLE_OVERHEAD, TURN_OVERHEAD, make_plan, remedy
 from csm.planning.memory import Parameters, training_state
@@ -66,6 +66,22 @@ def test_recomputation_and_sharding_save_memory():
     assert offload.nodes == 2 and offload.host_memory_per_node == 16 * offload.parameters / 2
 
 
+def test_accumulation_keeps_gradients():
+    """Whole ones under FSDP, unless every microbatch's are summed at once; DDP's exist all the time."""
+    words = ["model=csm_3b", "gpus=8", "data.rows_per_microbatch=1"]
+    peak = {}
+    for strategy in ("ddp", "fsdp"):
+        for rows in (8, 16):
+            peak[strategy, rows] = (
+                plan(*words, f"strategy={strategy}", f"data.rows_per_step={rows}").memory["none"].peak
+            )
+    count = Parameters.of(compose_train([*words[:1], "data.path=x"]).model, LoraConfig()).count
+    assert peak["ddp", 8].gradients >= 4 * count
+    assert peak["fsdp", 8].gradients < 4 * count / 8 and peak["fsdp", 16].gradients >= 4 * count
+    reduced = plan(*words, "strategy=fsdp", "data.rows_per_step=16", "strategy.reduce_every_microbatch=true")
+    assert reduced.memory["none"].peak.gradients < 8 * count / 8
+
+
 def test_fsdp_state_shrinks_as_torchtitan_published():
     """Llama-3.1-8B, FSDP, selective recomputation: 82.4 GiB on 8 GPUs, 67.0 GiB on 128; the batch on a GPU is the same,
     so the difference is the share of 8.03B parameters' weights, gradients and moments."""
@@ -73,7 +89,7 @@ def test_fsdp_state_shrinks_as_torchtitan_published():
     llama = 8_030_261_248
 
     def state(devices: int) -> float:
-        state = training_state(PlanStrategy.fsdp, parameters, devices, Precision.bf16)
+        state = training_state(StrategyConfig(StrategyName.fsdp), parameters, devices, Precision.bf16, False)
         per_parameter = (state.weights + state.optimizer) / parameters.count + state.gradient_share
         return per_parameter * llama / GIB
 
@@ -87,14 +103,14 @@ def test_deepspeed_state_agrees_with_deepspeeds_own_estimate():
     parameters = Parameters.of(compose_train(["model=csm_1b", "data.path=x"]).model, LoraConfig())
     count = parameters.count
 
-    def state(strategy: PlanStrategy) -> float:
-        state = training_state(strategy, parameters, 16, Precision.bf16)
+    def state(name: StrategyName) -> float:
+        state = training_state(StrategyConfig(name), parameters, 16, Precision.bf16, False)
         return state.weights + state.optimizer + state.gradient_share * count
 
     _, theirs = estimate_zero2_model_states_mem_needs(count, 8, 2, cpu_offload=False)
-    assert state(PlanStrategy.deepspeed_zero2) == pytest.approx(theirs, rel=0.01)
+    assert state(StrategyName.deepspeed_zero2) == pytest.approx(theirs, rel=0.01)
     _, theirs, _ = estimate_zero3_model_states_mem_needs(count, 0, 8, 2, False, False, False)
-    assert state(PlanStrategy.deepspeed_zero3) == pytest.approx(theirs, rel=0.15)
+    assert state(StrategyName.deepspeed_zero3) == pytest.approx(theirs, rel=0.15)
 
 
 def test_adapters_have_little_state():
@@ -159,7 +175,8 @@ def test_command_prints_tables_and_json(capsys):
     ("words", "expected"),
     [
         (["gpu=h1000"], "h1000 is not in the table; choose from cpu, gb200"),
-        (["gpus=4", "strategy=single"], "choose strategy=ddp or strategy=fsdp"),
+        (["gpus=4"], "choose strategy=ddp or strategy=fsdp"),
+        (["gpus=4", "strategy=fsdp", "strategy.tensor_parallel_size=2"], "tensor_parallel_size=1"),
         (["strategy=zero9"], "zero9"),
         (["mfu=40"], "mfu=40.0 is a share"),
         (["hours=0"], "hours=0.0 must be greater than 0"),
