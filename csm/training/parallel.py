@@ -44,7 +44,8 @@ def parallelize(
     for block in [*model.backbone.layers, *model.decoder.layers]:
         block.recompute = recompute
         if compile_blocks:
-            block.compile(fullgraph=True)
+            # Shapes are static, but differ between the stacks, whose blocks run the same code: not a dynamic dimension.
+            block.compile(fullgraph=True, dynamic=False)
     if mesh is not None:
         _shard(model, mesh["data_parallel"], bf16, cpu_offload)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from csm import load_model
@@ -25,6 +27,8 @@ from csm.config import OptimConfig
 from csm.model.csm import CSM
 from csm.training.optim import parameter_groups
 from csm.training.run import train
+from csm.training.strategies import build_strategy
+from csm.training.trainer import build_trainer
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 
 STEPS = [
@@ -43,6 +47,7 @@ STEPS = [
     "trainer.checkpoint_every_steps=4",
 ]
 TWO = ["trainer.devices=2"]
+ZERO = ROOT / "tests" / "training" / "zero_on_cpu.py"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,9 @@ def overrides(small_dataset) -> list[str]:
 
 
 def launch(overrides: list[str], script: Path = ROOT / "train.py") -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if script == ZERO:
+        environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(
         [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=300, env=environment
     )
@@ -135,12 +142,6 @@ def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
     assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
 
 
-def test_tensor_parallel_and_recomputation_equal_one_process(one, folder, overrides):
-    more = ["strategy=fsdp", "strategy.tensor_parallel_size=2", "trainer.recompute=selective", *TWO]
-    launch([*overrides, f"run_dir={folder / 'tensor'}", *more])
-    check_same_run(one, folder / "tensor")
-
-
 def test_fsdp_resumes_bit_for_bit_and_one_process_takes_over(one, fsdp, folder, overrides):
     half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
     launch([*overrides, *half, f"run_dir={folder / 'resumed'}", "strategy=fsdp", *TWO])
@@ -158,15 +159,14 @@ def test_fsdp_resumes_bit_for_bit_and_one_process_takes_over(one, fsdp, folder, 
     check_same_run(one, folder / "taken-over")
 
 
-def test_fsdp_takes_over_from_one_process(one, folder, overrides):
+def test_tensor_parallel_run_takes_over_from_one_process(one, folder, overrides):
+    """Two steps of one process, two of two that share every matrix of the backbone and recompute activations."""
     half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
-    train(compose_train([*overrides, *half, f"run_dir={folder / 'spread'}"]))
-    launch([*overrides, f"run_dir={folder / 'spread'}", "strategy=fsdp", *TWO])
-    assert is_sharded(last(folder / "spread"))
-    check_same_run(one, folder / "spread")
-
-
-ZERO = ROOT / "tests" / "training" / "zero_on_cpu.py"
+    train(compose_train([*overrides, *half, f"run_dir={folder / 'tensor'}"]))
+    more = ["strategy=fsdp", "strategy.tensor_parallel_size=2", "trainer.recompute=selective", *TWO]
+    launch([*overrides, f"run_dir={folder / 'tensor'}", *more])
+    assert is_sharded(last(folder / "tensor"))
+    check_same_run(one, folder / "tensor")
 
 
 def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
@@ -205,3 +205,38 @@ def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one,
     with pytest.raises(ValueError, match="is incomplete"):
         open_checkpoint(path)
     assert not (folder / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (TWO, "strategy=single trains on one device"),
+        (["strategy=ddp", "strategy.cpu_offload=true"], "strategy.cpu_offload=true needs strategy=fsdp or deepspeed"),
+        (["strategy=ddp", "strategy.tensor_parallel_size=2", *TWO], "tensor_parallel_size belongs to strategy=fsdp"),
+        (["strategy=fsdp", "strategy.tensor_parallel_size=2"], "=2 does not divide the number of devices, 1"),
+        (
+            ["strategy=fsdp", "strategy.tensor_parallel_size=4", "trainer.devices=4"],
+            "tensor_parallel_size=4 does not divide model.backbone.heads=6",
+        ),
+        (["strategy=fsdp", "strategy.tensor_parallel_size=2", "lora.rank=2", *TWO], "LoRA adapters are not split"),
+        (["strategy=fsdp", "trainer.precision=16-mixed"], "choose bf16-mixed or 32-true"),
+        (["strategy=deepspeed_zero2"], "strategy=deepspeed_zero2 needs CUDA devices"),
+    ],
+)
+def test_options_that_do_not_go_together(options, expected, overrides, tmp_path):
+    config = compose_train([*overrides, *options])
+    with pytest.raises(ValueError, match=expected):
+        build_trainer(config, tmp_path, [])
+
+
+def test_deepspeed_computes_in_bf16_over_fp32_and_offloads_what_its_stage_shards(overrides):
+    config = compose_train([*overrides, "strategy=deepspeed_zero3_offload", "optim.grad_clip=0.7"])
+    strategy = build_strategy(config, bf16=True)
+    assert isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
+    parsed = DeepSpeedConfig(strategy.config | {"gradient_accumulation_steps": 1})
+    assert parsed.bfloat16_config.enabled and parsed.grad_accum_dtype == "fp32"
+    assert parsed.communication_data_type == torch.float32 and parsed.gradient_clipping == 0.7
+    assert parsed.zero_config.offload_optimizer.device == parsed.zero_config.offload_param.device == "cpu"
+    assert parsed.zero_allow_untested_optimizer and not parsed.zero_force_ds_cpu_optimizer
+    smaller = build_strategy(compose_train([*overrides, "strategy=deepspeed_zero2_offload"]), bf16=False).config
+    assert smaller["zero_optimization"]["stage"] == 2 and "offload_param" not in smaller["zero_optimization"]
