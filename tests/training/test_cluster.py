@@ -105,5 +105,5 @@ def test_the_example_job_is_a_script_whose_training_composes():
     text = script.read_text().replace("\\\n", " ")
     words = next(line for line in text.splitlines() if line.startswith("srun ")).split("train.py")[1].split()
     config = compose_train([word.replace('"$DATA"', "data/all") for word in words])
-    assert config.data.path == "data/all" and config.strategy.name == "ddp" and config.ckpt_path == "last"
+    assert config.data.path == "data/all" and config.strategy.name.value == "ddp" and config.ckpt_path == "last"
     assert config.trainer.accelerator == "gpu" and "wandb" in config.logger
