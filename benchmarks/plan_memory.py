@@ -5,8 +5,8 @@
 Every case runs in fresh processes, fp32, AdamW, gradient clipping. Measured is the resident set's high-water mark
 (VmHWM) of the steps, less what the process held before the model was built, after a step of a toy model had loaded all
 libraries: so tensors, and what the allocator keeps. Twice: with every block of 64 KiB and more mapped on its own
-and returned when freed ("tensors": what is in use; trainer.return_freed_memory comes close to it), and with the system's
-allocator as it is ("process").
+and returned when freed ("tensors": what is in use; trainer.return_freed_memory comes close to it), and with the
+system's allocator as it is ("process").
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
