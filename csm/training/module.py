@@ -63,7 +63,8 @@ class CSMTrainingModule(L.LightningModule):
         self.checkpoint_extras = checkpoint_extras
         self.resumed = resumed
         self.logged: dict[str, float] = {}  # the last training line
-        self._restored: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None  # a checkpoint's PROGRESS
+        self._interval: IntervalSums | None = None  # until training starts
         self._val_sums: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -262,9 +263,12 @@ class CSMTrainingModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["csm"] = self.checkpoint_extras
+        if self._interval is None:  # resumed at its end: there was nothing to train
+            checkpoint[PROGRESS] = self._restored
+            return
         self._clock.now(Doing.other)
         self._health.settle(wait_for_last=True)
-        checkpoint["csm"] = self.checkpoint_extras
         checkpoint[PROGRESS] = {"interval": self._interval.state(), "health": self._health.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
