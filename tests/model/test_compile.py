@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from csm.config import LossConfig, Recompute
+from csm.data.packing import RowBatch
 from csm.model.csm import CSM
+from csm.model.loss import LossSums
 from tests.tiny import conversation, forward, rows, tiny_model
 
 CHUNK = 8  # frames per pass of the depth decoder
@@ -45,16 +47,21 @@ def test_compiled_blocks_compute_the_same():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_nothing_is_compiled_again_after_the_first_step():
+@pytest.mark.parametrize("kind", ["attention_mask", "block_mask"])
+def test_nothing_is_compiled_again_after_the_first_step(kind):
     """Training steps and validation batches of ever different content; validation has a varying number of frames."""
     model = compiled_model("aot_eager", Recompute.none)
 
+    def run(batch: RowBatch) -> LossSums:
+        inputs = (batch.tokens, batch.mask, batch.positions, batch.targets, batch.slots, batch.slot_weights)
+        return model(*inputs, getattr(batch, kind)(), CHUNK)
+
     def step(seed: int) -> None:
-        gradients(
-            model, rows([[conversation(seed, (3 + seed, 9))], [conversation(seed + 1, (4,))]], ratio=4, seed=seed)
-        )
+        batch = rows([[conversation(seed, (3 + seed, 9))], [conversation(seed + 1, (4,))]], ratio=4, seed=seed)
+        run(batch).loss(LossConfig(), 20.0).backward()
+        model.zero_grad()
         with torch.no_grad():
-            forward(model, rows([[conversation(seed, (2 + seed, 7))], []]), CHUNK)
+            run(rows([[conversation(seed, (2 + seed, 7))], []]))
 
     step(0)
     with torch._dynamo.config.patch(error_on_recompile=True):
