@@ -1,6 +1,9 @@
 """Trains a CSM: python train.py model=csm_1b data.path=... (see configs/ and docs/architecture.md).
 
-Exit code 0: trained to the end. 2: something in the request is wrong; one line says what and how to mend it.
+Exit code 0:  trained to the end.
+          2:  something in the request or on the disk is wrong; one line says what and how to mend it.
+          75: stopped by SIGTERM or SIGUSR1 and saved; the same command continues.
+          1:  anything else, with a traceback.
 """
 
 from __future__ import annotations

@@ -202,6 +202,9 @@ class TrainerConfig:
     log_every_steps: int = 10
     val_every_steps: int = 500
     checkpoint_every_steps: int = 500
+    keep_every_steps: int = 0  # besides the newest and the best, keep step-*.ckpt this often; 0: none
+    async_checkpoint: bool = True  # write checkpoint files in the background, from a copy in host memory
+    requeue: bool = True  # under Slurm: SIGUSR1 puts the job back into the queue once it has saved
     sample_every_steps: int = 0  # 0: no audio samples during validation
     sample_prompts: int = 2
     max_skipped_in_a_row: int = 5  # non-finite gradients skip a step; this many in a row stop the run
@@ -240,6 +243,7 @@ class TrainConfig:
     run_dir: str = MISSING
     seed: int = 1234
     ckpt_path: str | None = None  # checkpoint to resume from; "last" = the newest one of run_dir, if any
+    resume_anyway: list[str] = field(default_factory=list)  # settings that may differ from the checkpoint's
     init_from: str | None = (
         None  # weights to start from: a CSM in any layout, or a Llama for the backbone; path or hub id
     )

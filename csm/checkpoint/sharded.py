@@ -69,6 +69,23 @@ def read_sharded(path: Path, part: str = WEIGHTS) -> tuple[dict[str, Any], Weigh
     return content, weights
 
 
+def check_parts(path: Path) -> None:
+    """Raises ValueError naming the file if a sharded checkpoint lacks a part or one was cut short. Contents are not
+    read: every process of a large run looks at the whole checkpoint here."""
+    load_pickled(path / META)
+    ends: dict[str, int] = {}
+    for part in _read_metadata(path / INDEX).storage_data.values():
+        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+    for name, end in ends.items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"checkpoint {path} is damaged: {name} is missing")
+        if file.stat().st_size < end:
+            raise ValueError(
+                f"checkpoint {path} is damaged: {name} is cut short ({file.stat().st_size} of {end} bytes)"
+            )
+
+
 class _Reader(dcp.FileSystemReader):
     """Reads parts by an index that was admitted already."""
 

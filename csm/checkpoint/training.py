@@ -5,6 +5,9 @@ Under the key "csm" of every checkpoint:
 
     config      the resolved TrainConfig as plain values
     codec       CodecInfo of the codes the model was trained on
+    datasets    {name of the source: fingerprint of its samples}
+    tokenizer   TextTokenizer.identity
+    code        version and commit of this project
     files       {relative path: uint8 tensor}: the tokenizer folder and, if fitted, the codec: a checkpoint is
                 complete without the dataset and the folder it was trained in
 """
@@ -27,6 +30,7 @@ from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
 from csm.config import TrainConfig
 from csm.model.lora import merged
+from csm.provenance import code_version
 from csm.text import TextTokenizer
 
 EXTRAS = "csm"  # the key of what this module adds to a checkpoint
@@ -35,7 +39,7 @@ AVERAGE_PREFIX = "ema."  # of the averages of the trained ones, with trainer.ema
 
 
 def checkpoint_extras(
-    config: TrainConfig, codec: CodecInfo, codec_file: Path | None, tokenizer: TextTokenizer
+    config: TrainConfig, datasets: dict[str, str], codec: CodecInfo, codec_file: Path | None, tokenizer: TextTokenizer
 ) -> dict[str, Any]:
     """What the module's docstring describes, as plain values and tensors (loads with weights_only=True)."""
     files: dict[str, Tensor] = {}
@@ -46,8 +50,19 @@ def checkpoint_extras(
                 files[f"tokenizer/{file.relative_to(folder).as_posix()}"] = _read_bytes(file)
     if codec_file is not None:
         files["codec.safetensors"] = _read_bytes(codec_file)
-    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return {"config": plain, "codec": codec.to_dict(), "files": files}
+    return {
+        "config": plain_config(config),
+        "codec": codec.to_dict(),
+        "datasets": datasets,
+        "tokenizer": tokenizer.identity,
+        "code": code_version(),
+        "files": files,
+    }
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The resolved configuration as nested dictionaries of plain values."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
 
 
 def _read_bytes(file: Path) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from typing import Any
 
 import lightning as L
@@ -108,6 +111,7 @@ class CSMDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_outlive_sigterm,
         )
 
     def _check_lengths(self, split: str) -> None:
@@ -162,30 +166,25 @@ class CSMDataModule(L.LightningDataModule):
             log.info("all sources have finished their max_epochs after step %d: the run ends", self.cursor["step"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.cursor is None else {"cursor": self.cursor, "order": self._order()}
+        return {} if self.cursor is None else {"cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, naming what is different, if the cursor belongs to another order of the data."""
-        saved, order = state["order"], self._order()
-        different = [
-            f"{name} was {saved.get(name)}, is {order.get(name)}"
-            for name in {**saved, **order}
-            if saved.get(name) != order.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"the checkpoint's place in the data has no meaning here: {'; '.join(different)}; resume with the "
-                "same, or train on from its weights: init_from=CHECKPOINT ckpt_path=null"
-            )
+        """The numbers of a cursor mean something in the same order of the data only: csm/training/resume.py."""
         self.cursor = state["cursor"]
 
-    def _order(self) -> dict[str, Any]:
-        """All that the cursor's numbers depend on."""
-        data = self.config.data
-        return {
-            "seed": self.config.seed,
-            "data.max_positions": data.max_positions,
-            "data.window_shards": data.window_shards,
-            "tokenizer": self.tokenizer.identity,
-            **{f"dataset {name}": dataset.info.fingerprint for name, dataset in self.datasets.items()},
-        }
+
+def _outlive_sigterm(worker: int) -> None:
+    """Makes a worker heed SIGTERM from its own process only.
+
+    Schedulers send it to every process of a job, but training still finishes its step (csm/training/preemption.py) and
+    needs its workers for that.
+    """
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -17,7 +17,6 @@ from csm.data.dataset import ShardedDataset
 from csm.evaluation.asr import Recognizer, load_recognizer
 from csm.evaluation.hub import EvaluatorUnavailable
 from csm.evaluation.prompts import EvalPrompt, PromptSet, dataset_prompts, file_prompts
-from csm.evaluation.provenance import code_version, hardware, package_versions
 from csm.evaluation.report import Report, write_report
 from csm.evaluation.scores import NotRun, System, SystemScores, Unavailable, Utterance, score_system
 from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
@@ -25,6 +24,7 @@ from csm.evaluation.stages import compare_voices, generated, recorded, transcrib
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
 from csm.inference.generator import Generator
+from csm.provenance import code_version, hardware, package_versions
 
 FEW_CLUSTERS = 10
 """Below this many clusters a percentile interval tends to be too narrow; the report says so."""

@@ -18,7 +18,7 @@ from csm.audio import resample
 from csm.config import SpeakerKind
 from csm.data.folder import sha256_of
 from csm.evaluation.hub import EvaluatorUnavailable, fetch_model
-from csm.evaluation.provenance import package_versions
+from csm.provenance import package_versions
 
 RATE = 16_000  # Hz, of both embedders
 MIN_SECONDS = 0.4

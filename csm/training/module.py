@@ -35,6 +35,7 @@ from csm.training.health import StepHealth
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
 from csm.training.optim import build_optimizer, lr_factor, numbered_state
 from csm.training.parallel import data_ranks, parallelize, reshard, whole_model
+from csm.training.preemption import StopRequest
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.throughput import Doing, Stopwatch, throughput_metrics
 from csm.training.trainer import precision
@@ -64,7 +65,7 @@ class CSMTrainingModule(L.LightningModule):
         self.resumed = resumed
         self.logged: dict[str, float] = {}  # the last training line
         self._restored: dict[str, Any] | None = None  # a checkpoint's PROGRESS
-        self._interval: IntervalSums | None = None  # until training starts
+        self.stop = StopRequest()
         self._val_sums: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -91,21 +92,25 @@ class CSMTrainingModule(L.LightningModule):
         optimizer = build_optimizer(self.model, self.config.optim)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        self._wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         return optimizer
 
     # ---------------------------------------------------------------------------------------------- training
 
     def on_fit_start(self) -> None:
-        self._agreement = RankAgreement()
+        self.agreement = RankAgreement()
 
     def on_train_start(self) -> None:
+        # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
+        for group, (lr, weight_decay) in zip(self.optimizers().param_groups, self._wanted, strict=True):
+            group["initial_lr"], group["weight_decay"] = lr, weight_decay
         if self.ema is not None and self.global_step == 0:
             self.ema.reset(self.model)
         self._parts = trainable_parts(self.model)
         _, self._data_ranks = data_ranks(self.trainer)
         self._copies = self.trainer.world_size // self._data_ranks  # tensor-parallel ranks count the same rows
         self._interval = IntervalSums(self._copies)
-        self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self._agreement)
+        self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self.agreement)
         if self._restored is not None:
             self._interval.load_state(self._restored["interval"], self.global_rank, self.device)
             self._health.load_state(self._restored["health"])
@@ -121,7 +126,8 @@ class CSMTrainingModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        (total_frames,) = self._agreement.sum(batch.frames / self._copies)
+        total_frames, *stop = self.agreement.sum(batch.frames / self._copies, *self.stop.flags())
+        self.stop.agree(stop)
         total_frames = max(total_frames, 1.0)
         for number, rows in enumerate(batch.microbatches):
             last = number == len(batch.microbatches) - 1
@@ -226,7 +232,7 @@ class CSMTrainingModule(L.LightningModule):
 
     def validation_step(self, rows: RowBatch, batch_index: int) -> None:
         if self._sharded:  # weights are gathered in every pass of the decoder: all ranks must make equally many
-            missing = self._agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
+            missing = self.agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
             rows = replace(
                 rows,
                 slots=F.pad(rows.slots, (0, missing), value=1),
@@ -263,12 +269,9 @@ class CSMTrainingModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["csm"] = self.checkpoint_extras
-        if self._interval is None:  # resumed at its end: there was nothing to train
-            checkpoint[PROGRESS] = self._restored
-            return
         self._clock.now(Doing.other)
         self._health.settle(wait_for_last=True)
+        checkpoint["csm"] = self.checkpoint_extras
         checkpoint[PROGRESS] = {"interval": self._interval.state(), "health": self._health.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,47 +4,110 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from csm.checkpoint.names import shapes
-from csm.checkpoint.tensors import check_tensors
-from csm.checkpoint.training import config_of, model_weights, read_parts
+from csm.checkpoint.training import EXTRAS, config_of, plain_config, read_parts
 from csm.checkpoint.zero import is_zero
 from csm.config import TrainConfig
+from csm.training.checkpoint_io import check_whole
+from csm.training.checkpointing import LAST, PREVIOUS
 from csm.training.strategies import DEEPSPEED
 
 log = logging.getLogger(__name__)
 
+CHANGEABLE = (
+    *("name", "run_dir", "ckpt_path", "resume_anyway", "init_from", "logger"),
+    *("trainer", "strategy", "optim", "loss"),
+    *("data.path", "data.sources", "data.demo", "data.num_workers", "data.rows_per_microbatch"),
+    *("data.cache_dir", "data.cache_gb"),
+    *("codec", "tokenizer.path"),  # what they lead to is compared instead
+)
+"""Options that a resumed run may change: how, how fast and how long to train. All others say what is trained, on what
+data, in which order."""
 
-def find_checkpoint(config: TrainConfig) -> str | None:
-    """The checkpoint to resume from, checked before anything is built.
+AVERAGE = "trainer.ema_decay > 0"
+FIXED = (
+    *("model.backbone", "model.decoder", "model.text_vocab_size", "model.codebook_size", "model.num_codebooks"),
+    *("lora.rank", "lora.targets", "lora.stacks", "lora.train_modules"),
+    *("seed", "data.max_positions", "data.window_shards", "dataset", "tokenizer", "codec"),
+    AVERAGE,
+)
+"""What no run can change midway: which tensors there are, and the order of the data, where a checkpoint has a place."""
 
-    Raises FileNotFoundError or ValueError if it is missing or damaged, or has another shape than the model configured.
+
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint to resume from, None to start from the beginning.
+
+    With ckpt_path=last a damaged one gives way to the one before it, with a warning. Raises FileNotFoundError or
+    ValueError if the checkpoint asked for is missing or damaged, or if all are.
     """
     if config.ckpt_path is None:
         return None
-    path = Path(config.ckpt_path)
-    if config.ckpt_path == "last":
-        path = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-        if not path.exists():
-            log.info("no checkpoint in %s yet: starting from the beginning", path.parent)
-            return None
-    if path.exists() and is_zero(path) != (config.strategy.name in DEEPSPEED):
+    if config.ckpt_path != "last":
+        path = Path(config.ckpt_path)
+        check_whole(path)
+        return path
+    folder = Path(config.run_dir) / "checkpoints"
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not last.exists() and not previous.exists():
+        log.info("no checkpoint in %s yet: starting from the beginning", folder)
+        return None
+    try:
+        check_whole(last)
+        return last
+    except (FileNotFoundError, ValueError) as error:
+        if not previous.exists():
+            raise
+        log.warning("%s; continuing from the one before it, %s", error, previous)
+    check_whole(previous)
+    return previous
+
+
+def check_same_run(path: Path, extras: dict[str, Any], config: TrainConfig) -> None:
+    """Raises ValueError, with every difference from old to new, if `config` does not continue what the checkpoint at
+    `path` is a part of. Differences named in `config.resume_anyway` are only logged, unless they are FIXED.
+
+    extras: of the new run, see csm/checkpoint/training.py
+    """
+    if is_zero(path) != (config.strategy.name in DEEPSPEED):
         raise ValueError(
             f"{path}: only DeepSpeed continues a checkpoint of DeepSpeed, and no other, so not "
             f"strategy={config.strategy.name.value}; resume with the strategy that wrote it, or start a new run_dir "
             "from its weights with init_from"
         )
-    checkpoint, tensors = read_parts(path)
-    weights, _ = model_weights(checkpoint, tensors)
-    check_tensors(weights, shapes(config.model), str(path))
-    if config_of(checkpoint).lora != config.lora:
-        raise ValueError(
-            f"{path} was trained with other lora options ({config_of(checkpoint).lora}); resume with the same"
-        )
-    decay = config_of(checkpoint).trainer.ema_decay
-    if bool(decay) != bool(config.trainer.ema_decay):
-        raise ValueError(
-            f"{path} was trained with trainer.ema_decay={decay}; averages are neither begun nor given up midway: "
-            "resume with it, or start from the weights with init_from"
-        )
-    return str(path)
+    content, _ = read_parts(path)
+    old, new = _identity(content[EXTRAS], config_of(content)), _identity(extras, config)
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    refused = [name for name in changed if name not in config.resume_anyway or _within(name, FIXED)]
+    if refused:
+        listed = "; ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in refused)
+        if any(_within(name, FIXED) for name in refused):
+            remedy = f"or start from its weights in another run_dir: ckpt_path=null init_from={path}"
+        else:
+            remedy = f"or accept the new ones: resume_anyway=[{','.join(changed)}]"
+        raise ValueError(f"{path} belongs to a run with other settings ({listed}); resume with the old ones, {remedy}")
+    for name in changed:
+        log.warning("%s is continued with another %s: %s -> %s", path, name, old.get(name), new.get(name))
+    if content[EXTRAS]["code"] != extras["code"]:
+        log.info("%s was written by %s, this is %s", path, content[EXTRAS]["code"], extras["code"])
+
+
+def _identity(extras: dict[str, Any], config: TrainConfig) -> dict[str, str]:
+    """What makes two runs the same one, as {name: value}."""
+    values = _flat(plain_config(config))
+    options = {name: str(value) for name, value in values.items() if not _within(name, CHANGEABLE)}
+    codec = {f"codec.{name}": str(value) for name, value in extras["codec"].items()}
+    datasets = {f"dataset.{name}": fingerprint for name, fingerprint in extras["datasets"].items()}
+    others = {"tokenizer": extras["tokenizer"], AVERAGE: str(config.trainer.ema_decay > 0)}
+    return options | codec | datasets | others
+
+
+def _within(name: str, groups: tuple[str, ...]) -> bool:
+    return any(name == group or name.startswith(f"{group}.") for group in groups)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

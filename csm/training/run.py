@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from csm.checkpoint.export import export
@@ -23,8 +24,11 @@ from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.callbacks import AudioSamples, StepProgressBar
+from csm.training.checkpoint_io import CheckpointWriter
+from csm.training.checkpointing import Checkpoints
 from csm.training.module import CSMTrainingModule
-from csm.training.resume import find_checkpoint
+from csm.training.preemption import listening
+from csm.training.resume import check_same_run, find_checkpoint
 from csm.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -33,15 +37,15 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> float | None:
     """Trains until `trainer.max_steps`; resumes where `ckpt_path` left off.
 
-    Leaves in `run_dir`: config.yaml, checkpoints/{last,best}*.ckpt, export/ (the last weights, with
+    Leaves in `run_dir`: config.yaml, checkpoints/ (csm/training/checkpointing.py), export/ (the last weights, with
     `trainer.validate_ema` their average, as a model directory), metrics.jsonl and, if anything went wrong,
     skipped_steps.jsonl and loss_spikes.jsonl (docs/metrics.md), samples/. Returns the best validation loss
-    (unweighted), for sweeps; None without a validation split. Raises ValueError or FileNotFoundError for what a user
-    can mend, FloatingPointError where gradients stay non-finite.
+    (unweighted), for sweeps; None without a validation split. Raises ValueError or OSError for what a user can mend,
+    FloatingPointError where gradients stay non-finite, and preemption.Stopped, which ends the program, after a signal.
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    ckpt_path = find_checkpoint(config)
+    resumed = find_checkpoint(config)
     if config.data.demo:
         from data_prep.demo import prepare_demo  # only here does training touch data preparation
 
@@ -51,7 +55,10 @@ def train(config: TrainConfig) -> float | None:
     dataset = datasets[0]  # for what all have in common: the codec
     tokenizer = load_tokenizer(config.tokenizer)
     codec_file = dataset.codec_file if config.codec.kind is CodecKind.spectral else None
-    extras = checkpoint_extras(config, dataset.codec, codec_file, tokenizer)
+    fingerprints = {name: source.dataset.info.fingerprint for name, source in sources.items()}
+    extras = checkpoint_extras(config, fingerprints, dataset.codec, codec_file, tokenizer)
+    if resumed is not None:
+        check_same_run(resumed, extras, config)
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -59,40 +66,30 @@ def train(config: TrainConfig) -> float | None:
         model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
-    module = CSMTrainingModule(config, model, extras, resumed=ckpt_path is not None)
+    module = CSMTrainingModule(config, model, extras, resumed=resumed is not None)
     data = CSMDataModule(config, sources, tokenizer)
     log.info("%s: %.1fM parameters", config.name, sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     for each in datasets:
         log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)
 
-    best = ModelCheckpoint(
-        run_dir / "checkpoints", filename="best-{step}", monitor="val/loss", save_top_k=1, enable_version_counter=False
-    )
-    latest = ModelCheckpoint(
-        run_dir / "checkpoints",
-        filename="last",
-        every_n_train_steps=config.trainer.checkpoint_every_steps,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [latest, StepProgressBar()]
+    writer = CheckpointWriter(module.stop, config.trainer.async_checkpoint)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.trainer, writer, resumed)
+    callbacks: list[Callback] = [checkpoints, StepProgressBar()]
     validated = [each for each in datasets if len(each.shards("val"))]
-    if validated:
-        callbacks.append(best)
-    else:
+    if not validated:
         paths = ", ".join(str(each.path) for each in datasets)
         log.warning("%s: no split 'val', so no validation and no best checkpoint", paths)
     if config.trainer.sample_every_steps:
         spoken = validated[0] if validated else dataset
         callbacks.append(_audio_samples(config, spoken, tokenizer, run_dir / "samples"))
 
-    trainer = build_trainer(config, run_dir, callbacks)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.global_step >= config.trainer.max_steps or data.finished:
-        last = run_dir / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(last, weights_only=False)  # the end need not be a multiple of checkpoint_every_steps
+    trainer = build_trainer(config, run_dir, callbacks, writer)
+    with listening(module.stop, config.trainer.requeue):
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.is_global_zero:
-            export(open_checkpoint(last, averaged=config.trainer.validate_ema), run_dir / "export", overwrite=True)
-    return None if best.best_model_score is None else float(best.best_model_score)
+            checkpoint = open_checkpoint(checkpoints.newest, averaged=config.trainer.validate_ema)
+            export(checkpoint, run_dir / "export", overwrite=True)
+    return None if math.isinf(checkpoints.best_loss) else checkpoints.best_loss
 
 
 def _audio_samples(

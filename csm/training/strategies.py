@@ -7,7 +7,7 @@ gradients are summed over ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
     ModelParallelStrategy,
-    ParallelStrategy,
     Strategy,
 )
 from torch import Tensor
@@ -26,7 +25,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from csm.checkpoint.sharded import is_sharded
 from csm.config import StrategyConfig, StrategyName, TrainConfig
-from csm.files import atomic_directory, partial
 from csm.model.init import assign
 from csm.training.parallel import check_splits
 
@@ -76,17 +74,6 @@ def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
         raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
 
 
-@contextmanager
-def _folder_of_all_ranks(strategy: ParallelStrategy, filepath: str | Path) -> Iterator[Path]:
-    """A folder that every rank puts its part into, and that becomes `filepath` as a whole or not at all."""
-    path = Path(strategy.broadcast(str(filepath)))
-    with atomic_directory(path) if strategy.is_global_zero else nullcontext():
-        strategy.barrier()  # the folder is there
-        yield partial(path)
-        strategy.barrier()  # all parts are written
-    strategy.barrier()  # and have their place
-
-
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`.
 
@@ -113,10 +100,6 @@ class ShardedStrategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         if not self._options.cpu_offload:
             super().model_to_device()
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        with _folder_of_all_ranks(self, filepath) as folder:
-            super().save_checkpoint(checkpoint, folder, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
@@ -179,10 +162,6 @@ class ZeroStrategy(DeepSpeedStrategy):
     def gradient_norm(self) -> Tensor:
         """2-norm [] of all gradients before clipping, known after the optimizer's step."""
         return torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), device=self.root_device)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        with _folder_of_all_ranks(self, filepath) as folder:
-            super().save_checkpoint(checkpoint, folder, storage_options)
 
 
 def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[str, Any]:

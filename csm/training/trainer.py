@@ -14,27 +14,30 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from csm.config import TrainConfig, TrainerConfig
-from csm.training.checkpoint_io import AtomicCheckpointIO
+from csm.training.checkpoint_io import CheckpointWriter
+from csm.training.preemption import without_lightning_signals
 from csm.training.strategies import SHARDING, build_strategy, check_strategy
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback], writer: CheckpointWriter) -> L.Trainer:
     """Raises ValueError for an accelerator or strategy that this machine does not have."""
     options = config.trainer
-    # Our checkpoints hold the state after the optimizer's step on purpose: resuming continues with the next one.
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # The place in the data is the data module's state, not the loader's.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
     try:
-        trainer = _lightning_trainer(config, run_dir, callbacks)
+        trainer = without_lightning_signals(_lightning_trainer(config, run_dir, callbacks, writer))
     except MisconfigurationException as error:  # such as a GPU asked for where there is none
         raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
     check_strategy(config, trainer)
     return trainer
 
 
-def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+def _lightning_trainer(
+    config: TrainConfig, run_dir: Path, callbacks: list[Callback], writer: CheckpointWriter
+) -> L.Trainer:
     options = config.trainer
     sharding, computation = config.strategy.name in SHARDING, precision(options)
     if sharding and computation not in ("bf16-mixed", "32-true"):
@@ -51,7 +54,7 @@ def _lightning_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callb
         max_epochs=-1,
         logger=[instantiate(entry) for entry in config.logger.values()],
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[writer],
         log_every_n_steps=options.log_every_steps,
         val_check_interval=options.val_every_steps,
         check_val_every_n_epoch=None,

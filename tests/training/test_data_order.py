@@ -19,6 +19,7 @@ from tests.conftest import ROOT, compose_train
 from tests.training.recorded_train import RecordedData
 
 LONG = ["trainer.max_steps=1000", "trainer.checkpoint_every_steps=2", "ckpt_path=last", "optim.eps=1e-2"]
+LONG += ["trainer.async_checkpoint=false"]  # what a kill at step 5 leaves is then known
 
 
 def mixture(dataset: Path, a: int | None, b: int) -> list[str]:
@@ -91,13 +92,6 @@ def test_finished_run_is_left_as_it_is_until_given_more_epochs(tiny_overrides, s
     train(compose_train([*overrides, *mixture(small_dataset, 1, 2)]))
     longer = last_checkpoint(tmp_path / "run")["CSMDataModule"]["cursor"]
     assert longer["step"] > end["global_step"] and longer["sources"] == {"a": [1, 0, 0], "b": [2, 0, 0]}
-
-
-def test_place_in_another_order_of_the_data_is_refused(tiny_overrides, tmp_path):
-    train(compose_train([*tiny_overrides, "trainer.max_steps=1"]))
-    changed = [*tiny_overrides, "ckpt_path=last", "data.max_positions=256", "seed=7"]
-    with pytest.raises(ValueError, match=r"seed was \d+, is 7; data.max_positions was 384, is 256; resume with the"):
-        train(compose_train(changed))
 
 
 def test_sources_that_cannot_be_mixed_are_named(tiny_overrides, small_dataset, tmp_path):

@@ -67,7 +67,7 @@ def test_formula_skip_resume_validation_and_export(tiny_overrides, tmp_path):
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[-1]["val/loss"] == pytest.approx(validation_loss(exported, batches), rel=1e-5)
 
-    with pytest.raises(ValueError, match=r"last\.ckpt was trained with trainer\.ema_decay=0\.7; .*init_from"):
+    with pytest.raises(ValueError, match=r"settings \(trainer\.ema_decay > 0: True -> False\); .*init_from"):
         train(compose_train([*tiny_overrides, *STEPS, "trainer.max_steps=5"]))
 
 

@@ -1,12 +1,10 @@
-"""train.py as a whole: what it leaves behind, data-parallel equality, resume after a kill, and its refusals."""
+"""train.py as a whole: what it leaves behind, data-parallel equality, and its refusals."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -54,7 +52,7 @@ def test_run_leaves_checkpoints_metrics_samples_and_a_model_that_speaks(tiny_ove
     validation = next(row for row in rows if row["val/loss"])
     assert float(validation["val/loss"]) == pytest.approx(best, rel=1e-4)
     assert 0 <= float(validation["val/eos_recall"]) <= 1
-    assert (folder / "checkpoints" / "last.ckpt").is_file() and list((folder / "checkpoints").glob("best-*.ckpt"))
+    assert (folder / "checkpoints" / "last.ckpt").is_file() and (folder / "checkpoints" / "best.ckpt").is_file()
     assert next((folder / "samples").rglob("codec.wav")).stat().st_size > 1000
     identity = (folder / "wandb_id").read_text()
     assert list((folder / "wandb").glob(f"offline-run-*-{identity}")), "W&B wrote its offline run"
@@ -86,63 +84,6 @@ def test_two_processes_equal_one(tiny_overrides, tmp_path):
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_killed_run_resumes_bit_for_bit(tiny_overrides, tmp_path):
-    steps = ["trainer.max_steps=12", "trainer.val_every_steps=12", "trainer.checkpoint_every_steps=2", "ckpt_path=last"]
-    steps.append("trainer.log_every_steps=3")  # a checkpoint in the middle of an interval
-    whole = run([*tiny_overrides, *steps, f"run_dir={tmp_path / 'whole'}"])
-    assert whole.returncode == 0, whole.stderr
-    overrides = [*tiny_overrides, *steps]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(overrides), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
-    )
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    step = read_training_checkpoint(last)["global_step"]
-    assert 2 <= step < 12, "killed in the middle"
-    resumed = run(overrides)
-    assert resumed.returncode == 0, resumed.stderr
-    expected = last_weights(tmp_path / "whole")
-    for name, tensor in last_weights(tmp_path / "run").items():
-        assert torch.equal(tensor, expected[name]), name
-    checkpoints = [read_training_checkpoint(tmp_path / r / "checkpoints" / "last.ckpt") for r in ("run", "whole")]
-    assert [c["global_step"] for c in checkpoints] == [12, 12]
-    for first, second in zip(*(c["optimizer_states"][0]["state"].values() for c in checkpoints), strict=True):
-        assert torch.equal(first["exp_avg"], second["exp_avg"])
-    # The history holds every line once, with the values of the run that was never killed.
-    histories = [logged(tmp_path / r) for r in ("run", "whole")]
-    assert [line["step"] for line in histories[0]] == [3, 6, 9, 12, 12]
-    for first, second in zip(*histories, strict=True):
-        compared = [name for name in second if name.split("/")[0] not in ("throughput", "memory")]
-        compared.append("throughput/padding_share")
-        assert len(compared) > 20 and all(first[name] == second[name] for name in compared)
-
-
-def one_line_error(overrides: list[str]) -> str:
-    result = run(overrides)
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr
-    return errors[0]
-
-
-def test_checkpoint_of_another_shape_is_refused(tiny_overrides, tmp_path):
-    train(compose_train(tiny_overrides))
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    before = checkpoint.read_bytes()
-    message = one_line_error([*tiny_overrides, f"ckpt_path={checkpoint}", "model.backbone.ffn_dim=88"])
-    assert str(checkpoint) in message and "backbone.layers.0.mlp.gate_proj.weight" in message
-    assert "(72, 48)" in message and "(88, 48)" in message
-    assert checkpoint.read_bytes() == before
-    checkpoint.write_bytes(before[: len(before) // 2])
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a checkpoint"):
-        train(compose_train([*tiny_overrides, f"ckpt_path={checkpoint}"]))
-
-
 def test_refusals_name_the_key_and_the_remedy(tiny_overrides, tmp_path):
     cases = {
         "codec.num_codebooks=6": "codec.num_codebooks=5",
@@ -166,7 +107,7 @@ def test_the_end_is_kept_whatever_the_cadence_and_without_validation(tiny_overri
     best = train(compose_train([*tiny_overrides, f"data.path={output}", "trainer.max_steps=5"]))
     assert best is None
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert [file.name for file in checkpoints.iterdir()] == ["last.ckpt"]
+    assert {file.name for file in checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert read_training_checkpoint(checkpoints / "last.ckpt")["global_step"] == 5
     assert read_config(tmp_path / "run" / "export")["training"]["step"] == 5
 

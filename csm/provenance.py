@@ -1,4 +1,4 @@
-"""Where a number comes from: code, weights, packages and hardware, as plain values for results.json."""
+"""Where numbers and weights come from: code, packages and hardware, as plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[1]
 
 
 def package_versions(*packages: str) -> dict[str, str]:
