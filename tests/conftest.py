@@ -18,6 +18,8 @@ from data_prep.demo import demo_config
 from data_prep.prepare import prepare
 from tests.llama_tokenizer import save_llama_tokenizer
 
+torch.set_num_threads(1)  # two tests run beside each other
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TINY_OVERRIDES = [
