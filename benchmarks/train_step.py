@@ -6,7 +6,8 @@
 Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. "ours" uses
 the defaults of a training run on that device; "ours, lean" keeps less for the backward pass (trainer.recompute) and, on
 a CPU, returns freed memory to the system at once (trainer.return_freed_memory). Prints medians over all steps, and
-ratios to transformers. MFU and HFU are by csm/model/flops.py, against the GPU's dense bf16 peak.
+ratios to transformers. MFU is by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no
+matrix product is computed twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
