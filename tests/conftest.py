@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,14 @@ TINY_OVERRIDES = [
     "trainer.val_every_steps=3",
     "trainer.checkpoint_every_steps=3",
 ]
+
+
+@pytest.fixture(autouse=True)
+def loggers_are_on() -> None:
+    """Hydra's programs switch off the loggers of the process that runs them, here of all tests after."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("csm") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")

@@ -111,10 +111,8 @@ def test_lora_resumes_bit_for_bit_and_only_with_the_same_options(base, tiny_over
 
 
 @pytest.fixture
-def llama(tmp_path, monkeypatch):
+def llama(tmp_path):
     """A tiny random text model of our tiny backbone's shape, in two shards."""
-    for name in ("csm.checkpoint.init", "csm.checkpoint.llama"):  # Hydra switches loggers off in whoever ran it before
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     config = tiny_config().backbone
     torch.manual_seed(9)
     model = LlamaForCausalLM(
