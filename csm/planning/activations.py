@@ -59,7 +59,6 @@ BLOCK = (
     Saved("input of the block, read by attn_norm", _width, 4, 4, 4),
     Saved("input of the block, to compute it again", _width, 4, 4, 2, (SELECTIVE, FULL)),
     Saved("attn_norm: 1 / root mean square", _one, 4, 4, 4),
-    Saved("attn_norm: normalized input (GPUs compute it again)", _width, 4, 0, 0),
     Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2, 2),
     Saved("queries", _width, 4, 2, 2, (NONE, SELECTIVE)),
     Saved("keys", _kv, 4, 2, 2, (NONE, SELECTIVE)),
@@ -70,7 +69,6 @@ BLOCK = (
     Saved("result of o_proj", _width, 4, 2, 2, (SELECTIVE,)),
     Saved("input of the MLP, read by mlp_norm", _width, 4, 4, 4),
     Saved("mlp_norm: 1 / root mean square", _one, 4, 4, 4),
-    Saved("mlp_norm: normalized input (GPUs compute it again)", _width, 4, 0, 0),
     Saved("input of gate_proj and up_proj", _width, 4, 2 * 2, 2),
     Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE)),
     Saved("silu of it", _ffn, 4, 2, 2),
@@ -86,7 +84,6 @@ MASKED_BLOCK = (Saved("attention: the mask, added to the logits", lambda _, leng
 FINAL_NORM = (
     Saved("its input", _width, 4, 4, 4),
     Saved("1 / root mean square", _one, 4, 4, 4),
-    Saved("normalized input (GPUs compute it again)", _width, 4, 0, 0),
 )
 
 HEAD_INPUT = {Precision.fp32: 4, Precision.autocast: 4 + 2, Precision.bf16: 2}  # bytes per element of the final states

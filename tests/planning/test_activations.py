@@ -63,11 +63,8 @@ def test_a_stack_saves_what_the_list_says(precision, masked):
     expected = stack_bytes(STACK, length, precision, Recompute.none, masked) * batch * length
     expected += length * 4 * STACK.dim // STACK.heads  # rotary positions: cosines and sines, the same for both rows
     norms = 2 * STACK.layers + 1
-    if (
-        precision is not Precision.fp32
-    ):  # the list is a GPU's; this CPU also keeps normalized inputs, and the mask in bf16
-        expected += batch * length * STACK.dim * 4 * norms
-        expected += STACK.layers * batch * length * length * 2 if masked else 0
+    if precision is not Precision.fp32 and masked:  # the list is a GPU's; this CPU also keeps the mask, in bf16
+        expected += STACK.layers * batch * length * length * 2
     if precision is Precision.autocast:
         expected += weight_casts(stack)
     if precision is Precision.bf16:
@@ -83,7 +80,7 @@ def test_the_model_saves_what_the_lists_say():
         states = model.backbone_states(batch.tokens, batch.mask, batch.positions, batch.attention_mask())
         model.codebook0_head(states)
     expected = backbone_bytes(config, 64, Precision.fp32, Recompute.none) * 2 * 64
-    assert saved.total == pytest.approx(expected, rel=0.005)
+    assert saved.total == pytest.approx(expected, rel=0.01)
     codes = torch.randint(0, 13, (50, config.num_codebooks - 1))
     states = torch.randn(50, config.backbone.dim, requires_grad=True)
     with (saved := SavedBytes(*model.parameters())):
@@ -91,7 +88,7 @@ def test_the_model_saves_what_the_lists_say():
     expected = (
         decoder_bytes(config, Precision.fp32, Recompute.none) + decoder_input_bytes(config, Precision.fp32)
     ) * 50
-    assert saved.total == pytest.approx(expected, rel=0.005)
+    assert saved.total == pytest.approx(expected, rel=0.01)
 
 
 def test_checkpointing_keeps_less():
