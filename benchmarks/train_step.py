@@ -91,7 +91,7 @@ def our_step(setting: Setting, lean: bool) -> Callable[[], None]:
     for name, tensor in vars(batch).items():
         setattr(batch, name, tensor.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    loss = LossConfig(decoder_chunk=512 if device.type == "cuda" else 64)
+    loss = LossConfig(decoder_chunk=512 if device.type == "cuda" else 72)
 
     def step() -> None:
         mask = batch.block_mask() if device.type == "cuda" else batch.attention_mask()
