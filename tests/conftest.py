@@ -44,7 +44,8 @@ TINY_OVERRIDES = [
 
 @pytest.fixture(autouse=True)
 def loggers_are_on() -> None:
-    """Hydra's programs switch off the loggers of the process that runs them, here of all tests after."""
+    """Hydra's programs without a log file switch off the logging of their process, here of all tests after."""
+    logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("csm") and isinstance(logger, logging.Logger):
             logger.disabled = False

@@ -40,6 +40,7 @@ def _lightning_trainer(
 ) -> L.Trainer:
     options = config.trainer
     sharding, computation = config.strategy.name in SHARDING, precision(options)
+    log.info("precision %s", computation)
     if sharding and computation not in ("bf16-mixed", "32-true"):
         raise ValueError(
             f"trainer.precision={computation} with strategy={config.strategy.name.value}: choose bf16-mixed or 32-true"
@@ -72,6 +73,4 @@ def precision(options: TrainerConfig) -> str:
         return options.precision
     on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
     native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
-    precision = "bf16-mixed" if native else "32-true"
-    log.info("precision %s", precision)
-    return precision
+    return "bf16-mixed" if native else "32-true"
