@@ -1,0 +1,274 @@
+"""What flows through data preparation: one dataclass for each thing, each a row (or part of a row) of a parquet table.
+
+Times are seconds in the recording. A *track* is what is listened to by itself: one channel of a two-channel call
+(`channel` 0 or 1), or the mean of all channels (`channel` None). Audio is float32 throughout: `[N]` for a track,
+16 kHz for models (`MODEL_RATE`), the codec's rate for codes.
+
+    Recording -> Speech -> Speakers -> Transcript -> Turns -> Scores -> Encoded -> csm.data.sample.Sample
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MODEL_RATE = 16_000
+"""Sample rate in Hz at which voice activity, diarization, recognition and quality models listen."""
+
+
+# ------------------------------------------------------------------------------------------------ recordings
+
+
+@dataclass
+class Locator:
+    """Where the bytes of an audio file lie: a file, a stretch of a tar file, or a cell of a parquet file."""
+
+    path: str  # absolute, or an fsspec URL
+    offset: int | None = None  # tar: bytes, of the member's content
+    size: int | None = None
+    row: int | None = None  # parquet: number of the row
+    column: str | None = None  # parquet: struct column with a field `bytes`
+
+
+@dataclass
+class GivenTurn:
+    """A turn as the user annotates it; a missing text is transcribed."""
+
+    number: int  # place in the user's list, for messages
+    speaker: str
+    start: float
+    end: float | None  # None: to the end of the recording
+    text: str | None = None
+    channel: int | None = None
+    speaker_id: int | None = None  # a whole number given as the speaker, kept as it is
+
+
+@dataclass
+class Recording:
+    """One audio file, as planned. A row of recordings.parquet."""
+
+    id: str  # unique in the plan: "<source>/<the user's id, or its path in the source>"
+    source: str
+    audio: str  # for people: path relative to the source, "calls.tar/17.wav" for a tar member
+    locator: Locator
+    group: str  # show or caller: never on both sides of a split
+    split: str | None  # None: by the group's hash
+    lang: str | None  # None: detected
+    licence: str
+    sha256: str  # of the file's bytes
+    seconds: float
+    sample_rate: int
+    channels: int
+    codec_format: str  # "wav/pcm_16", "mp3", ...
+    turns: list[GivenTurn] | None = None  # None: nothing is annotated
+
+
+# ---------------------------------------------------------------------------------------- results of stages
+
+
+@dataclass
+class Span:
+    """A stretch of a track."""
+
+    start: float
+    end: float
+
+
+@dataclass
+class TrackSpeech:
+    channel: int | None
+    spans: list[Span]  # by start, apart from each other
+
+
+@dataclass
+class Speech:
+    """Of stage `vad`: where somebody speaks, for each track."""
+
+    tracks: list[TrackSpeech]
+
+
+@dataclass
+class SpeakerSpan:
+    """One speaker speaks; spans of different speakers may overlap."""
+
+    start: float
+    end: float
+    speaker: str
+    channel: int | None = None
+
+
+@dataclass
+class Speakers:
+    """Of stage `diarize`: who speaks when, by start."""
+
+    spans: list[SpeakerSpan]
+
+
+@dataclass
+class Word:
+    """A word as recognised, with case and punctuation, without surrounding space."""
+
+    text: str
+    start: float
+    end: float
+    prob: float | None = None
+
+
+@dataclass
+class Clip:
+    """What was recognised in a stretch of at most 30 s."""
+
+    start: float
+    end: float
+    channel: int | None
+    text: str
+    words: list[Word]
+    lang: str
+    lang_prob: float
+    avg_logprob: float  # mean over the tokens
+    no_speech_prob: float
+    compression_ratio: float  # of the text under zlib; repetition raises it
+
+
+@dataclass
+class Transcript:
+    """Of stage `transcribe`."""
+
+    clips: list[Clip]
+
+
+@dataclass
+class Rejection:
+    """Why a turn is left out."""
+
+    reason: str  # a `Reason`
+    message: str
+
+
+@dataclass
+class DraftTurn:
+    """A turn of a recording, of stage `turns`. A rejected turn stays in the list: it ends a conversation."""
+
+    number: int  # by start, from 0
+    speaker: str
+    speaker_id: int | None
+    channel: int | None
+    start: float
+    end: float
+    text: str
+    words: list[Word]  # empty if the text was given
+    overlap: float  # seconds in which someone else speaks on the same track
+    lang: str | None  # None: not looked at
+    lang_prob: float | None
+    avg_logprob: float | None
+    no_speech_prob: float | None
+    compression_ratio: float | None
+    rejection: Rejection | None
+
+
+@dataclass
+class Event:
+    """Something heard that is no turn of its own."""
+
+    time: float
+    speaker: str
+    kind: str  # "backchannel"
+    text: str
+
+
+@dataclass
+class Turns:
+    """Of stage `turns`."""
+
+    turns: list[DraftTurn]
+    events: list[Event]
+
+
+@dataclass
+class TurnScore:
+    """Measures of a turn's audio, of stage `score`. None: not measured."""
+
+    number: int  # DraftTurn.number
+    lufs: float | None  # loudness, EBU R 128
+    clipped: float | None  # share of the samples
+    bandwidth: float | None  # Hz, the highest frequency with content
+    ovrl: float | None  # DNSMOS P.835, 1..5
+    sig: float | None
+    bak: float | None
+    fingerprint: list[int]  # acoustic, see dedup.py; empty for a turn too short to have one
+
+
+@dataclass
+class Scores:
+    """Of stage `score`: one entry for each turn that is not rejected."""
+
+    turns: list[TurnScore]
+    pcm_sha256: str  # of the recording's decoded audio
+
+
+@dataclass
+class EncodedTurn:
+    """Where the codes of a turn lie in the unit's file of codes, uint16 [frames of the unit, K]."""
+
+    number: int  # DraftTurn.number
+    first_frame: int
+    frames: int
+    gain_db: float  # applied before encoding
+
+
+@dataclass
+class Encoded:
+    """Of stage `encode`: `rejections` of turns that got no codes, by number."""
+
+    turns: list[EncodedTurn]
+    rejected: list[TurnRejection] = field(default_factory=list)
+
+
+@dataclass
+class TurnRejection:
+    number: int
+    reason: str
+    message: str
+
+
+# ---------------------------------------------------------------------------------------------- bookkeeping
+
+
+@dataclass
+class Reject:
+    """A row of rejects.parquet: something that was left out."""
+
+    source: str
+    recording: str
+    audio: str
+    turn: int | None  # number in the recording; None: the whole recording, or what of it is listed by no turn
+    stage: str
+    reason: str
+    message: str
+    start: float | None
+    end: float | None
+
+
+@dataclass
+class LedgerRow:
+    """Track time of a recording by what became of it. Rows of a recording add up to seconds x tracks, exactly."""
+
+    source: str
+    lang: str
+    recording: str
+    stage: str  # that it was lost in; "kept"
+    reason: str  # "" for what was kept
+    ms: int
+
+
+@dataclass
+class StageTime:
+    """What a stage took on a unit; a row of stages.parquet."""
+
+    stage: str
+    unit: str
+    backend: str
+    recordings: int
+    audio_seconds: float
+    wall_seconds: float
+    cpu_seconds: float
+    device: str

@@ -1,0 +1,54 @@
+"""What a stage is: a step that turns what is known of a recording into one more result.
+
+A stage knows nothing of files, units, retries or processes: `data_prep/unit.py` gives it recordings, keeps its
+results, and repeats it only when its fingerprint, or that of a stage it reads from, has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from data_prep.audio import RecordingAudio
+from data_prep.records import Recording
+
+Result = TypeVar("Result")
+
+
+class Unusable(Exception):
+    """Raised by a stage for a recording of which nothing can be used, whatever is tried; kept as a reject row."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason, self.message = reason, message
+
+
+@dataclass
+class Item:
+    """A recording on its way through the stages."""
+
+    recording: Recording
+    audio: RecordingAudio  # decoded when first read
+    results: dict[str, Any]  # stage name -> its result, of the stages in `Stage.reads`
+
+
+class Stage(Protocol, Generic[Result]):
+    """One stage with its backend chosen and its options set; models are loaded when they are first used."""
+
+    name: str
+    version: int  # raise it when equal options give other results than before
+    reads: tuple[str, ...]  # earlier stages whose results it needs
+    result: type[Result]  # a dataclass of records.py
+    options: Any  # dataclass: everything that its results depend on
+    backend: str  # for reports
+    device: str
+    group_seconds: float  # audio to be processed together at most; 0: one recording at a time
+
+    def process(self, items: Sequence[Item]) -> list[Result]:
+        """One result for each item, in order; of equal items whatever they are grouped with.
+
+        Raises `Unusable` for a recording that is to be left out (when `items` holds more than one, the caller tries
+        each alone); any other exception is a failure, classified by `data_prep/failures.py`.
+        """
+        ...
