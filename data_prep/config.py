@@ -182,6 +182,7 @@ class PackConfig:
 
 
 class ExecutorKind(Enum):
+    inline = "inline"  # this process
     local = "local"
     ray = "ray"
     slurm = "slurm"

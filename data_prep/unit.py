@@ -225,7 +225,7 @@ class _Run:
         self.failures_in_a_row += 1
         if self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise RuntimeError(
-                f"stage {stage.name} ({stage.backend}) failed for {self.failures_in_a_row} recordings in a row, the last "
+                f"stage {stage.name} ({stage.backend}) failed for {self.failures_in_a_row} recordings in a row, last "
                 f"{recording.id}: {type(error).__name__}: {error}"
             ) from error
 
