@@ -31,7 +31,10 @@ _NOTHING_HELPS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.E
 
 
 def classify(error: BaseException) -> Failure:
-    """Fatal: a full disk, and every CUDA fault but lack of memory, after which a process's device context is dead."""
+    """Fatal: a full disk; a missing model or library (missing audio is `Unusable`); and every CUDA fault but lack of
+    memory, after which a process's device context is dead."""
+    if isinstance(error, (ImportError, FileNotFoundError)):
+        return Failure.fatal
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return Failure.transient
     if isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA" in str(error)):

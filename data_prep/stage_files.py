@@ -51,7 +51,10 @@ class StageFiles:
         rows = pq.read_table(self.results_path).to_pylist()
         results = {row["recording"]: from_dict(self.result, row) for row in rows}
         took = from_dict(StageTime, json.loads(self.marker.read_text(encoding="utf-8"))["took"])
-        return results, read_rows(self.rejects_path, Reject), took
+        return results, self.rejects(), took
+
+    def rejects(self) -> list[Reject]:
+        return read_rows(self.rejects_path, Reject)
 
     def forget(self) -> None:
         """The stage is not done any more."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_prep.config import DataPrepConfig
-from data_prep.unit import UnitReport
+from data_prep.unit import UnitLocked, UnitReport
 
 
 @dataclass
@@ -16,7 +16,15 @@ class UnitFailure:
 
     unit: str
     message: str
+    ends_run: bool = False  # a full disk, a missing model, a dead device: other units would meet it too
 
+    @classmethod
+    def of(cls, unit: str, error: BaseException) -> UnitFailure:
+        return cls(unit, str(error), not isinstance(error, (UnitLocked, ValueError)))
+
+
+UNIT_ERRORS = (OSError, RuntimeError, ValueError, ImportError)
+"""What `run_unit` lets through."""
 
 OnProgress = Callable[[str, float], None]
 """Called with a stage's name and the seconds of audio that it is done with, as far as the executor hears of it."""

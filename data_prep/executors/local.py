@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from data_prep.config import DataPrepConfig
-from data_prep.executors.base import OnProgress, UnitFailure
+from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.pipeline import Worker
 from data_prep.unit import UnitReport
 
@@ -31,8 +32,10 @@ def run_inline(
     for unit in units:
         try:
             on_report(worker.run(unit, on_progress))
-        except (OSError, RuntimeError) as error:
-            failures.append(UnitFailure(unit, str(error)))
+        except UNIT_ERRORS as error:
+            failures.append(UnitFailure.of(unit, error))
+            if failures[-1].ends_run:
+                break
     return failures
 
 
@@ -79,6 +82,8 @@ def run_local(
                     failures.append(UnitFailure(unit, f"{MAX_DEATHS} workers died on it, the last with code {code}"))
                 elif isinstance(message, UnitFailure):
                     failures.append(message)
+                    if message.ends_run:
+                        waiting = []
                 else:
                     on_report(message)
                 worker.give(waiting.pop() if waiting else None)
@@ -110,10 +115,8 @@ class _Process:
     def give(self, unit: str | None) -> None:
         self.unit = unit
         if unit is not None:
-            try:
+            with suppress(BrokenPipeError):  # it died already, which `receive` will find
                 self.connection.send(unit)
-            except BrokenPipeError:  # it died already, which `receive` will find
-                pass
 
     def receive(self) -> Any:
         """Progress (a tuple), a report, a failure, or None if the process is dead."""
@@ -142,5 +145,5 @@ def _serve(connection: Connection, setup: _Setup) -> None:
         try:
             worker = worker or Worker(setup.cfg)
             connection.send(worker.run(unit, lambda stage, seconds: connection.send((stage, seconds))))
-        except (OSError, RuntimeError, ValueError) as error:
-            connection.send(UnitFailure(unit, f"{type(error).__name__}: {error}"))
+        except UNIT_ERRORS as error:
+            connection.send(UnitFailure.of(unit, error))
