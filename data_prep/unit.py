@@ -36,6 +36,7 @@ from data_prep.stages.base import Item, Stage, Unusable
 
 DONE_FILE = "done.json"
 LOCK_FILE = "lock"
+LOCK_SECONDS = 5.0  # a process that was killed just now may still be going down
 EXIT_TIMEOUT = 124
 MIN_TIMEOUT_SECONDS = 600.0
 MAX_FAILURES_IN_A_ROW = 5
@@ -99,7 +100,7 @@ def run_unit(
     folder = unit_folder(work, unit)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
+        with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
             return _Run(folder, unit, recordings, stages, max_attempts, timeout_factor, progress).run()
     except Timeout as error:
         raise UnitLocked(f"{folder}: another process works on this unit") from error

@@ -8,8 +8,10 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import torch
@@ -134,6 +136,7 @@ class _Process:
 
 def _serve(connection: Connection, setup: _Setup) -> None:
     """Runs units as they come, until the other side is gone."""
+    Thread(target=_die_with_parent, daemon=True).start()
     if setup.visible_gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpu
     worker = None
@@ -147,3 +150,9 @@ def _serve(connection: Connection, setup: _Setup) -> None:
             connection.send(worker.run(unit, lambda stage, seconds: connection.send((stage, seconds))))
         except UNIT_ERRORS as error:
             connection.send(UnitFailure.of(unit, error))
+
+
+def _die_with_parent() -> None:
+    """A killed run leaves no worker behind that would go on with a unit which the next run wants to take."""
+    wait([parent_process().sentinel])
+    os._exit(1)

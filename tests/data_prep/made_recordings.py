@@ -30,3 +30,10 @@ def write_manifest(path: Path, recordings: list[dict[str, Any]]) -> Path:
 def files(folder: Path) -> dict[str, bytes]:
     """Names and contents of everything in a folder."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def comparable(folder: Path) -> dict[str, bytes]:
+    """What must be the same, byte for byte, of datasets from the same input: shards, index, rejects, ledger."""
+    files_of = files(folder)
+    names = [name for name in files_of if name.endswith((".tar", ".parquet")) and name != "stages.parquet"]
+    return {name: files_of[name] for name in names} | {"codec.safetensors": files_of.get("codec.safetensors", b"")}

@@ -160,7 +160,8 @@ def test_a_stage_that_fails_whatever_it_is_given_ends_the_run(tmp_path):
         run_unit(tmp_path, UNIT, recordings(*names), [stage])
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(unit_module, "LOCK_SECONDS", 0.1)
     stage = Doubling()
 
     def inner() -> None:
