@@ -82,6 +82,31 @@ def is_done(work: Path, unit: str, stage_fingerprints: dict[str, str]) -> bool:
     return done.is_file() and json.loads(done.read_text())["stages"] == stage_fingerprints
 
 
+@dataclass
+class UnitResults:
+    """What the stages found out about a unit."""
+
+    results: dict[str, dict[str, Any]]  # stage -> recording id -> result
+    rejects: list[Reject]  # recordings that were left out as a whole
+    times: list[StageTime]
+
+
+def unit_results(work: Path, unit: str, stages: Sequence[Stage], only: Sequence[str] | None = None) -> UnitResults:
+    """Of a unit that is done with these stages; `only` of some stages, by name.
+
+    Raises FileNotFoundError or ValueError if a table is gone or damaged.
+    """
+    found = UnitResults({}, [], [])
+    current = fingerprints(stages)
+    for stage in stages:
+        if only is None or stage.name in only:
+            files = StageFiles(unit_folder(work, unit), stage.name, current[stage.name], stage.result)
+            found.results[stage.name], rejects, took = files.read()
+            found.rejects += rejects
+            found.times.append(took)
+    return found
+
+
 def run_unit(
     work: Path,
     unit: str,
