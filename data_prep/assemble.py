@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
 from csm.codec import CodecInfo, SpectralCodec
 from csm.data.dataset import DatasetInfo
-from csm.files import sync, write_atomically
+from csm.files import sync
 from data_prep.config import DataPrepConfig
 from data_prep.conversation import EncodedRecording, conversations, split_of
 from data_prep.dedup import HeardRecording, HeardTurn, duplicates
@@ -37,10 +38,10 @@ from data_prep.pipeline import build_stages, run_codec, work_folder
 from data_prep.plan import Plan, load_plan
 from data_prep.processes import ordered_map
 from data_prep.records import Duplicate, LedgerRow, Recording, Reject, Rejection, StageTime
-from data_prep.staging import StagedUnit
 from data_prep.stages.base import Stage
+from data_prep.staging import StagedUnit
 from data_prep.tables import read_rows, schema_of, write_rows
-from data_prep.unit import UnitResults, fingerprints, is_done, unit_results
+from data_prep.unit import StageTable, UnitResults, fingerprints, is_done, stage_tables, unit_results
 
 REJECTS_FILE = "rejects.parquet"
 LEDGER_FILE = "ledger.parquet"
@@ -62,8 +63,9 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
     codec = run_codec(cfg)
     stages = build_stages(cfg, codec)
     _check_done(work, plan, stages)
+    tables = stage_tables(stages)
     units = [unit.id for unit in plan.units]
-    dropped, rates = _look_at_all(cfg, plan, stages, units)
+    dropped, rates = _look_at_all(cfg, plan, tables, units)
     prep = _prep_hash(cfg, stages)
     with output_folder(Path(cfg.output), cfg.overwrite) as folder:
         codec_file = None
@@ -73,10 +75,8 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
             codec_file = file_info(folder / CODEC_FILE)
         staging = folder / _STAGING
         staging.mkdir()
-        by_recording: dict[str, list[Duplicate]] = defaultdict(list)
-        for duplicate in dropped:
-            by_recording[duplicate.recording].append(duplicate)
-        jobs = [_Job(cfg, unit, staging, codec.info, prep, dict(by_recording), rates) for unit in units]
+        write_rows(folder / DUPLICATES_FILE, dropped, Duplicate)
+        jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
         done = track(
             ordered_map(_assemble, jobs, cfg.pack.workers),
             "Making conversations",
@@ -86,7 +86,6 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
         rejected = _write_accounts(folder, plan, done)
         if not any(path.stat().st_size for path in staging.iterdir() if path.suffix == ".samples"):
             raise ValueError(_nothing_kept(folder, rejected))
-        write_rows(folder / DUPLICATES_FILE, dropped, Duplicate)
         shards, index = write_shards(
             staging, folder, cfg.source, round(cfg.pack.shard_mb * 1e6), cfg.seed, cfg.pack.workers
         )
@@ -123,16 +122,17 @@ def _prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
 
 
 def _look_at_all(
-    cfg: DataPrepConfig, plan: Plan, stages: list[Stage], units: list[str]
+    cfg: DataPrepConfig, plan: Plan, tables: list[StageTable], units: list[str]
 ) -> tuple[list[Duplicate], dict[str, SourceRates | None]]:
     """Duplicates of the whole set, and each source's speech rates, from the tables of turns and scores alone."""
     counts: dict[str, RateCounts] = defaultdict(RateCounts)
     work = work_folder(cfg)
+    needed = [table for table in tables if table.stage in ("turns", "score")]
 
     def heard() -> Iterator[HeardRecording]:
         for unit in track(units, "Looking for duplicates", console=Console(stderr=True)):
             source_of = {recording.id: recording.source for recording in plan.recordings(unit)}
-            results = unit_results(work, unit, stages, only=("turns", "score")).results
+            results = unit_results(work, unit, needed).results
             for name, scores in results["score"].items():
                 score_of = {score.number: score for score in scores.turns}
                 turns = []
@@ -154,10 +154,10 @@ def _look_at_all(
 class _Job:
     cfg: DataPrepConfig
     unit: str
-    staging: Path
+    tables: list[StageTable]
+    folder: Path  # of the dataset, being made
     codec: CodecInfo
     prep: str
-    dropped: dict[str, list[Duplicate]]  # recording -> what of it repeats another
     rates: dict[str, SourceRates | None]
 
 
@@ -173,16 +173,19 @@ class _Accounts:
 def _assemble(job: _Job) -> _Accounts:
     """Stages the conversations of a unit; returns what became of all the rest."""
     cfg, work = job.cfg, work_folder(job.cfg)
-    found = unit_results(work, job.unit, build_stages(cfg, run_codec(cfg)))
+    found = unit_results(work, job.unit, job.tables)
     whole = {reject.recording: reject for reject in found.rejects}
+    recordings = load_plan(work).recordings(job.unit)
+    dropped = _dropped(job.folder, recordings)
     accounts = _Accounts([], [], found.times)
-    with StagedUnit(job.staging, job.unit) as staged:
-        for recording in load_plan(work).recordings(job.unit):
+    with StagedUnit(job.folder / _STAGING, job.unit) as staged:
+        for recording in recordings:
             speech, turns = (found.results[stage].get(recording.id) for stage in ("vad", "turns"))
-            reject = whole.get(recording.id) or _repeated(recording, job)
+            repeated = dropped[recording.id]
+            reject = whole.get(recording.id) or _whole_repeats(recording, repeated)
             fates: dict[int, Fate] = {}
             if reject is None:
-                samples, fates, rejects = _conversations(recording, found, job)
+                samples, fates, rejects = _conversations(recording, found, repeated, job)
                 accounts.rejects += rejects
                 for sample in samples:
                     staged.add(sample)
@@ -192,15 +195,24 @@ def _assemble(job: _Job) -> _Accounts:
     return accounts
 
 
-def _repeated(recording: Recording, job: _Job) -> Reject | None:
-    for duplicate in job.dropped.get(recording.id, []):
+def _dropped(folder: Path, recordings: list[Recording]) -> dict[str, list[Duplicate]]:
+    """What repeats something else, for each recording."""
+    dropped: dict[str, list[Duplicate]] = {recording.id: [] for recording in recordings}
+    chosen = pc.field("recording").isin(list(dropped))
+    for row in pq.read_table(folder / DUPLICATES_FILE, filters=chosen).to_pylist():
+        dropped[row["recording"]].append(Duplicate(**row))
+    return dropped
+
+
+def _whole_repeats(recording: Recording, repeated: list[Duplicate]) -> Reject | None:
+    for duplicate in repeated:
         if duplicate.turn is None:
             return _reject(recording, None, _STAGE, _as_rejection(duplicate), None, None)
     return None
 
 
 def _conversations(
-    recording: Recording, found: UnitResults, job: _Job
+    recording: Recording, found: UnitResults, repeated: list[Duplicate], job: _Job
 ) -> tuple[list[Any], dict[int, Fate], list[Reject]]:
     cfg = job.cfg
     turns, scores, encoded = (found.results[stage][recording.id] for stage in ("turns", "score", "encode"))
@@ -211,13 +223,13 @@ def _conversations(
     for rejection in encoded.rejected:
         lost[rejection.number] = ("encode", Rejection(rejection.reason, rejection.message))
     score_of = {score.number: score for score in scores.turns}
-    repeated = {duplicate.turn: duplicate for duplicate in job.dropped.get(recording.id, [])}
+    repeats = {duplicate.turn: duplicate for duplicate in repeated}
     ruled_out: dict[int, Rejection] = {}
     for turn in turns.turns:
         if turn.number in lost:
             continue
-        if turn.number in repeated:
-            ruled_out[turn.number] = _as_rejection(repeated[turn.number])
+        if turn.number in repeats:
+            ruled_out[turn.number] = _as_rejection(repeats[turn.number])
             continue
         problem = check(turn, score_of.get(turn.number), cfg.strict, job.rates.get(recording.source))
         if problem is not None:

@@ -72,6 +72,20 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class StageTable:
+    """A stage as far as its results are concerned; light, where a stage holds models."""
+
+    stage: str
+    fingerprint: str
+    result: type
+
+
+def stage_tables(stages: Sequence[Stage]) -> list[StageTable]:
+    current = fingerprints(stages)
+    return [StageTable(stage.name, current[stage.name], stage.result) for stage in stages]
+
+
 def unit_folder(work: Path, unit: str) -> Path:
     return work / "units" / unit
 
@@ -91,19 +105,14 @@ class UnitResults:
     times: list[StageTime]
 
 
-def unit_results(work: Path, unit: str, stages: Sequence[Stage], only: Sequence[str] | None = None) -> UnitResults:
-    """Of a unit that is done with these stages; `only` of some stages, by name.
-
-    Raises FileNotFoundError or ValueError if a table is gone or damaged.
-    """
+def unit_results(work: Path, unit: str, tables: Sequence[StageTable]) -> UnitResults:
+    """Of a unit that is done with these stages. Raises FileNotFoundError or ValueError if a table is gone or damaged."""
     found = UnitResults({}, [], [])
-    current = fingerprints(stages)
-    for stage in stages:
-        if only is None or stage.name in only:
-            files = StageFiles(unit_folder(work, unit), stage.name, current[stage.name], stage.result)
-            found.results[stage.name], rejects, took = files.read()
-            found.rejects += rejects
-            found.times.append(took)
+    for table in tables:
+        files = StageFiles(unit_folder(work, unit), table.stage, table.fingerprint, table.result)
+        found.results[table.stage], rejects, took = files.read()
+        found.rejects += rejects
+        found.times.append(took)
     return found
 
 
