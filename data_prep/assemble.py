@@ -172,7 +172,7 @@ class _Accounts:
 
 def _assemble(job: _Job) -> _Accounts:
     """Stages the conversations of a unit; returns what became of all the rest."""
-    cfg, work = job.cfg, work_folder(job.cfg)
+    work = work_folder(job.cfg)
     found = unit_results(work, job.unit, job.tables)
     whole = {reject.recording: reject for reject in found.rejects}
     recordings = load_plan(work).recordings(job.unit)

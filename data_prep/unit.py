@@ -106,7 +106,7 @@ class UnitResults:
 
 
 def unit_results(work: Path, unit: str, tables: Sequence[StageTable]) -> UnitResults:
-    """Of a unit that is done with these stages. Raises FileNotFoundError or ValueError if a table is gone or damaged."""
+    """Of a unit that is done with these stages. Raises FileNotFoundError or ValueError if a table is gone or bad."""
     found = UnitResults({}, [], [])
     for table in tables:
         files = StageFiles(unit_folder(work, unit), table.stage, table.fingerprint, table.result)
