@@ -249,6 +249,18 @@ class Reject:
 
 
 @dataclass
+class Duplicate:
+    """A row of duplicates.parquet: a recording or a turn that repeats another, which is kept."""
+
+    recording: str
+    turn: int | None  # DraftTurn.number; None: the whole recording
+    reason: str  # "duplicate_audio" or "duplicate_text"
+    kept_recording: str
+    kept_turn: int | None
+    similarity: float  # share of equal fingerprint bits, estimated share of equal shingles; 1 for equal samples
+
+
+@dataclass
 class LedgerRow:
     """Track time of a recording by what became of it. Rows of a recording add up to seconds x tracks, exactly."""
 
