@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from csm.codec import Codec, SpectralCodec, load_codec
+from csm.codec import Codec, CodecInfo, SpectralCodec, load_codec
 from csm.codec.mel import SAMPLE_RATE as SPECTRAL_SAMPLE_RATE
 from csm.config import CodecKind, DataPrepConfig
 from csm.data.dataset import DatasetInfo
+from csm.data.sample import Sample, Turn
 from csm.files import sync
-from data_prep.conversation import make_samples, split_of
+from data_prep.conversation import number_speakers, slug, split_of
 from data_prep.cut import CutTurn, cut_turns
-from data_prep.encode import encode_recordings
-from data_prep.index import write_dataset_json, write_index
+from data_prep.encode import EncodedTurn, encode_recordings
+from data_prep.index import CODEC_FILE, file_info, write_dataset_json
 from data_prep.manifest import Recording, read_input
 from data_prep.output import output_folder
-from data_prep.pack import Staging, write_shards
+from data_prep.pack import write_shards
 from data_prep.rejects import REJECTS_FILE, Rejects
-
-CODEC_FILE = "codec.safetensors"
+from data_prep.staging import StagedUnit
 
 
 @dataclass
@@ -58,22 +60,89 @@ def prepare(cfg: DataPrepConfig) -> Prepared:
             codec_file = folder / CODEC_FILE
             codec.save(codec_file)
             sync(codec_file)
-        with Staging(folder) as staging:
+        staging = folder / "staging"
+        staging.mkdir()
+        with StagedUnit(staging, "all") as staged:
             cut = _cut_all(recordings, cfg, codec.sample_rate, rejects)
             for recording, turns in encode_recordings(cut, codec, cfg.batch_seconds, rejects):
                 for sample in make_samples(recording, turns, codec.info, cfg):
-                    staging.add(sample)
-            if not staging.samples:
-                raise ValueError(_nothing_kept(cfg, rejects))
-            shards = write_shards(staging, folder, cfg.source, round(cfg.shard_mb * 1e6), cfg.seed)
+                    staged.add(sample)
+        if sum(rejects.counts().values()) == sum(len(recording.turns) for recording in recordings):
+            raise ValueError(_nothing_kept(cfg, rejects))
+        shards, index = write_shards(staging, folder, cfg.source, round(cfg.shard_mb * 1e6), cfg.seed, workers=1)
+        shutil.rmtree(staging)
         rejects.write(folder / REJECTS_FILE)
         sync(folder / REJECTS_FILE)
-        index = write_index(folder, shards)
-        dataset = write_dataset_json(folder, cfg, audio_root, codec.info, codec_file, index, shards, rejects.counts())
+        dataset = write_dataset_json(
+            folder,
+            source=cfg.source,
+            codec=codec.info,
+            codec_file=file_info(codec_file) if codec_file else None,
+            audio_root=str(audio_root.resolve()),
+            index=index,
+            shards=shards,
+            rejected=rejects.counts(),
+        )
     turns_kept = sum(split["turns"] for split in dataset.totals.values())
     turns_in = sum(len(recording.turns) for recording in recordings)
     assert turns_in == turns_kept + sum(rejects.counts().values()), "every turn is either kept or rejected"
     return Prepared(dataset, turns_in, turns_kept, rejects.counts())
+
+
+def split_conversations(turns: list[EncodedTurn | None], max_seconds: float, max_turns: int) -> list[list[EncodedTurn]]:
+    """Divides consecutive turns into conversations of at most `max_seconds` of speech and `max_turns` turns.
+
+    A rejected turn (None) ends a conversation: what was said before and after it is never joined. A single turn
+    longer than `max_seconds` is a conversation of its own.
+    """
+    conversations: list[list[EncodedTurn]] = []
+    current: list[EncodedTurn] = []
+    seconds = 0.0
+    for turn in turns:
+        length = turn.end - turn.start if turn else 0.0
+        if current and (turn is None or len(current) == max_turns or seconds + length > max_seconds):
+            conversations.append(current)
+            current, seconds = [], 0.0
+        if turn:
+            current.append(turn)
+            seconds += length
+    return [*conversations, current] if current else conversations
+
+
+def make_samples(
+    recording: Recording, turns: list[EncodedTurn | None], codec: CodecInfo, cfg: DataPrepConfig
+) -> list[Sample]:
+    """The conversations of a recording as samples, in order."""
+    split = split_of(recording, cfg.val_fraction, cfg.seed)
+    # The hash keeps keys apart whose ids look alike once reduced to the characters that keys may have.
+    stem = f"{slug(cfg.source, 20)}-{slug(recording.id, 32)}-{hashlib.sha256(recording.id.encode()).hexdigest()[:8]}"
+    samples = []
+    for number, conversation in enumerate(split_conversations(turns, cfg.max_conversation_seconds, cfg.max_turns)):
+        speakers = number_speakers([encoded.turn.speaker for encoded in conversation])
+        stored, frame = [], 0
+        for encoded, speaker in zip(conversation, speakers, strict=True):
+            frames, source = encoded.codes.shape[1], encoded.turn
+            turn = Turn(
+                speaker, source.text, encoded.start, encoded.end, frame, frames, loss=True, channel=source.channel
+            )
+            stored.append(turn)
+            frame += frames
+        samples.append(
+            Sample(
+                key=f"{stem}-{number:05d}",
+                source=cfg.source,
+                recording=recording.id,
+                group=recording.group,
+                split=split,
+                lang=cfg.lang,
+                licence=cfg.licence,
+                codec=codec,
+                turns=stored,
+                codes=np.concatenate([encoded.codes for encoded in conversation], axis=1),
+                audio=recording.audio,
+            )
+        )
+    return samples
 
 
 def _cut_all(
