@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -99,7 +100,7 @@ def conversations(
         else:
             key = f"{key_stem(given.recording)}-{len(samples):05d}"
             samples.append(_sample(key, conversation, given, codec, split, prep))
-    for sample, following in zip(samples, samples[1:], strict=False):
+    for sample, following in pairwise(samples):
         sample.next, following.prev = following.key, sample.key
     return samples, fates
 
@@ -211,9 +212,7 @@ def _refusal(conversation: list[_Piece], cfg: ConversationConfig) -> Rejection |
 # ------------------------------------------------------------------------------------------------- the samples
 
 
-def _sample(
-    key: str, pieces: list[_Piece], given: EncodedRecording, codec: CodecInfo, split: str, prep: str
-) -> Sample:
+def _sample(key: str, pieces: list[_Piece], given: EncodedRecording, codec: CodecInfo, split: str, prep: str) -> Sample:
     recording = given.recording
     ids = [p.draft.speaker if p.draft.speaker_id is None else p.draft.speaker_id for p in pieces]
     numbers = number_speakers(ids)

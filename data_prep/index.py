@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.progress import track
 from csm.codec import CodecInfo, check_same_codec
 from csm.data.dataset import DatasetInfo, IndexInfo, ShardInfo, Totals, fingerprint
 from csm.data.folder import FileInfo, check_size, missing, sha256_of
-from csm.data.index import DATASET_FILE, INDEX_FILE, footer_sha256, write_index_file
+from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.sample import REMEDY, SCHEMA_VERSION
 from csm.files import write_atomically
 from data_prep.processes import ordered_map
@@ -68,6 +69,32 @@ def write_dataset_json(
     )
     write_atomically(folder / DATASET_FILE, lambda path: path.write_text(dataset.to_json(), encoding="utf-8"))
     return dataset
+
+
+class IndexRows:
+    """Reads an index's rows by shard, for tools; training reads through csm/data/index.py."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata = self._file.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._group: tuple[int, pa.Table] | None = None  # the last one read: small shards share groups
+
+    def rows(self, first: int, count: int) -> pa.Table:
+        """`count` rows from row `first` on, of INDEX_SCHEMA."""
+        parts, end = [INDEX_SCHEMA.empty_table()], first + count
+        while first < end:
+            group = int(np.searchsorted(self._first, first, side="right")) - 1
+            low, high = int(self._first[group]), min(int(self._first[group + 1]), end)
+            parts.append(self._read(group).slice(first - low, high - first))
+            first = high
+        return pa.concat_tables(parts)
+
+    def _read(self, group: int) -> pa.Table:
+        if self._group is None or self._group[0] != group:
+            self._group = group, self._file.read_row_group(group, use_threads=False)
+        return self._group[1]
 
 
 def totals_of(index: Path, frame_rate: float) -> dict[str, dict[str, Totals]]:

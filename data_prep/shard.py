@@ -35,8 +35,8 @@ class IndexedShard:
 
     def numbered(self, number: int) -> pa.Table:
         """The table of INDEX_SCHEMA, for the shard in place `number`."""
-        column = INDEX_SCHEMA.get_field_index("shard")
-        return self.table.set_column(column, INDEX_SCHEMA.field("shard"), pa.array([number] * len(self.table), pa.int32()))
+        numbers = pa.repeat(pa.scalar(number, pa.int32()), len(self.table))
+        return self.table.set_column(INDEX_SCHEMA.get_field_index("shard"), INDEX_SCHEMA.field("shard"), numbers)
 
 
 def index_shard(path: Path) -> IndexedShard:

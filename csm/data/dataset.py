@@ -20,8 +20,8 @@ from csm.data.index import DATASET_FILE, Index
 from csm.data.remote import RemoteFolder
 from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, Turn, sample_from_members, turns_from_member
 
-
-Totals = dict[str, Any]  # samples, turns, frames, hours
+Totals = dict[str, Any]
+"""Of a part of a dataset: samples, turns, frames, hours."""
 
 
 @dataclass

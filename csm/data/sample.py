@@ -137,7 +137,10 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
         sample = Sample(codec=codec, turns=turns, events=events, codes=codes, **record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
-    validate_sample(sample, where)
+    try:
+        validate_sample(sample, where)
+    except (TypeError, AttributeError) as error:  # such as a text in the place of a number
+        raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
     for name, value in derived.items():
         if value != getattr(sample, name):
             raise ValueError(f"{where}: says {name} {value}, its turns say {getattr(sample, name)}; {REMEDY}")
