@@ -45,6 +45,7 @@ class Reason(str, Enum):
     duplicate_text = "duplicate_text"
     overlap = "overlap"
     short_conversation = "short_conversation"
+    context_only = "context_only"  # in a conversation of which no turn is good enough to be predicted
     # any stage
     crashed = "crashed"  # the worker died of it, as often as allowed
     failed = "failed"  # failed in a way that may pass, as often as allowed
