@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from csm.codec import Codec, load_codec
 from csm.config import CodecKind
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, work_folder
 from data_prep.plan import load_plan
 from data_prep.stages.base import Stage
 from data_prep.stages.diarize import DiarizeStage
@@ -20,11 +18,6 @@ from data_prep.stages.vad import VadStage
 from data_prep.unit import Progress, UnitReport, run_unit
 
 CODEC_FILE = "codec.safetensors"
-
-
-def work_folder(cfg: DataPrepConfig) -> Path:
-    """Where plan and stages leave what they found."""
-    return Path(cfg.work) if cfg.work else Path(f"{str(cfg.output).rstrip('/')}.work")
 
 
 def run_codec(cfg: DataPrepConfig) -> Codec:

@@ -60,6 +60,7 @@ class Recording:
     channels: int
     codec_format: str  # "wav/pcm_16", "mp3", ...
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
+    two_channel: str = "auto"  # SourceConfig.two_channel
 
 
 # ---------------------------------------------------------------------------------------- results of stages
@@ -246,6 +247,18 @@ class Reject:
     message: str
     start: float | None
     end: float | None
+
+
+@dataclass
+class Duplicate:
+    """A row of duplicates.parquet: a recording or a turn that repeats another, which is kept."""
+
+    recording: str
+    turn: int | None  # DraftTurn.number; None: the whole recording
+    reason: str  # "duplicate_audio" or "duplicate_text"
+    kept_recording: str
+    kept_turn: int | None
+    similarity: float  # share of equal fingerprint bits, estimated share of equal shingles; 1 for equal samples
 
 
 @dataclass

@@ -72,6 +72,20 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class StageTable:
+    """A stage as far as its results are concerned; light, where a stage holds models."""
+
+    stage: str
+    fingerprint: str
+    result: type
+
+
+def stage_tables(stages: Sequence[Stage]) -> list[StageTable]:
+    current = fingerprints(stages)
+    return [StageTable(stage.name, current[stage.name], stage.result) for stage in stages]
+
+
 def unit_folder(work: Path, unit: str) -> Path:
     return work / "units" / unit
 
@@ -80,6 +94,26 @@ def is_done(work: Path, unit: str, stage_fingerprints: dict[str, str]) -> bool:
     """Whether the unit is done with these very stages."""
     done = unit_folder(work, unit) / DONE_FILE
     return done.is_file() and json.loads(done.read_text())["stages"] == stage_fingerprints
+
+
+@dataclass
+class UnitResults:
+    """What the stages found out about a unit."""
+
+    results: dict[str, dict[str, Any]]  # stage -> recording id -> result
+    rejects: list[Reject]  # recordings that were left out as a whole
+    times: list[StageTime]
+
+
+def unit_results(work: Path, unit: str, tables: Sequence[StageTable]) -> UnitResults:
+    """Of a unit that is done with these stages. Raises FileNotFoundError or ValueError if a table is gone or bad."""
+    found = UnitResults({}, [], [])
+    for table in tables:
+        files = StageFiles(unit_folder(work, unit), table.stage, table.fingerprint, table.result)
+        found.results[table.stage], rejects, took = files.read()
+        found.rejects += rejects
+        found.times.append(took)
+    return found
 
 
 def run_unit(

@@ -81,7 +81,7 @@ def test_reads_in_forked_workers_and_after_pickling(prepared):
 
 
 def test_folder_that_is_no_dataset_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"not a prepared dataset .*python -m data_prep prepare input=MANIFEST"):
+    with pytest.raises(FileNotFoundError, match=r"not a prepared dataset .*python -m data_prep input=MANIFEST"):
         ShardedDataset(tmp_path)
 
 
@@ -173,8 +173,8 @@ def test_index_of_many_row_groups_reads_as_one(tmp_path, monkeypatch):
 
 def test_dataset_of_a_later_version_is_refused(folder):
     file = folder / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2}))
-    with pytest.raises(ValueError, match=f"{file}: .*schema version 2, this program reads 1"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 99}))
+    with pytest.raises(ValueError, match=f"{file}: .*schema version 99, this program reads 2"):
         ShardedDataset(folder)
 
 
