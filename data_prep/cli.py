@@ -133,7 +133,7 @@ def _verify(cfg: DataPrepConfig) -> int:
 
 
 def _report(cfg: DataPrepConfig) -> int:
-    print(write_report(Path(cfg.output), load_tokenizer(cfg.tokenizer)))
+    print(write_report(cfg.output, cfg.seed))
     return 0
 
 

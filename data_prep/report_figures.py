@@ -111,7 +111,9 @@ def waterfall(steps: list[tuple[str, float, float, str, str]]) -> Markup:
         y = i * row
         parts.append(_text(left - 10, y + 17, label, "end", "label"))
         parts.append(_bar(left, y + 4, plot, row - 8, "track", f"{label}: {text}"))
-        parts.append(_bar(left + plot * begin, y + 4, max(plot * (end - begin), 1.5), row - 8, kind, f"{label}: {text}"))
+        parts.append(
+            _bar(left + plot * begin, y + 4, max(plot * (end - begin), 1.5), row - 8, kind, f"{label}: {text}")
+        )
         if i:
             edge = left + plot * (begin if kind == "kept" and not begin else end)
             parts.append(f'<line class="join" x1="{edge:.1f}" x2="{edge:.1f}" y1="{y - 4}" y2="{y + 4}"/>')

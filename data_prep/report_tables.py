@@ -15,15 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
+from data_prep.ledger import KEPT
 from data_prep.records import StageTime
 from data_prep.tables import read_rows
 
-LEDGER_FILE = "ledger.parquet"
-REJECTS_FILE = "rejects.parquet"
-DUPLICATES_FILE = "duplicates.parquet"
-STAGES_FILE = "stages.parquet"
-
-KEPT = "kept"  # LedgerRow.stage of what was kept
 STAGES = ("plan", "vad", "diarize", "transcribe", "turns", "score", "encode", "pack")
 """In the order in which audio passes them."""
 
@@ -99,9 +95,9 @@ class Part:
     ms_kept: int = 0
     lost: dict[str, int] = field(default_factory=dict)  # stage -> ms
 
-    def add(self, stage: str, ms: int) -> None:
+    def add(self, stage: str, reason: str, ms: int) -> None:
         self.ms_in += ms
-        if stage == KEPT:
+        if (stage, reason) == KEPT:
             self.ms_kept += ms
         else:
             self.lost[stage] = self.lost.get(stage, 0) + ms
@@ -134,8 +130,8 @@ def read_flow(folder: Path) -> Flow | None:
     for row in sums.result().to_pylist():
         stage, reason, ms = row["stage"], row["reason"], row["ms"]
         for part in (whole, sources[row["source"]], langs[row["lang"]]):
-            part.add(stage, ms)
-        if stage != KEPT:
+            part.add(stage, reason, ms)
+        if (stage, reason) != KEPT:
             loss = losses.setdefault((stage, reason), Loss(stage, reason, 0, 0))
             loss.ms += ms
             loss.recordings += row["rows"]
@@ -226,7 +222,9 @@ def read_duplicates(folder: Path) -> Duplicates | None:
     sizes: Counter[tuple[str, int | None]] = Counter()
     kept = ["kept_recording", "kept_turn"]
     for table in batches(path, ["reason", "turn", *kept]):
-        for row in table.group_by("reason", use_threads=False).aggregate([("turn", "count"), ([], "count_all")]).to_pylist():
+        for row in (
+            table.group_by("reason", use_threads=False).aggregate([("turn", "count"), ([], "count_all")]).to_pylist()
+        ):
             turns[row["reason"]] += row["turn_count"]
             recordings[row["reason"]] += row["count_all"] - row["turn_count"]
         for row in table.group_by(kept, use_threads=False).aggregate([([], "count_all")]).to_pylist():
