@@ -111,7 +111,9 @@ def _distributions(
         "lufs": distribution("Loudness", "LUFS", found, of_turns["lufs"], np.arange(-60.0, 1, 2)),
         "bandwidth": distribution("Bandwidth", "Hz", found, of_turns["bandwidth"], np.arange(0.0, 24_001, 500)),
         "turns": distribution("Turns of a conversation", "", "conversations", columns.turns, np.arange(0.5, 65)),
-        "speakers": distribution("Speakers of a conversation", "", "conversations", columns.speakers, np.arange(0.5, 9)),
+        "speakers": distribution(
+            "Speakers of a conversation", "", "conversations", columns.speakers, np.arange(0.5, 9)
+        ),
         "positions": distribution(
             f"Positions of a conversation ({exact})", "", "conversations", positions,
             np.arange(0.0, 1.5 * ROW_POSITIONS + 1, ROW_POSITIONS / 16),

@@ -11,6 +11,7 @@ import torch
 
 from csm.audio import load_audio
 from csm.codec import SpectralCodec, encode_turns
+from csm.data.dataset import ShardedDataset
 from csm.data.sample import Event, Sample, Turn
 from data_prep.demo import MANIFEST
 from data_prep.index import CODEC_FILE, file_info, write_dataset_json
@@ -65,10 +66,7 @@ def write_report_dataset(folder: Path, samples: list[Sample], codec: SpectralCod
     write_dataset(folder, samples, shard_bytes=8_000)
     if codec is not None:
         codec.save(folder / CODEC_FILE)
-    description = json.loads((folder / "dataset.json").read_text())
-    from csm.data.dataset import DatasetInfo
-
-    info = DatasetInfo.parse(json.dumps(description), "dataset.json")
+    info = ShardedDataset(folder).info
     write_dataset_json(
         folder,
         source=info.source,

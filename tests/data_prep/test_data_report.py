@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 from csm.config import TokenizerConfig, TokenizerKind
 from csm.data.dataset import ShardedDataset
@@ -211,7 +212,7 @@ def test_page_shows_every_reason_and_name(page, samples, numbers) -> None:
     ]
     rates = {rate["stage"]: rate for rate in numbers["stages"]}
     assert (rates["encode"]["real_time"], rates["encode"]["real_time_cpu"]) == (75.0, 100.0)
-    assert [rate for rate in rates] == ["vad", "encode"]
+    assert list(rates) == ["vad", "encode"]
 
 
 def test_warnings_are_those_of_the_broken_rules(page, numbers) -> None:
@@ -242,8 +243,6 @@ def test_every_conversation_can_be_heard(page, samples, codec) -> None:
         last = max(sample.turns, key=lambda turn: turn.end)
         spoken = audio[round((last.start - sample.start) * rate) :]
         codes = sample.codes[:, last.f0 : last.f0 + last.nf].astype(np.int64)
-        import torch
-
         decoded = codec.decode(torch.from_numpy(codes)[None]).numpy()
         assert np.sqrt((spoken**2).mean()) == pytest.approx(np.sqrt((decoded**2).mean()), rel=0.2)
 
