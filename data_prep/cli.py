@@ -25,11 +25,10 @@ from csm.data.lengths import load_lengths
 from csm.errors import user_errors
 from csm.text import load_tokenizer
 from data_prep.assemble import pack
-from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema
+from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema, work_folder
 from data_prep.demo import prepare_demo_dataset
 from data_prep.index import rebuild_index
 from data_prep.mix import write_mix
-from data_prep.pipeline import work_folder
 from data_prep.plan import Plan, make_plan
 from data_prep.prepare import check_options, prepare
 from data_prep.report import REPORT_FILE, write_report

@@ -17,7 +17,7 @@ from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
 
 from data_prep.backends.voices import FRAMES_PER_SECOND, Voices
 from data_prep.config import DiarizeConfig
-from data_prep.records import MODEL_RATE, Span
+from data_prep.records import Span
 
 WINDOW = 160  # frames (1.6 s), what the encoder was trained on
 HOP = 25

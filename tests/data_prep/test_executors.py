@@ -1,18 +1,13 @@
 """Who runs the units, how many at once and in what order changes nothing in the dataset."""
 
-import os
 import random
-import shutil
-import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 from made_recordings import comparable, noise, turn, write_manifest
 
-from data_prep.config import ExecutorConfig, ExecutorKind
-from data_prep.pipeline import work_folder
+from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
 from data_prep.plan import make_plan
 from data_prep.prepare import prepare
 from data_prep.run import retry, run, status
