@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
@@ -129,7 +130,7 @@ def _short(span: Span) -> list[tuple[float, float]]:
     """A span in equal parts that are not too long to be read at once."""
     parts = int(-(-(span.end - span.start) // MAX_READ_SECONDS)) or 1
     edges = [span.start + (span.end - span.start) * part / parts for part in range(parts)] + [span.end]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _embedded(voices: Voices, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
@@ -146,7 +147,6 @@ def _stretches(steps: np.ndarray, piece: _Piece) -> list[tuple[float, float, int
     """Steps as times: a change of speaker lies midway between the centres of two windows."""
     changes = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
     edge = [piece.start + ((at - 0.5) * HOP + FINE_WINDOW / 2) / FRAMES_PER_SECOND for at in changes]
-    edge[0], edge[-1] = piece.start, piece.end
-    return [
-        (max(piece.start, edge[i]), min(piece.end, edge[i + 1]), int(steps[changes[i]])) for i in range(len(changes) - 1)
-    ]
+    edge = [piece.start, *(min(at, piece.end) for at in edge[1:-1]), piece.end]
+    speakers = [int(steps[at]) for at in changes[:-1]]
+    return [(start, end, who) for (start, end), who in zip(pairwise(edge), speakers, strict=True)]

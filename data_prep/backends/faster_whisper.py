@@ -35,8 +35,8 @@ class FasterWhisper:
             self._model = WhisperModel(source, device=kind, device_index=int(index or 0), compute_type=compute_type)
         except OSError as error:
             raise FileNotFoundError(
-                f"transcribe.model={cfg.model} is no folder with a CTranslate2 Whisper model and cannot be fetched from "
-                "the hub: download it and set transcribe.model to the folder, or to 'bundled' for a small English one"
+                f"transcribe.model={cfg.model} is no folder with a CTranslate2 Whisper model and the hub does not give "
+                "it: download it and set transcribe.model to the folder, or to 'bundled' for a small English one"
             ) from error
         except RuntimeError as error:
             raise ValueError(f"transcribe.model={cfg.model} does not load: {error}") from error

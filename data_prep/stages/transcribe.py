@@ -17,6 +17,7 @@ from data_prep.backends.faster_whisper import FasterWhisper
 from data_prep.backends.transformers_whisper import TransformersWhisper
 from data_prep.backends.whisper import MAX_CLIP_SECONDS, Recognizer
 from data_prep.config import TranscribeBackend, TranscribeConfig
+from data_prep.edges import quietest_moment
 from data_prep.given import channel_of, checked_turns
 from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
 from data_prep.stages.base import Item
@@ -25,7 +26,6 @@ MAX_PAUSE_IN_CLIP = 3.0
 """Silence in a clip is where recognisers invent words."""
 LANGUAGE_CLIPS = 5
 """From how many clips, evenly over the recording, its language is told."""
-_QUIET_FRAME = 0.03  # seconds over which loudness is taken where a long span is divided
 _CLIPS_AT_ONCE = 64  # whose audio is in memory: half an hour
 
 
@@ -73,9 +73,7 @@ class TranscribeStage:
                 clips.append(Clip(span.start, span.end, channel, found.text, words, lang, lang_prob, *scores))
         return Transcript(clips)
 
-    def _stretches(
-        self, recording: Recording, audio: RecordingAudio, speech: Speech
-    ) -> list[tuple[int | None, Span]]:
+    def _stretches(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> list[tuple[int | None, Span]]:
         limit = self.options.max_clip_seconds
         if recording.turns is None:
             return [
@@ -148,13 +146,3 @@ def _placed(word: Word, clip: Span) -> Word:
 
 def _quietest(audio: RecordingAudio, channel: int | None) -> Callable[[float, float], float]:
     return lambda start, end: quietest_moment(audio, channel, start, end)
-
-
-def quietest_moment(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
-    """Middle of the quietest 30 ms between two times in seconds; the earliest if several are."""
-    samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
-    frame = round(_QUIET_FRAME * MODEL_RATE)
-    if len(samples) <= frame:
-        return (start + end) / 2
-    power = np.convolve(np.square(samples), np.ones(frame), "valid")
-    return start + (int(power.argmin()) + frame / 2) / MODEL_RATE

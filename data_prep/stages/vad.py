@@ -19,6 +19,7 @@ from data_prep.config import VadBackend, VadConfig
 from data_prep.given import checked_turns
 from data_prep.reasons import Reason
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
+from data_prep.spans import united
 from data_prep.stages.base import Item, Unusable
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
@@ -153,22 +154,13 @@ def _given_speech(recording: Recording, audio: RecordingAudio) -> Speech:
     spans: dict[int | None, list[Span]] = {}
     for turn in turns:
         spans.setdefault(turn.given.channel, []).append(Span(turn.start, turn.end))
-    tracks = {channel: _united(found) for channel, found in spans.items()}
+    tracks = {channel: united(found) for channel, found in spans.items()}
     if None in tracks and recording.channels > 1:
         mixed = _mixed_channel(audio, recording.channels, recording.seconds)
-        tracks[mixed] = _united(tracks.pop(None) + tracks.get(mixed, []))
-    return Speech([TrackSpeech(channel, tracks[channel]) for channel in sorted(tracks, key=lambda c: (c is not None, c))])
-
-
-def _united(spans: list[Span]) -> list[Span]:
-    """The same time as spans that are apart from each other."""
-    united: list[Span] = []
-    for span in sorted(spans, key=lambda span: span.start):
-        if united and span.start <= united[-1].end:
-            united[-1].end = max(united[-1].end, span.end)
-        else:
-            united.append(Span(span.start, span.end))
-    return united
+        tracks[mixed] = united(tracks.pop(None) + tracks.get(mixed, []))
+    return Speech(
+        [TrackSpeech(channel, tracks[channel]) for channel in sorted(tracks, key=lambda c: (c is not None, c))]
+    )
 
 
 def _mixed_channel(audio: RecordingAudio, channels: int, seconds: float) -> int | None:
