@@ -26,15 +26,15 @@ from rich.progress import track
 from csm.codec import CodecInfo, SpectralCodec
 from csm.data.dataset import DatasetInfo
 from csm.files import sync
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, work_folder
 from data_prep.conversation import EncodedRecording, conversations, split_of
 from data_prep.dedup import HeardRecording, HeardTurn, duplicates
 from data_prep.index import CODEC_FILE, file_info, write_dataset_json
-from data_prep.ledger import KEPT, Fate, account
+from data_prep.ledger import KEPT, UNKNOWN_LANG, Fate, account
 from data_prep.limits import RateCounts, SourceRates, check
 from data_prep.output import output_folder
 from data_prep.pack import write_shards
-from data_prep.pipeline import build_stages, run_codec, work_folder
+from data_prep.pipeline import build_stages, run_codec
 from data_prep.plan import Plan, load_plan
 from data_prep.processes import ordered_map
 from data_prep.records import Duplicate, LedgerRow, Recording, Reject, Rejection, StageTime
@@ -83,7 +83,7 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
             len(jobs),
             console=Console(stderr=True),
         )
-        rejected = _write_accounts(folder, plan, done)
+        rejected = _write_accounts(cfg, folder, plan, done)
         if not any(path.stat().st_size for path in staging.iterdir() if path.suffix == ".samples"):
             raise ValueError(_nothing_kept(folder, rejected))
         shards, index = write_shards(
@@ -95,7 +95,7 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
             source=cfg.source,
             codec=codec.info,
             codec_file=codec_file,
-            audio_root=plan.audio_root,
+            audio_root=_audio_root(cfg),
             index=index,
             shards=shards,
             rejected=dict(rejected.most_common()),
@@ -234,7 +234,7 @@ def _conversations(
         problem = check(turn, score_of.get(turn.number), cfg.strict, job.rates.get(recording.source))
         if problem is not None:
             ruled_out[turn.number] = problem
-    split = split_of(recording, cfg.pack.val_fraction, cfg.seed)
+    split = split_of(recording.group, recording.split, cfg.pack.val_fraction, cfg.seed)
     given = EncodedRecording(recording, turns, scores, encoded)
     samples, ruled_out = conversations(given, ruled_out, job.codec, split, job.prep, cfg.conversation)
     for number, rejection in ruled_out.items():
@@ -264,7 +264,7 @@ def _reject(
 # -------------------------------------------------------------------------------------------------- accounts
 
 
-def _write_accounts(folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Counter[str]:
+def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Counter[str]:
     """Writes rejects, ledger and stage times unit by unit; returns rejects by reason."""
     planned = plan.rejects()
     rejected = Counter(reject.reason for reject in planned)
@@ -276,7 +276,7 @@ def _write_accounts(folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Cou
             writers[name].write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(files[name])))
 
     write(REJECTS_FILE, planned)
-    write(LEDGER_FILE, plan.ledger())
+    write(LEDGER_FILE, [_planned_loss(cfg, reject) for reject in planned])
     for accounts in units:
         write(REJECTS_FILE, accounts.rejects)
         write(LEDGER_FILE, accounts.ledger)
@@ -286,6 +286,23 @@ def _write_accounts(folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Cou
         writer.close()
         sync(folder / name)
     return rejected
+
+
+def _planned_loss(cfg: DataPrepConfig, reject: Reject) -> LedgerRow:
+    """A recording that never came into a unit: its length, as far as it is known, on one track."""
+    source = cfg.sources.get(reject.source)
+    lang = (source.lang if source else cfg.lang) or UNKNOWN_LANG
+    ms = round((reject.end or 0.0) * 1000)
+    return LedgerRow(reject.source, lang, reject.recording, reject.stage, reject.reason, ms)
+
+
+def _audio_root(cfg: DataPrepConfig) -> str:
+    """What the samples' `audio` is relative to; of several sources, or of files that lie elsewhere, nothing is said."""
+    inputs = [source.input for source in cfg.sources.values()] or [cfg.input]
+    if len(inputs) != 1 or not Path(inputs[0]).exists():
+        return ""
+    path = Path(inputs[0]).resolve()
+    return str(path if path.is_dir() else path.parent)
 
 
 def _nothing_kept(folder: Path, rejected: Counter[str]) -> str:

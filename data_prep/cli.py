@@ -25,17 +25,16 @@ from csm.data.lengths import load_lengths
 from csm.errors import user_errors
 from csm.text import load_tokenizer
 from data_prep.assemble import pack
-from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema
+from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema, work_folder
 from data_prep.demo import prepare_demo_dataset
-from data_prep.index import rebuild_index
-from data_prep.mix import write_mix
-from data_prep.pipeline import work_folder
+from data_prep.index import rebuild
+from data_prep.mix import describe, mix
 from data_prep.plan import Plan, make_plan
 from data_prep.prepare import check_options, prepare
 from data_prep.report import REPORT_FILE, write_report
 from data_prep.run import RunSummary, retry, run, status
 from data_prep.stage_files import TRANSIENT_REASONS
-from data_prep.takedown import take_down
+from data_prep.takedown import read_names, takedown
 from data_prep.verify import verify
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -119,7 +118,7 @@ def _pack(cfg: DataPrepConfig) -> int:
 
 
 def _index(cfg: DataPrepConfig) -> int:
-    _print_dataset(cfg, rebuild_index(Path(cfg.output)))
+    _print_dataset(cfg, rebuild(Path(cfg.output), cfg.pack.workers))
     return 0
 
 
@@ -137,16 +136,16 @@ def _report(cfg: DataPrepConfig) -> int:
     return 0
 
 
-def _takedown(cfg: DataPrepConfig) -> int:
+def _take_down(cfg: DataPrepConfig) -> int:
     if cfg.takedown is None:
         raise ValueError("takedown is not set; give takedown=FILE with a recording's or group's name on each line")
-    removed = take_down(Path(cfg.output), Path(cfg.takedown))
-    print(f"{cfg.output}: {removed} conversations removed")
+    taken = takedown(cfg.output, read_names(Path(cfg.takedown)))
+    print(f"{cfg.output}: {taken.samples} conversations, {taken.hours:.3f} hours taken down")
     return 0
 
 
 def _mix(cfg: DataPrepConfig) -> int:
-    print(write_mix(cfg.weights, Path(cfg.output), cfg.overwrite))
+    print(describe(mix(cfg.weights, Path(cfg.output), cfg.overwrite)))
     return 0
 
 
@@ -168,7 +167,7 @@ _RUN: dict[DataPrepCommand, Callable[[DataPrepConfig], int]] = {
     DataPrepCommand.index: _index,
     DataPrepCommand.verify: _verify,
     DataPrepCommand.report: _report,
-    DataPrepCommand.takedown: _takedown,
+    DataPrepCommand.takedown: _take_down,
     DataPrepCommand.mix: _mix,
     DataPrepCommand.lengths: _lengths,
 }

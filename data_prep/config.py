@@ -80,7 +80,7 @@ class DiarizeConfig:
     backend: DiarizeBackend = DiarizeBackend.auto
     pyannote: str = "pyannote/speaker-diarization-community-1"  # hub name, or a folder
     max_speakers: int = 8  # in a recording
-    cluster_threshold: float = 0.35  # cosine distance at which clusters stay apart
+    cluster_threshold: float = 0.18  # cosine distance of two speakers' mean embeddings; less, where both speak a lot
     device: str = "cpu"
 
 

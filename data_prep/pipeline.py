@@ -38,7 +38,7 @@ def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
         VadStage(cfg.vad),
         DiarizeStage(cfg.diarize),
         TranscribeStage(cfg.transcribe),
-        TurnsStage(cfg.turns),
+        TurnsStage(cfg.turns, cfg.vad),
         ScoreStage(cfg.score),
         EncodeStage(cfg.encode, cfg.loose, codec),
     ]

@@ -60,7 +60,7 @@ class Recording:
     channels: int
     codec_format: str  # "wav/pcm_16", "mp3", ...
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
-    two_channel: str = "auto"  # SourceConfig.two_channel
+    two_channel: str = "auto"  # SourceConfig.two_channel: auto, yes, no
 
 
 # ---------------------------------------------------------------------------------------- results of stages

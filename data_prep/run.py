@@ -11,13 +11,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from data_prep.attempts import ATTEMPTS_FILE
-from data_prep.config import DataPrepConfig, ExecutorKind
+from data_prep.config import DataPrepConfig, ExecutorKind, work_folder
 from data_prep.executors.base import Executor, UnitFailure
 from data_prep.executors.local import run_inline, run_local
 from data_prep.executors.ray import run_ray
 from data_prep.executors.slurm import run_slurm
 from data_prep.fit_codec import fit_codec
-from data_prep.pipeline import build_stages, run_codec, work_folder
+from data_prep.pipeline import build_stages, run_codec
 from data_prep.plan import load_plan
 from data_prep.stage_files import TRANSIENT_REASONS, StageFiles
 from data_prep.stages.base import Stage

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, work_folder
 from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
-from data_prep.pipeline import Worker, work_folder
+from data_prep.pipeline import Worker
 from data_prep.unit import UnitReport
 
 MAX_TASKS = 1000

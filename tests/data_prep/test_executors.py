@@ -1,28 +1,26 @@
 """Who runs the units, how many at once and in what order changes nothing in the dataset."""
 
-import os
+import json
 import random
-import shutil
-import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 from made_recordings import comparable, noise, turn, write_manifest
 
-from data_prep.config import ExecutorConfig, ExecutorKind
-from data_prep.pipeline import work_folder
+from data_prep.attempts import ATTEMPTS_FILE
+from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
 from data_prep.plan import make_plan
 from data_prep.prepare import prepare
 from data_prep.run import retry, run, status
+from data_prep.unit import unit_folder
 
 RATE = 8000
 OPTIONS = {"plan.unit_hours": 12 / 3600, "pack.shard_mb": 0.005, "encode.fit_minutes": 0.3}
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> list[dict]:
+def manifest(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recordings")
     made = []
     for n in range(24):
@@ -30,14 +28,7 @@ def rows(tmp_path_factory) -> list[dict]:
         soundfile.write(file, noise(2.0 + n / 10, RATE, n), RATE)
         turns = [turn("a", 0.1, 0.9), turn("b", 1.0, 1.9)]
         made.append({"audio": f"call{n}.flac", "group": f"caller {n % 7}", "turns": turns})
-    write_manifest(folder / "calls.jsonl", made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def manifest(rows, tmp_path_factory) -> Path:
-    (folder,) = [path.parent for path in tmp_path_factory.getbasetemp().rglob("calls.jsonl") if len(rows) == 24]
-    return folder / "calls.jsonl"
+    return write_manifest(folder / "calls.jsonl", made)
 
 
 @pytest.fixture(scope="module")
@@ -58,47 +49,32 @@ EXECUTORS = {
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-def test_same_bytes_whoever_runs_it_and_in_whatever_order(name, rows, manifest, make_config, expected, tmp_path):
-    shuffled = list(rows)
+def test_same_bytes_whoever_runs_it_and_in_whatever_order(name, manifest, make_config, expected, tmp_path):
+    shuffled = manifest.read_text().splitlines()
     random.Random(name).shuffle(shuffled)
-    other_order = write_manifest(manifest.with_name(f"{name}.jsonl"), shuffled)
+    other_order = manifest.with_name(f"{name}.jsonl")
+    other_order.write_text("\n".join(shuffled))
     cfg = make_config(other_order, tmp_path / "out", **OPTIONS)
     cfg.executor = EXECUTORS[name]
     cfg.pack.workers = cfg.executor.workers or 1
     dataset, summary = prepare(cfg)
     assert summary.units >= 4 and not summary.failures and summary.already_done == 0
-    assert len([shard for shard in dataset.shards]) >= 3
+    assert len(dataset.shards) >= 3
     assert comparable(tmp_path / "out") == expected
 
 
-def test_a_worker_that_dies_is_replaced_and_its_unit_goes_on(manifest, make_config, expected, tmp_path):
-    """One recording's worker is killed from outside, three times: it is left out, then `retry` brings it in."""
+def test_what_crashed_is_left_out_and_retry_brings_it_in(manifest, make_config, expected, tmp_path):
     cfg = make_config(manifest, tmp_path / "out", **OPTIONS)
-    make_plan(cfg)
-    work = work_folder(cfg)
-    cfg.executor = ExecutorConfig(ExecutorKind.local, workers=1)
-    # Three deaths on one recording, as its unit's folder tells of them.
-    unit = next(iter(sorted(work.glob("*.json"))), None) and _first_unit(cfg)
-    folder = work / "units" / unit.id
+    plan = make_plan(cfg)
+    unit = plan.units[0].id
+    victim = plan.recordings(unit)[0].id
+    folder = unit_folder(work_folder(cfg), unit)
     folder.mkdir(parents=True)
-    victim = _recordings(cfg, unit.id)[0].id
-    (folder / "attempts.jsonl").write_text(f'{{"begin": ["{victim}"], "stage": "vad"}}\n' * 3)
-    summary = run(cfg)
-    assert summary.rejected == {"crashed": 1}
+    # What three workers leave that died of it, see test_unit.py.
+    (folder / ATTEMPTS_FILE).write_text(3 * (json.dumps({"begin": [victim], "stage": "vad"}) + "\n"))
+    assert run(cfg).rejected == {"crashed": 1}
     assert status(cfg).rejected == {"crashed": 1} and status(cfg).again == 1
     assert retry(cfg) == [victim]
     assert run(cfg).rejected == {} and status(cfg).rejected == {}
     prepare(cfg)
     assert comparable(tmp_path / "out") == expected
-
-
-def _first_unit(cfg):
-    from data_prep.plan import load_plan
-
-    return load_plan(work_folder(cfg)).units[0]
-
-
-def _recordings(cfg, unit: str):
-    from data_prep.plan import load_plan
-
-    return load_plan(work_folder(cfg)).recordings(unit)

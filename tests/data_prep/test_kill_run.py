@@ -10,8 +10,7 @@ import pytest
 import soundfile
 from made_recordings import comparable, noise, turn, write_manifest
 
-from data_prep.config import ExecutorConfig, ExecutorKind
-from data_prep.pipeline import work_folder
+from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
 from data_prep.prepare import prepare
 from data_prep.run import status
 from data_prep.verify import verify

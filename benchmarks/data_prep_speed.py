@@ -1,6 +1,6 @@
 """How fast annotated recordings become a dataset, without recognition: each stage, and the whole.
 
-    python benchmarks/data_prep.py [--hours 2] [--workers 2] [--dnsmos]
+    python benchmarks/data_prep_speed.py [--hours 2] [--workers 2] [--dnsmos]
 
 Synthetic telephone-like recordings of 5 minutes (16 kHz FLAC, two speakers taking turns of 2 to 8 s) in a temporary
 folder; spectral codec of 32 codebooks, fitted to a minute. Times are those of the processes that a user would start,
