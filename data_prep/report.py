@@ -97,9 +97,9 @@ def _distributions(
     of_turns, found = turns.columns, "turns"
     exact = "counted" if packing.exact else "estimated"
     made = {
-        "turn_seconds": distribution("Turn length", "s", found, of_turns["seconds"], np.arange(0.0, 31)),
+        "turn_seconds": distribution("Turn length", "s", found, of_turns["seconds"], np.arange(0, 30.1, 0.5)),
         "gap_seconds": distribution(
-            "Gap before a turn (negative: it begins early)", "s", found, of_turns["gap"], np.arange(-3, 8.1, 0.25)
+            "Gap before a turn", "s", found, of_turns["gap"], np.arange(-3, 8.1, 0.25)
         ),
         "overlap": distribution(
             "Share of a turn that someone talks over", "", found, of_turns["overlap"], np.linspace(0, 1, 21)

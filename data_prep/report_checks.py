@@ -66,10 +66,13 @@ def check_dataset(
 
 
 def percent(share: float) -> str:
-    """Two significant digits at either end, so that neither a little nor all but a little is rounded away."""
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return f"{100 * share:.2f} %"
-    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
+    """One decimal, or two at either end, so that neither a little nor all but a little is rounded away."""
+    digits = 2 if 0 < share < 0.01 or 0.99 < share < 1 else 1
+    return f"{100 * share:.{digits}f} %"
+
+
+def _limit(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _share(rule: str, share: float | None, broken: Callable[[float], bool], what: str, warning: str) -> Check:
@@ -88,12 +91,12 @@ def _failures(flow: Flow | None, rejects: list[RejectGroup] | None) -> Check:
             count = sum(group.recordings for group in rejects if group.reason in TRANSIENT_REASONS)
             share = max(share, count / flow.recordings)
     return _share(
-        f"At most {percent(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",
+        f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",
         share,
         lambda value: value > MAX_FAILED,
-        "failed",
+        "of the recordings, or of their hours, failed",
         "That is a fault of the run rather than of the recordings: look at the messages below, mend the cause, then "
-        "`python -m data_prep retry`, `run` and `pack`.",
+        "run python -m data_prep retry, run and pack.",
     )
 
 
@@ -102,18 +105,18 @@ def _kept(flow: Flow | None) -> Check:
     largest = max(flow.losses, key=lambda loss: loss.ms, default=None) if flow is not None else None
     name = f"{largest.stage}: {largest.reason.replace('_', ' ')}" if largest else ""
     return _share(
-        f"At least {percent(MIN_KEPT)} of the hours are kept",
+        f"At least {_limit(MIN_KEPT)} of the hours are kept",
         share,
         lambda value: value < MIN_KEPT,
-        "are kept",
-        f"The largest loss is {name}. See whether its limit suits these recordings; limits of `pack` change without "
+        "of the hours are kept",
+        f"The largest loss is {name}. See whether its limit suits these recordings; the limits of pack change without "
         "encoding again.",
     )
 
 
 def _validation(contents: Contents) -> Check:
     val = contents.splits.get("val")
-    found = f"{val['hours']:.2f} hours in {val['samples']} conversations" if val else "none"
+    found = f"{val['hours']:.2f} hours in {val['samples']} conversations" if val else "There is no validation split"
     return Check(
         "There is a validation split",
         found,
@@ -128,7 +131,7 @@ def _leak(contents: Contents) -> Check:
     count = contents.groups_on_both_sides
     return Check(
         "Training and validation share no group (show, caller)",
-        f"{count} of {contents.groups} groups on both sides",
+        f"{count} of {contents.groups} groups are on both sides of the split",
         count > 0,
         "Validation hears voices it was trained on, and will look too good. Give such recordings one split.",
     )
@@ -137,21 +140,21 @@ def _leak(contents: Contents) -> Check:
 def _largest_group(contents: Contents) -> Check:
     share = contents.largest_group_frames / contents.frames
     return _share(
-        f"No group (show, caller) has more than {percent(MAX_GROUP)} of the speech",
+        f"No group (show, caller) has more than {_limit(MAX_GROUP)} of the speech",
         share,
         lambda value: value > MAX_GROUP,
-        f"in the largest of {contents.groups}, “{contents.largest_group}”",
+        f"of the speech is of the largest of {contents.groups} groups, “{contents.largest_group}”",
         "The model will lean towards its voices and manners. If that is not one show but all, recordings have no "
-        "groups of their own: set the source's group_pattern, or `group` in the manifest.",
+        "groups of their own: set the source's group_pattern, or group in the manifest.",
     )
 
 
 def _monologues(contents: Contents) -> Check:
     return _share(
-        f"At most {percent(MAX_ONE_SPEAKER)} of the conversations have one speaker only",
+        f"At most {_limit(MAX_ONE_SPEAKER)} of the conversations have one speaker only",
         contents.one_speaker / contents.conversations,
         lambda value: value > MAX_ONE_SPEAKER,
-        "have one speaker",
+        "of the conversations have one speaker only",
         "There is little turn-taking to learn from. If more than one person speaks in the recordings, listen below "
         "whether diarization keeps them apart.",
     )
@@ -159,10 +162,10 @@ def _monologues(contents: Contents) -> Check:
 
 def _context(contents: Contents) -> Check:
     return _share(
-        f"At most {percent(MAX_CONTEXT)} of the speech is context only (never predicted)",
+        f"At most {_limit(MAX_CONTEXT)} of the speech is context only (never predicted)",
         1 - contents.loss_frames / contents.frames,
         lambda value: value > MAX_CONTEXT,
-        "is context only",
+        "of the speech is context only",
         "It costs compute and teaches nothing by itself. See conversation.context_overlap and context_ovrl.",
     )
 
@@ -170,20 +173,20 @@ def _context(contents: Contents) -> Check:
 def _too_long(packing: Packing, contents: Contents) -> Check:
     total = contents.splits[packing.split]["samples"]
     return _share(
-        f"At most {percent(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
+        f"At most {_limit(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
         (packing.shortened + packing.left_out) / total,
         lambda value: value > MAX_SHORTENED,
-        f"are longer: {packing.shortened} lose their last turns, {packing.left_out} are left out",
+        f"of the conversations are longer than a row ({packing.shortened} lose turns, {packing.left_out} are left out)",
         "Training drops what does not fit. Prepare with a lower conversation.max_positions or max_seconds.",
     )
 
 
 def _padding(packing: Packing) -> Check:
     return _share(
-        f"At least {percent(MIN_EFFICIENCY)} of the positions of packed rows are filled",
+        f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled",
         packing.efficiency,
         lambda value: value < MIN_EFFICIENCY,
-        "are filled",
+        "of the positions of packed rows are filled",
         "The rest is padding that GPUs compute for nothing: conversations of about half a row or a whole one fit "
         "badly, and so do few. See conversation.max_positions.",
     )
@@ -191,10 +194,10 @@ def _padding(packing: Packing) -> Check:
 
 def _narrow(turns: TurnMeasures) -> Check:
     return _share(
-        f"At most {percent(MAX_NARROW)} of the speech ends below {NARROW_BAND / 1000:g} kHz",
+        f"At most {_limit(MAX_NARROW)} of the speech ends below {NARROW_BAND / 1000:g} kHz",
         turns.narrow_share,
         lambda value: value > MAX_NARROW,
-        "ends below it",
+        f"of the speech ends below {NARROW_BAND / 1000:g} kHz",
         "The model learns to sound like a telephone, and cannot tell when not to. Prepare it as a dataset of its own "
         "and give it a smaller weight in the mixture, or set strict.min_bandwidth.",
     )
@@ -207,16 +210,16 @@ def _quality(turns: TurnMeasures) -> Check:
         return Check(rule, "not measured (score.dnsmos=true)", None, "")
     middle = float(np.median(known))
     warning = "Half of the turns are noisy or distorted, and the model will sound like them. See strict.min_ovrl."
-    return Check(rule, f"{middle:.2f}", middle < MIN_MEDIAN_OVRL, warning)
+    return Check(rule, f"The median DNSMOS OVRL is {middle:.2f}", middle < MIN_MEDIAN_OVRL, warning)
 
 
 def _codebook_use(codebooks: Codebooks) -> Check:
-    rule = f"Every codebook has at least {percent(MIN_ENTRIES_USED)} of its entries in use"
+    rule = f"Every codebook has at least {_limit(MIN_ENTRIES_USED)} of its entries in use"
     if codebooks.frames < MIN_FRAMES_PER_ENTRY * codebooks.size:
         return Check(rule, f"too few frames to tell ({codebooks.frames} for {codebooks.size} entries)", None, "")
     shares = [level.used / codebooks.size for level in codebooks.levels]
     poor = [number for number, share in enumerate(shares) if share < MIN_ENTRIES_USED]
-    found = f"{percent(min(shares))} in level {int(np.argmin(shares))}, the least used"
+    found = f"{percent(min(shares))} of the entries of level {int(np.argmin(shares))}, the least used, occur"
     return Check(
         rule,
         found,
@@ -232,6 +235,6 @@ def _licences(contents: Contents) -> Check:
         "Every conversation has a licence",
         unknown / contents.frames,
         lambda value: value > MAX_UNKNOWN_LICENCE,
-        "without one",
-        "Nobody will be able to say later what the model may be used for. Set `licence` of the sources.",
+        "of the speech has no licence",
+        "Nobody will be able to say later what the model may be used for. Set licence of the sources.",
     )

@@ -104,7 +104,7 @@ def waterfall(steps: list[tuple[str, float, float, str, str]]) -> Markup:
 
     steps: label, begin and end as shares of the whole, the number beside it, kind ("in", "lost" or "kept")
     """
-    row, left, right, width = 26, 124, 150, 760
+    row, left, right, width = 26, 130, 170, 1060
     plot = width - left - right
     parts = []
     for i, (label, begin, end, text, kind) in enumerate(steps):

@@ -27,6 +27,10 @@ from data_prep.report_tables import Duplicates, Flow, Part, RejectGroup, StageRa
 JSON_FILE = "report.json"
 _LISTED = 12  # sources and languages with a row of their own
 _MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND}
+_NOTES = {
+    "gap_seconds": "negative: it begins before the others have ended",
+    "overlap": "on the same track; calls with a channel for each speaker have none",
+}
 
 
 @dataclass
@@ -55,6 +59,7 @@ def render(report: Report, heard: list[Heard]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("data_prep", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["lower_first"] = lambda text: text[0].lower() + text[1:]
     page = environment.get_template("data_report.html.j2")
     return page.render(_view(report), heard=[view(entry) for entry in heard])
 
@@ -101,6 +106,11 @@ def _view(report: Report) -> dict[str, Any]:
                 percent(1 - report.packing.efficiency),
                 f"of rows of {ROW_POSITIONS} positions",
             ),
+            (
+                "Context only",
+                percent(1 - contents.loss_frames / contents.frames),
+                "of the speech is never predicted",
+            ),
             ("Languages", _names(info.langs), _shares(info.langs)),
             ("Licences", _names(info.licences), _shares(info.licences)),
             ("Splits", _names(info.totals), _shares(info.totals)),
@@ -133,13 +143,12 @@ def _view(report: Report) -> dict[str, Any]:
 
 def _plot_view(name: str, measure: Distribution, figure: str) -> dict[str, Any]:
     middle, low, high = (figures.number(measure.quantiles[p]) for p in ("p50", "p5", "p95"))
-    notes = {"overlap": "overlap of turns on one track; two-channel calls have none"}
     return {
         "title": measure.name,
         "median": f"{middle} {measure.unit}".strip(),
         "range": f"{low} to {high}",
         "of": f"{measure.count:,} {measure.of}",
-        "note": notes.get(name, ""),
+        "note": _NOTES.get(name, ""),
         "figure": figure,
     }
 
