@@ -43,14 +43,20 @@ class GroupedSums:
         self._compacted = 0  # rows after the last compaction
 
     def add(self, table: pa.Table) -> None:
-        self._parts.append(self._group(table.select([*self._keys, *self._values])))
+        grouped = self._group(table.select([*self._keys, *self._values]))
+        # Dictionaries of several tables differ, and cannot be grouped together.
+        for place, field in enumerate(grouped.schema):
+            if pa.types.is_dictionary(field.type):
+                column = grouped[field.name].cast(field.type.value_type)
+                grouped = grouped.set_column(place, field.name, column)
+        self._parts.append(grouped)
         if sum(len(part) for part in self._parts) > 2 * self._compacted + _COMPACT_ROWS:
             self._parts = [self.result()]
             self._compacted = len(self._parts[0])
 
     def result(self) -> pa.Table:
         """A row for each group: keys, then values under their own names."""
-        return self._group(pa.concat_tables(self._parts, promote_options="permissive"))
+        return self._group(pa.concat_tables(self._parts))
 
     def _group(self, table: pa.Table) -> pa.Table:
         grouped = table.group_by(self._keys, use_threads=False).aggregate(list(self._values.items()))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-
-from data_prep.conversation import number_speakers, slug, split_conversations, split_of
 from data_prep.encode import EncodedTurn
 from data_prep.manifest import AnnotatedTurn, Recording
+
+from data_prep.conversation import number_speakers, slug, split_conversations, split_of
 
 
 def turns(*lengths: float | None) -> list[EncodedTurn | None]:

@@ -23,6 +23,7 @@ from csm.data.lengths import load_lengths
 from csm.data.plan import EpochPlan
 from csm.data.sample import Sample, Turn
 from csm.text import load_tokenizer
+from data_prep import report_data, report_tables
 from data_prep.report import JSON_FILE, write_report
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 from tests.data_prep.report_datasets import (
@@ -111,6 +112,23 @@ def test_hours_flow_adds_up(numbers, samples) -> None:
         for part in [*parts, flow["whole"]]:
             assert part["ms_in"] == part["ms_kept"] + sum(part["lost"].values())
     assert flow["sources"]["noise"]["ms_in"] == 7007 + 60_013
+
+
+def test_tables_are_the_same_however_they_are_read(reported, monkeypatch) -> None:
+    """Three rows at a time, with strings that differ from batch to batch, as in tables of millions of rows."""
+
+    def read() -> list:
+        readers = (report_tables.read_flow, report_tables.read_rejects, report_tables.read_duplicates)
+        return [reader(reported) for reader in readers]
+
+    at_once = read()
+    monkeypatch.setattr(report_tables, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(report_tables, "_COMPACT_ROWS", 1)
+    assert read() == at_once
+    index = ShardedDataset(reported)
+    contents = report_data.read_index(index)[0]
+    monkeypatch.undo()
+    assert contents == report_data.read_index(index)[0]
 
 
 def test_contents_and_turns(reported, numbers, samples) -> None:
