@@ -45,10 +45,10 @@ class GroupedSums:
     def add(self, table: pa.Table) -> None:
         grouped = self._group(table.select([*self._keys, *self._values]))
         # Dictionaries of several tables differ, and cannot be grouped together.
-        for place, field in enumerate(grouped.schema):
-            if pa.types.is_dictionary(field.type):
-                column = grouped[field.name].cast(field.type.value_type)
-                grouped = grouped.set_column(place, field.name, column)
+        for place, entry in enumerate(grouped.schema):
+            if pa.types.is_dictionary(entry.type):
+                column = grouped[entry.name].cast(entry.type.value_type)
+                grouped = grouped.set_column(place, entry.name, column)
         self._parts.append(grouped)
         if sum(len(part) for part in self._parts) > 2 * self._compacted + _COMPACT_ROWS:
             self._parts = [self.result()]
