@@ -2,11 +2,11 @@
 
     python benchmarks/data_quality.py FOLDER [--dnsmos] [--codecs mp3 opus] [--made-up 1000000]
 
-FOLDER holds short recordings that all differ, any format; every one that is not silent is taken for a turn. Prints for each measure its
-rate in times real time, on one thread. Then, for recordings of at least 3 and 5 s, how many are found again after
-cutting up to 0.25 s from both ends, lowering the level, and a lossy codec at a low rate; how many of those are
-taken for another; and how many of the recordings themselves are taken for one another. --made-up: time and memory of
-the search among that many fingerprints of 64 codes (8 s), of which one in fifty repeats another with 6% of its bits
+FOLDER holds short recordings that all differ, any format; every one that is not silent is taken for a turn. Prints for
+each measure its rate in times real time, on one thread. Then, for recordings of at least 3 and 5 s, how many are found
+again after cutting up to 0.25 s from both ends, lowering the level, and a lossy codec at a low rate; how many of those
+are taken for another; and how many of the recordings themselves are taken for one another. --made-up: time and memory
+of the search among that many fingerprints of 64 codes (8 s), of which one in fifty repeats another with 6% of its bits
 changed. Record results in docs/benchmarks.md with hardware.
 """
 

@@ -25,17 +25,18 @@ import numpy as np
 import pyarrow as pa
 
 from csm.codec.base import CodecInfo
-from csm.config import DataConfig, DataPrepConfig, LossConfig
+from csm.config import DataConfig, LossConfig
 from csm.data.dataset import DatasetInfo, IndexInfo, ShardedDataset, ShardInfo, fingerprint
 from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.lengths import fit, load_lengths
 from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows
-from csm.data.sample import Sample, Turn
+from csm.data.sample import SCHEMA_VERSION, Sample, Turn
 from csm.data.stream import MixtureSource, RankShare, StepSampler
 from csm.text import ByteTokenizer
-from data_prep.index import write_dataset_json, write_index
-from data_prep.pack import Staging, write_shards
+from data_prep.index import write_dataset_json
+from data_prep.pack import write_shards
+from data_prep.staging import StagedUnit
 
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=32, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
 TOKENIZER = ByteTokenizer()
@@ -60,6 +61,10 @@ def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
             columns = {
                 "key": [f"made-{i * samples_per_shard + n:08d}" for n in range(samples_per_shard)],
                 "recording": [f"recording-{i:05d}-{n // 4:04d}" for n in range(samples_per_shard)],
+                "source": ["made"] * samples_per_shard,
+                "lang": ["en"] * samples_per_shard,
+                "licence": ["none"] * samples_per_shard,
+                "group": [f"show-{i:05d}-{n // 40:03d}" for n in range(samples_per_shard)],
                 "split": ["val" if i % 50 == 49 else "train"] * samples_per_shard,
                 "shard": np.full(samples_per_shard, i),
                 "codes_offset": numbers * member + 512,
@@ -68,7 +73,10 @@ def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
                 "json_size": np.full(samples_per_shard, 3000),
                 "n_frames": rng.integers(600, 1900, samples_per_shard),
                 "n_turns": rng.integers(2, 40, samples_per_shard),
+                "n_speakers": np.full(samples_per_shard, 2),
+                "loss_frames": np.full(samples_per_shard, 600),
                 "text_bytes": rng.integers(300, 2000, samples_per_shard),
+                "quality": rng.uniform(2.5, 4.0, samples_per_shard).astype(np.float32),
             }
             yield pa.table(columns, schema=INDEX_SCHEMA)
 
@@ -76,18 +84,20 @@ def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
     write_index_file(index, tables())
     total = shards * samples_per_shard
     info = DatasetInfo(
-        schema=1,
+        schema=SCHEMA_VERSION,
         source="made",
-        lang="en",
-        licence="none",
         codec=CODEC,
         codec_file=None,
         audio_root="",
         index=IndexInfo(index.name, index.stat().st_size, "not hashed", footer_sha256(index)),
         shards=infos,
+        takedown=None,
         totals={"train": {"samples": total, "frames": total * 1250}},
+        sources={},
+        langs={},
+        licences={},
         rejected={},
-        fingerprint=fingerprint(infos),
+        fingerprint=fingerprint(infos, None),
     )
     (folder / DATASET_FILE).write_text(info.to_json())
     rng = np.random.default_rng(1)
@@ -130,7 +140,9 @@ def memory(field: str) -> float:
 
 def write_real(folder: Path, samples: int) -> None:
     rng = np.random.default_rng(0)
-    with Staging(folder) as staging:
+    staging = folder / "staging"
+    staging.mkdir()
+    with StagedUnit(staging, "all") as unit:
         for number in range(samples):
             counts = rng.integers(10, 110, int(rng.integers(8, 30)))
             starts = np.cumsum(counts) - counts
@@ -140,10 +152,18 @@ def write_real(folder: Path, samples: int) -> None:
             ]
             codes = rng.integers(1, 2048, (32, int(counts.sum()))).astype(np.uint16)
             key = f"made-{number:06d}"
-            staging.add(Sample(key, "made", key, key, "train", "en", "none", CODEC, turns, codes))
-        shards = write_shards(staging, folder, "made", 20_000_000, 0)
-    index = write_index(folder, shards)
-    write_dataset_json(folder, DataPrepConfig(source="made"), folder, CODEC, None, index, shards, {})
+            unit.add(Sample(key, "made", key, key, "train", "en", "none", CODEC, turns, codes))
+    shards, index = write_shards(staging, folder, "made", 20_000_000, seed=0, workers=1)
+    write_dataset_json(
+        folder,
+        source="made",
+        codec=CODEC,
+        codec_file=None,
+        audio_root="",
+        index=index,
+        shards=shards,
+        rejected={},
+    )
 
 
 def build_rows(folder: Path, rows: int) -> dict[str, float]:

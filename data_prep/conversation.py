@@ -1,45 +1,127 @@
-"""Encoded turns of a recording -> conversations, the samples of the dataset."""
+"""Encoded turns of a recording -> conversations, the samples of the dataset.
+
+Consecutive turns are joined as long as they fit into a row of training. Whatever is missing between two turns (a turn
+that was left out, a long silence, a switch of language) ends the conversation, so that what was said before and after
+it is never joined; every turn ends up in one sample, or with a reason.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
 
 import numpy as np
 
 from csm.codec import CodecInfo
-from csm.config import DataPrepConfig
-from csm.data.sample import Sample, Turn
-from data_prep.encode import EncodedTurn
-from data_prep.manifest import Recording
+from csm.data.sample import Event, Sample, Turn
+from data_prep.config import ConversationConfig
+from data_prep.reasons import Reason
+from data_prep.records import DraftTurn, Encoded, EncodedTurn, Recording, Rejection, Scores, Turns, TurnScore, Word
+
+BYTES_PER_TOKEN = 3.2
+"""UTF-8 bytes of text for a token of a Llama-3-like tokenizer: an estimate, since preparing needs no tokenizer."""
+
+TURN_OVERHEAD = 6
+"""Positions of a turn besides text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
+
+UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
+
+_SCORES = ("lufs", "clipped", "bandwidth", "ovrl", "sig", "bak")  # of TurnScore
+_RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio")  # of DraftTurn
+
+Fates = dict[int, Rejection]
+"""Number of a turn -> why it is in no sample."""
 
 
-def split_of(recording: Recording, val_fraction: float, seed: int) -> str:
-    """The recording's own split, else one drawn from the hash of its group: a group is never on both sides."""
-    if recording.split:
-        return recording.split
-    draw = int.from_bytes(hashlib.sha256(f"{seed}/{recording.group}".encode()).digest()[:8], "big") / 2**64
+@dataclass(frozen=True)
+class EncodedRecording:
+    """A recording and all that the stages found out about it."""
+
+    recording: Recording
+    turns: Turns
+    scores: Scores | None
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A turn that is kept, with what is known of it."""
+
+    draft: DraftTurn
+    encoded: EncodedTurn
+    score: TurnScore | None
+    loss: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.draft.end - self.draft.start
+
+    @property
+    def positions(self) -> int:
+        return positions_of(self.draft.text, self.encoded.frames)
+
+
+def conversations(
+    given: EncodedRecording, fates: Fates, codec: CodecInfo, split: str, prep: str, cfg: ConversationConfig
+) -> tuple[list[Sample], Fates]:
+    """The conversations of a recording, in order, and what became of the turns that are in none.
+
+    fates: turns that limits or duplicates have ruled out so far; those that stages rejected need not be in there
+    split: "train" or "val", see `split_of`
+    prep:  hash of the options that the recording was prepared with
+
+    A turn is left out for its overlap, or with its whole conversation: because that is too short, or because nothing
+    in it is predicted.
+    """
+    fates = _rejected(given) | fates
+    encoded = {turn.number: turn for turn in given.encoded.turns}
+    scores = {turn.number: turn for turn in given.scores.turns} if given.scores else {}
+    pieces: list[_Piece | None] = []
+    for draft in given.turns.turns:
+        fate = fates.get(draft.number) or _too_much_overlap(draft, cfg)
+        if fate is None:
+            pieces.append(_piece(draft, encoded[draft.number], scores.get(draft.number), cfg))
+            continue
+        fates[draft.number] = fate
+        if fate.reason != Reason.backchannel:  # which lies inside another's turn: the conversation goes on around it
+            pieces.append(None)
+    samples: list[Sample] = []
+    for conversation in _divide(pieces, cfg):
+        why = _refusal(conversation, cfg)
+        if why:
+            fates |= dict.fromkeys((piece.draft.number for piece in conversation), why)
+        else:
+            key = f"{key_stem(given.recording)}-{len(samples):05d}"
+            samples.append(_sample(key, conversation, given, codec, split, prep))
+    for sample, following in pairwise(samples):
+        sample.next, following.prev = following.key, sample.key
+    return samples, fates
+
+
+def split_of(group: str, split: str | None, val_fraction: float, seed: int) -> str:
+    """The split that was given, else one drawn from the hash of the group: a group is never on both sides."""
+    if split:
+        return split
+    draw = int.from_bytes(hashlib.sha256(f"{seed}/{group}".encode()).digest()[:8], "big") / 2**64
     return "val" if draw < val_fraction else "train"
 
 
-def split_conversations(turns: list[EncodedTurn | None], max_seconds: float, max_turns: int) -> list[list[EncodedTurn]]:
-    """Divides consecutive turns into conversations of at most `max_seconds` of speech and `max_turns` turns.
+def positions_of(text: str, frames: int) -> int:
+    """Positions of a training row that a turn takes, estimated."""
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN) + TURN_OVERHEAD + frames
 
-    A rejected turn (None) ends a conversation: what was said before and after it is never joined. A single turn
-    longer than `max_seconds` is a conversation of its own.
-    """
-    conversations: list[list[EncodedTurn]] = []
-    current: list[EncodedTurn] = []
-    seconds = 0.0
-    for turn in turns:
-        length = turn.end - turn.start if turn else 0.0
-        if current and (turn is None or len(current) == max_turns or seconds + length > max_seconds):
-            conversations.append(current)
-            current, seconds = [], 0.0
-        if turn:
-            current.append(turn)
-            seconds += length
-    return [*conversations, current] if current else conversations
+
+def key_stem(recording: Recording) -> str:
+    """What the keys of a recording's samples begin with: readable, and its own by the hash."""
+    name = recording.id.removeprefix(recording.source + "/")
+    digest = hashlib.sha256(recording.id.encode()).hexdigest()[:16]
+    return f"{slug(recording.source, 20)}-{slug(name, 32)}-{digest}"
 
 
 def number_speakers(speakers: list[str | int]) -> list[int]:
@@ -53,42 +135,164 @@ def number_speakers(speakers: list[str | int]) -> list[int]:
     return [order.index(speaker) for speaker in speakers]
 
 
-def make_samples(
-    recording: Recording, turns: list[EncodedTurn | None], codec: CodecInfo, cfg: DataPrepConfig
-) -> list[Sample]:
-    """The conversations of a recording as samples, in order."""
-    split = split_of(recording, cfg.val_fraction, cfg.seed)
-    # The hash keeps keys apart whose ids look alike once reduced to the characters that keys may have.
-    stem = f"{slug(cfg.source, 20)}-{slug(recording.id, 32)}-{hashlib.sha256(recording.id.encode()).hexdigest()[:8]}"
-    samples = []
-    for number, conversation in enumerate(split_conversations(turns, cfg.max_conversation_seconds, cfg.max_turns)):
-        speakers = number_speakers([encoded.turn.speaker for encoded in conversation])
-        stored, frame = [], 0
-        for encoded, speaker in zip(conversation, speakers, strict=True):
-            frames, source = encoded.codes.shape[1], encoded.turn
-            turn = Turn(
-                speaker, source.text, encoded.start, encoded.end, frame, frames, loss=True, channel=source.channel
-            )
-            stored.append(turn)
-            frame += frames
-        samples.append(
-            Sample(
-                key=f"{stem}-{number:05d}",
-                source=cfg.source,
-                recording=recording.id,
-                group=recording.group,
-                split=split,
-                lang=cfg.lang,
-                licence=cfg.licence,
-                codec=codec,
-                turns=stored,
-                codes=np.concatenate([encoded.codes for encoded in conversation], axis=1),
-                audio=recording.audio,
-            )
-        )
-    return samples
-
-
 def slug(name: str, length: int) -> str:
     """`name` reduced to a-z, 0-9, _ and -, at most `length` characters."""
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:length] or "x"
+
+
+# ---------------------------------------------------------------------------------------- which turns, joined how
+
+
+def _rejected(given: EncodedRecording) -> Fates:
+    """What the stages left out."""
+    drafts = {turn.number: turn.rejection for turn in given.turns.turns if turn.rejection}
+    return drafts | {turn.number: Rejection(turn.reason, turn.message) for turn in given.encoded.rejected}
+
+
+def _overlap_share(draft: DraftTurn) -> float:
+    return draft.overlap / (draft.end - draft.start)
+
+
+def _too_much_overlap(draft: DraftTurn, cfg: ConversationConfig) -> Rejection | None:
+    share = _overlap_share(draft)
+    if cfg.max_overlap is None or share <= cfg.max_overlap:
+        return None
+    message = f"someone else speaks during {share:.2f} of it, more than conversation.max_overlap={cfg.max_overlap}"
+    return Rejection(Reason.overlap.value, message)
+
+
+def _piece(draft: DraftTurn, encoded: EncodedTurn, score: TurnScore | None, cfg: ConversationConfig) -> _Piece:
+    overlapped = cfg.context_overlap is not None and _overlap_share(draft) > cfg.context_overlap
+    ovrl = score.ovrl if score else None
+    poor = cfg.context_ovrl is not None and ovrl is not None and ovrl < cfg.context_ovrl
+    return _Piece(draft, encoded, score, loss=not (overlapped or poor))
+
+
+def _divide(pieces: list[_Piece | None], cfg: ConversationConfig) -> Iterator[list[_Piece]]:
+    """Joins consecutive turns up to the limits; None ends a conversation. A turn beyond a limit is one by itself."""
+    current: list[_Piece] = []
+    for piece in pieces:
+        if current and (piece is None or not _joins(current, piece, cfg)):
+            yield current
+            current = []
+        if piece:
+            current.append(piece)
+    if current:
+        yield current
+
+
+def _joins(conversation: list[_Piece], piece: _Piece, cfg: ConversationConfig) -> bool:
+    joined = [*conversation, piece]
+    return (
+        len(joined) <= cfg.max_turns
+        and sum(p.seconds for p in joined) <= cfg.max_seconds
+        and sum(p.positions for p in joined) <= cfg.max_positions
+        and _gap(conversation, piece) <= cfg.max_gap_seconds
+        and len({p.draft.lang for p in joined} - {None}) <= 1
+    )
+
+
+def _gap(conversation: list[_Piece], piece: _Piece) -> float:
+    """Silence before a turn; negative if it begins before everyone has ended."""
+    return piece.draft.start - max(earlier.draft.end for earlier in conversation)
+
+
+def _refusal(conversation: list[_Piece], cfg: ConversationConfig) -> Rejection | None:
+    seconds = sum(piece.seconds for piece in conversation)
+    if len(conversation) < cfg.min_turns or seconds < cfg.min_seconds:
+        limits = f"conversation.min_turns={cfg.min_turns}, conversation.min_seconds={cfg.min_seconds}"
+        message = f"its conversation has {len(conversation)} turns and {seconds:.2f} s of speech; {limits}"
+        return Rejection(Reason.short_conversation.value, message)
+    if not any(piece.loss for piece in conversation):
+        return Rejection(Reason.context_only.value, "no turn of its conversation is good enough to be predicted")
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- the samples
+
+
+def _sample(key: str, pieces: list[_Piece], given: EncodedRecording, codec: CodecInfo, split: str, prep: str) -> Sample:
+    recording = given.recording
+    ids = [p.draft.speaker if p.draft.speaker_id is None else p.draft.speaker_id for p in pieces]
+    numbers = number_speakers(ids)
+    turns, frame = [], 0
+    for i, (piece, speaker) in enumerate(zip(pieces, numbers, strict=True)):
+        gap = _gap(pieces[:i], piece) if i else 0.0
+        turns.append(_turn(piece, speaker, frame, gap))
+        frame += piece.encoded.frames
+    lang, lang_prob = _language(pieces, recording)
+    bandwidths = [turn.q["bandwidth"] for turn in turns if "bandwidth" in turn.q]
+    return Sample(
+        key=key,
+        source=recording.source,
+        recording=recording.id,
+        group=recording.group,
+        split=split,
+        lang=lang,
+        licence=recording.licence,
+        codec=codec,
+        turns=turns,
+        codes=np.concatenate([_codes(piece.encoded, codec) for piece in pieces], axis=1),
+        audio=recording.audio,
+        lang_prob=lang_prob,
+        sample_rate=recording.sample_rate,
+        channels=recording.channels,
+        bandwidth=median(bandwidths) if bandwidths else None,
+        events=_events(pieces, numbers, given),
+        prep=prep,
+    )
+
+
+def _turn(piece: _Piece, speaker: int, frame: int, gap: float) -> Turn:
+    draft = piece.draft
+    return Turn(
+        speaker,
+        draft.text,
+        draft.start,
+        draft.end,
+        frame,
+        piece.encoded.frames,
+        loss=piece.loss,
+        channel=draft.channel,
+        gap=round(gap, 3),
+        overlap=round(draft.overlap, 3),
+        words=[_word(word) for word in draft.words] or None,
+        q=_measures(piece),
+    )
+
+
+def _word(word: Word) -> list[Any]:
+    return [word.text, round(word.start, 2), round(word.end, 2), None if word.prob is None else round(word.prob, 2)]
+
+
+def _measures(piece: _Piece) -> dict[str, float]:
+    """What was measured of a turn, by the fields' names in data_prep/records.py."""
+    measured = {name: getattr(piece.score, name) for name in _SCORES} if piece.score else {}
+    measured |= {name: getattr(piece.draft, name) for name in _RECOGNITION} | {"gain_db": piece.encoded.gain_db}
+    return {name: round(value, 4) for name, value in measured.items() if value is not None}
+
+
+def _codes(turn: EncodedTurn, codec: CodecInfo) -> np.ndarray:
+    """uint16 [K, frames]."""
+    return np.frombuffer(turn.codes, "<u2").reshape(codec.num_codebooks, turn.frames)
+
+
+def _language(pieces: list[_Piece], recording: Recording) -> tuple[str, float | None]:
+    """Of a conversation, whose turns are all of one; the probability is the mean over its speech."""
+    langs = [piece.draft.lang for piece in pieces if piece.draft.lang]
+    lang = recording.lang or (langs[0] if langs else UNKNOWN_LANGUAGE)
+    known = [(piece.draft.lang_prob, piece.seconds) for piece in pieces if piece.draft.lang_prob is not None]
+    seconds = sum(length for _, length in known)
+    return lang, round(sum(prob * length for prob, length in known) / seconds, 3) if known else None
+
+
+def _events(pieces: list[_Piece], numbers: list[int], given: EncodedRecording) -> list[Event]:
+    """Those that fall inside the conversation. Who is heard in no turn of it gets a number of its own."""
+    start, end = pieces[0].draft.start, max(piece.draft.end for piece in pieces)
+    known = {piece.draft.speaker: number for piece, number in zip(pieces, numbers, strict=True)}
+    events = []
+    for event in given.turns.events:
+        if start <= event.time < end:
+            speaker = known.setdefault(event.speaker, max(known.values()) + 1)
+            events.append(Event(round(event.time, 3), speaker, event.kind, event.text))
+    return events

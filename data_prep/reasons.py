@@ -15,6 +15,7 @@ class Reason(str, Enum):
     recording_too_short = "recording_too_short"
     recording_too_long = "recording_too_long"
     bad_annotation = "bad_annotation"  # a transcript or manifest entry that cannot be read
+    bad_name = "bad_name"  # a file name that is not UTF-8
     duplicate_file = "duplicate_file"
     # vad
     no_speech = "no_speech"
@@ -45,6 +46,7 @@ class Reason(str, Enum):
     duplicate_text = "duplicate_text"
     overlap = "overlap"
     short_conversation = "short_conversation"
+    context_only = "context_only"  # in a conversation of which no turn is good enough to be predicted
     # any stage
     crashed = "crashed"  # the worker died of it, as often as allowed
     failed = "failed"  # failed in a way that may pass, as often as allowed

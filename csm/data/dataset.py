@@ -20,10 +20,13 @@ from csm.data.index import DATASET_FILE, Index
 from csm.data.remote import RemoteFolder
 from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, Turn, sample_from_members, turns_from_member
 
+Totals = dict[str, Any]
+"""Of a part of a dataset: samples, turns, frames, hours."""
+
 
 @dataclass
 class ShardInfo(FileInfo):
-    samples: int  # all of one split
+    samples: int  # in the index: all of one split, without those that were taken down
 
 
 @dataclass
@@ -33,20 +36,22 @@ class IndexInfo(FileInfo):
 
 @dataclass
 class DatasetInfo:
-    """Content of `dataset.json`."""
+    """Content of `dataset.json`. Totals are samples, turns, frames and hours, by name."""
 
     schema: int
-    source: str
-    lang: str
-    licence: str
+    source: str  # the dataset's name, part of shard names; its samples may come from several sources
     codec: CodecInfo
     codec_file: FileInfo | None  # weights of a codec fitted to this dataset
     audio_root: str  # folder that the samples' `audio` is relative to, where the dataset was prepared
     index: IndexInfo
     shards: list[ShardInfo]
-    totals: dict[str, Any]  # samples, turns, frames, hours; for each split
+    takedown: FileInfo | None  # what the shards hold, but the index leaves out; see data_prep/takedown.py
+    totals: dict[str, Totals]  # of each split
+    sources: dict[str, Totals]
+    langs: dict[str, Totals]
+    licences: dict[str, Totals]
     rejected: dict[str, int]  # reason -> turns
-    fingerprint: str  # over the shards' hashes: same fingerprint, same samples
+    fingerprint: str  # see `fingerprint`: same fingerprint, same samples
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -61,21 +66,23 @@ class DatasetInfo:
             values = json.loads(text)
             if values["schema"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {values['schema']}, this program reads {SCHEMA_VERSION}")
-            codec_file = values["codec_file"]
+            codec_file, takedown = values["codec_file"], values["takedown"]
             values |= {
                 "codec": CodecInfo.from_dict(values["codec"]),
                 "codec_file": codec_file and FileInfo(**codec_file),
                 "index": IndexInfo(**values["index"]),
                 "shards": [ShardInfo(**shard) for shard in values["shards"]],
+                "takedown": takedown and FileInfo(**takedown),
             }
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: cannot be read as a dataset description ({error}); {REMEDY}") from error
 
 
-def fingerprint(shards: list[ShardInfo]) -> str:
-    """16 hex digits over the shards' hashes, in order."""
-    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
+def fingerprint(shards: list[ShardInfo], takedown: FileInfo | None) -> str:
+    """16 hex digits over the hashes of the shards, in order, and of the list of samples that were taken down."""
+    files = [*shards, takedown] if takedown else shards
+    return hashlib.sha256("\n".join(file.sha256 for file in files).encode()).hexdigest()[:16]
 
 
 DEFAULT_CACHE = Path("~/.cache/csm").expanduser()
@@ -93,8 +100,9 @@ class ShardedDataset:
     path: a folder, or an fsspec URL, of which at most `cache_bytes` of shards are kept in `cache_dir`
 
     Holds per shard, not per sample, what it always needs, so that opening tens of millions of samples takes seconds.
-    `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` (numpy arrays, one entry for each
-    sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or spawned.
+    `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` and `column(name)` (numpy arrays, one
+    entry for each sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or
+    spawned.
 
     Raises:
         FileNotFoundError: no `dataset.json`, or a file that it names is missing.
@@ -116,7 +124,7 @@ class ShardedDataset:
         if description is None:
             raise FileNotFoundError(
                 f"{path}: not a prepared dataset (it holds no {DATASET_FILE}); "
-                f"prepare one with: python -m data_prep prepare input=MANIFEST output={path}"
+                f"prepare one with: python -m data_prep input=MANIFEST output={path}"
             )
         self.info = DatasetInfo.parse(description, self.folder.where(DATASET_FILE))
         self.codec: CodecInfo = self.info.codec
@@ -172,6 +180,10 @@ class ShardedDataset:
     def audio_path(self, sample: Sample) -> Path | None:
         """The sample's original recording, as far as it is known; it may have been moved since."""
         return Path(self.info.audio_root, sample.audio) if sample.audio else None
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the index, see INDEX_SCHEMA in csm/data/index.py."""
+        return self._index.column(name)
 
     @property
     def keys(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 Opening reads the two columns that say which samples belong to which shard and split (a few bytes a shard, as encoded);
 everything else is read when it is needed, one row group at a time. Every page carries a checksum, verified as it is
 read, and `dataset.json` holds the hash of the file's footer, which says where the pages are: that takes the place of
-hashing the whole file.
+hashing the whole file. Samples that were taken down (data_prep/takedown.py) have no row, though the shard holds them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ INDEX_SCHEMA = pa.schema(
     {
         "key": pa.string(),
         "recording": pa.string(),
+        "source": pa.string(),
+        "lang": pa.string(),
+        "licence": pa.string(),
+        "group": pa.string(),
         "split": pa.string(),
         "shard": pa.int32(),  # position in DatasetInfo.shards
         "codes_offset": pa.int64(),  # bytes into the shard, of the member's content
@@ -37,7 +41,10 @@ INDEX_SCHEMA = pa.schema(
         "json_size": pa.int64(),
         "n_frames": pa.int32(),
         "n_turns": pa.int32(),
+        "n_speakers": pa.int32(),
+        "loss_frames": pa.int32(),  # of the turns that are predicted
         "text_bytes": pa.int32(),  # UTF-8 bytes of all turns' texts
+        "quality": pa.float32(),  # mean over the frames of DNSMOS OVRL, of the turns that have it; null: none has
     }
 )
 """Columns of the index: one row for each sample, in shard order; all samples of a shard are of one split."""
@@ -50,16 +57,20 @@ _LOCATION = ["key", "codes_offset", "codes_size", "json_offset", "json_size"]
 
 
 def write_index_file(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Writes tables of INDEX_SCHEMA, one for each shard in order."""
+    """Writes tables of INDEX_SCHEMA, one for each shard in order. Equal rows give equal bytes."""
     with pq.ParquetWriter(path, INDEX_SCHEMA, write_page_checksum=True, write_statistics=False) as writer:
+
+        def write(parts: list[pa.Table]) -> None:
+            writer.write_table(pa.concat_tables(parts).combine_chunks(), row_group_size=_LARGEST_ROW_GROUP)
+
         waiting: list[pa.Table] = []
         for table in tables:
             waiting.append(table)
             if sum(len(table) for table in waiting) >= _ROW_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=_LARGEST_ROW_GROUP)
+                write(waiting)
                 waiting = []
         if waiting:
-            writer.write_table(pa.concat_tables(waiting))
+            write(waiting)
 
 
 def footer_sha256(path: Path) -> str:
@@ -122,7 +133,7 @@ class Index:
         return Location(columns["key"][row].as_py(), *(int(columns[name][row]) for name in _LOCATION[1:]))
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column, decoded on first use: for tools that look at all samples, not for training."""
+        """A whole column, decoded on first use: for tools that look at all samples, not for training. Null is NaN."""
         if name not in self._columns:
             with self._readable():
                 column = self._file.read([name], use_threads=False)[name]

@@ -10,34 +10,50 @@ from __future__ import annotations
 import io
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from csm.codec.base import CodecInfo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CODES_MEMBER = "codes.npy"
 JSON_MEMBER = "json"
-REMEDY = "prepare the dataset again (python -m data_prep prepare ... overwrite=true)"
+REMEDY = "prepare the dataset again (python -m data_prep ... overwrite=true)"
 
 # WebDataset splits a member's name at its first dot and lower-cases the rest, so a key must hold neither.
 _KEY = re.compile(r"[a-z0-9_-]{1,80}")
+# Derived from the turns, and stored all the same for those who read the json members without this module.
+_DERIVED = ("start", "end", "num_frames", "num_speakers")
 
 
 @dataclass
 class Turn:
-    """What one speaker says without a break."""
+    """What one speaker says without a break. Times are seconds in the recording."""
 
     spk: int  # number of the speaker within the conversation
     text: str
-    start: float  # seconds in the recording
+    start: float
     end: float
     f0: int  # first frame in `Sample.codes`
     nf: int  # number of frames
     loss: bool = True  # False: context only, never predicted
     channel: int | None = None  # of the recording; None: all channels mixed
+    gap: float = 0.0  # seconds of silence before it; negative: so much earlier than the others had ended
+    overlap: float = 0.0  # seconds in which someone else speaks on the same track
+    words: list[list[Any]] | None = None  # [text, start, end, probability or None] as recognised; None: text was given
+    q: dict[str, float] = field(default_factory=dict)  # measures by name, see data_prep/conversation.py; may be empty
+
+
+@dataclass
+class Event:
+    """Something heard during the conversation that is no turn of its own."""
+
+    time: float  # seconds in the recording
+    spk: int
+    kind: str  # "backchannel"
+    text: str
 
 
 @dataclass(eq=False)  # arrays have no truth value of equality
@@ -55,10 +71,34 @@ class Sample:
     turns: list[Turn]
     codes: np.ndarray = field(repr=False)  # uint16 [K, T]
     audio: str | None = None  # the recording's file, relative to the dataset's `audio_root`
+    lang_prob: float | None = None  # of the recogniser; None: the language was given
+    sample_rate: int | None = None  # of the recording, Hz
+    channels: int | None = None  # of the recording
+    bandwidth: float | None = None  # Hz, the highest frequency with content: the median of the turns
+    events: list[Event] = field(default_factory=list)
+    prev: str | None = None  # key of the recording's conversation before this one
+    next: str | None = None  # and after it
+    prep: str = ""  # hash of the options it was prepared with
+
+    @property
+    def start(self) -> float:
+        """Seconds in the recording."""
+        return self.turns[0].start
+
+    @property
+    def end(self) -> float:
+        return max(turn.end for turn in self.turns)
 
     @property
     def num_frames(self) -> int:
         return self.codes.shape[1]
+
+    @property
+    def num_speakers(self) -> int:
+        return len({turn.spk for turn in self.turns})
+
+
+_STORED = [f.name for f in fields(Sample) if f.name not in ("codec", "turns", "codes", "events")]
 
 
 def sample_to_members(sample: Sample) -> dict[str, bytes]:
@@ -70,10 +110,14 @@ def sample_to_members(sample: Sample) -> dict[str, bytes]:
     codes = io.BytesIO()
     np.lib.format.write_array(codes, np.ascontiguousarray(sample.codes, dtype="<u2"), version=(1, 0))
     record: dict[str, Any] = {"schema": SCHEMA_VERSION}
-    record |= {f.name: getattr(sample, f.name) for f in fields(Sample) if f.name not in ("codec", "turns", "codes")}
+    record |= {name: getattr(sample, name) for name in (*_STORED, *_DERIVED)}
     record["codec"] = sample.codec.to_dict()
-    record["turns"] = [asdict(turn) for turn in sample.turns]
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    record["turns"] = [vars(turn) for turn in sample.turns]
+    record["events"] = [vars(event) for event in sample.events]
+    try:
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{sample.key}: holds a number that is not finite ({error})") from error
     return {CODES_MEMBER: codes.getvalue(), JSON_MEMBER: text.encode()}
 
 
@@ -85,13 +129,21 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
     """
     record = _record(json_bytes, where)
     try:
+        derived = {name: record.pop(name) for name in _DERIVED}
         codec = CodecInfo.from_dict(record.pop("codec"))
         turns = [Turn(**turn) for turn in record.pop("turns")]
+        events = [Event(**event) for event in record.pop("events")]
         codes = np.lib.format.read_array(io.BytesIO(codes_bytes), allow_pickle=False)
-        sample = Sample(codec=codec, turns=turns, codes=codes, **record)
+        sample = Sample(codec=codec, turns=turns, events=events, codes=codes, **record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
-    validate_sample(sample, where)
+    try:
+        validate_sample(sample, where)
+    except (TypeError, AttributeError) as error:  # such as a text in the place of a number
+        raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
+    for name, value in derived.items():
+        if value != getattr(sample, name):
+            raise ValueError(f"{where}: says {name} {value}, its turns say {getattr(sample, name)}; {REMEDY}")
     return sample
 
 

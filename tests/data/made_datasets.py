@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from csm.codec.base import CodecInfo
-from csm.config import DataPrepConfig
 from csm.data.sample import Sample, Turn
-from data_prep.index import write_dataset_json, write_index
-from data_prep.pack import Staging, write_shards
+from data_prep.index import write_dataset_json
+from data_prep.pack import write_shards
+from data_prep.staging import StagedUnit
 
 CODEC = CodecInfo("spectral", "0123456789abcdef", num_codebooks=5, codebook_size=23, frame_rate=12.5, sample_rate=24000)
 
@@ -27,15 +28,28 @@ def made_sample(number: int, split: str = "train", source: str = "made", codec: 
     return Sample(f"{source}-{number:05d}", source, f"r{number}", f"r{number}", split, "en", "cc0", codec, turns, codes)
 
 
-def write_dataset(folder: Path, samples: list[Sample], shard_bytes: int = 20_000) -> Path:
-    folder.mkdir(parents=True)
-    with Staging(folder) as staging:
-        for sample in samples:
-            staging.add(sample)
-        shards = write_shards(staging, folder, samples[0].source, shard_bytes, seed=0)
-    index = write_index(folder, shards)
-    config = DataPrepConfig(source=samples[0].source)
-    write_dataset_json(folder, config, folder, samples[0].codec, None, index, shards, {})
+def write_dataset(
+    folder: Path, samples: list[Sample], shard_bytes: int = 20_000, units: int = 1, workers: int = 1
+) -> Path:
+    staging = folder / "staging"
+    staging.mkdir(parents=True)
+    for number in range(units):
+        with StagedUnit(staging, f"unit-{number}") as unit:
+            for sample in samples[number::units]:
+                unit.add(sample)
+    name = samples[0].source
+    shards, index = write_shards(staging, folder, name, shard_bytes, seed=0, workers=workers)
+    shutil.rmtree(staging)
+    write_dataset_json(
+        folder,
+        source=name,
+        codec=samples[0].codec,
+        codec_file=None,
+        audio_root=str(folder),
+        index=index,
+        shards=shards,
+        rejected={},
+    )
     return folder
 
 

@@ -67,7 +67,7 @@ def test_broken_sample_is_refused_with_place_problem_and_remedy(sample, message)
         (lambda record: record.update(schema=99), "schema version 99"),
         (lambda record: record.pop("schema"), "not a sample record"),
         (lambda record: record.pop("group"), "group"),
-        (lambda record: record["turns"][0].update(words=[]), "words"),
+        (lambda record: record["turns"][0].update(word=[]), "word"),
         (lambda record: record["codec"].pop("name"), "codec info"),
     ],
 )

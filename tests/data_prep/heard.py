@@ -1,4 +1,4 @@
-"""Recordings in memory for the tests of measures: a stand-in for RecordingAudio, the demo's speech, lossy codecs."""
+"""What the tests of measures hear: made-up recordings and turns, the demo's speech, lossy codecs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,11 @@ import soxr
 
 import data_prep
 from csm.audio import load_audio, load_channels
-from data_prep.records import DraftTurn, Locator, Recording, Rejection
+from data_prep.audio import RecordingAudio
+from data_prep.records import DraftTurn, Locator, Recording, Rejection, Turns
+from data_prep.stages.base import Item
 
 DEMO = Path(data_prep.__file__).parent / "demo"
-
-
-class AudioInMemory:
-    """The interface of RecordingAudio over an array float32 [C, N]."""
-
-    def __init__(self, samples: np.ndarray, rate: int) -> None:
-        self.samples, self.rate = samples, rate
-
-    def track(self, channel: int | None, rate: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
-        samples = self.samples.mean(axis=0) if channel is None else self.samples[channel]
-        part = samples[round(start * self.rate) : None if end is None else round(end * self.rate)]
-        return part if rate == self.rate else soxr.resample(part, self.rate, rate, quality="HQ")
-
-    def close(self) -> None:
-        pass
 
 
 def recording(seconds: float, rate: int = 16_000, channels: int = 1, **more) -> Recording:
@@ -46,9 +33,16 @@ def recording(seconds: float, rate: int = 16_000, channels: int = 1, **more) -> 
         "seconds": seconds,
         "sample_rate": rate,
         "channels": channels,
-        "codec_format": "wav/pcm_16",
+        "codec_format": "wav/float",
     }
     return Recording(**values | more)
+
+
+def item(path: Path, samples: np.ndarray, rate: int, turns: list[DraftTurn]) -> Item:
+    """A recording of float32 samples [C, N], written to `path` as they are, and the turns in it."""
+    soundfile.write(path, samples.T, rate, subtype="FLOAT")
+    rec = recording(samples.shape[1] / rate, rate, len(samples), audio=path.name, locator=Locator(str(path)))
+    return Item(rec, RecordingAudio(rec), {"turns": Turns(turns, [])})
 
 
 def draft(
@@ -76,10 +70,12 @@ def demo_turns(min_seconds: float, rate: int = 16_000) -> dict[str, np.ndarray]:
     for line in (DEMO / "manifest.jsonl").read_text().splitlines():
         record = json.loads(line)
         channels, file_rate = load_channels(DEMO / record["audio"])
-        audio = AudioInMemory(channels.numpy(), file_rate)
+        mono = channels.numpy().mean(axis=0)
         for number, turn in enumerate(record["turns"]):
             if turn["end"] - turn["start"] >= min_seconds:
-                turns[f"{record['id']} {number}"] = audio.track(None, rate, turn["start"], turn["end"])
+                turns[f"{record['id']} {number}"] = soxr.resample(
+                    mono[round(turn["start"] * file_rate) : round(turn["end"] * file_rate)], file_rate, rate
+                )
     return turns
 
 

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from heard import AudioInMemory, demo_recordings, draft, recording
+from heard import demo_recordings, draft, item
 from speechmos import dnsmos
 
 from data_prep.backends.dnsmos import WINDOW, Dnsmos, split
 from data_prep.config import ScoreConfig
-from data_prep.records import Turns
-from data_prep.stages.base import Item
 from data_prep.stages.score import ScoreStage
 
 RATE = 16_000
@@ -55,16 +53,16 @@ def test_windows_begin_and_end_with_the_clip(seconds, windows):
         assert min(np.diff([part[0] for part in parts])) >= 4.5 * RATE
 
 
-def test_noise_lowers_the_scores(speech):
+def test_noise_lowers_the_scores(speech, tmp_path):
     """The same speech clean, with noise 20 dB below it, and 5 dB below: every scale falls, noise's the most."""
     clean = speech[: 2 * WINDOW]
     noise = np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
     level = np.sqrt(np.mean(clean**2))
     samples = np.stack([clean, clean + level * 10 ** (-20 / 20) * noise, clean + level * 10 ** (-5 / 20) * noise])
     seconds = len(clean) / RATE
-    turns = Turns([draft(channel, 0.0, seconds, channel=channel) for channel in range(3)], [])
-    item = Item(recording(seconds, RATE, 3), AudioInMemory(samples, RATE), {"turns": turns})
-    (scores,) = ScoreStage(ScoreConfig(dnsmos=True, fingerprint=False)).process([item])
+    turns = [draft(channel, 0.0, seconds, channel=channel) for channel in range(3)]
+    heard = item(tmp_path / "a.wav", samples, RATE, turns)
+    (scores,) = ScoreStage(ScoreConfig(dnsmos=True, fingerprint=False)).process([heard])
     clear, hiss, loud = scores.turns
     assert clear.ovrl > hiss.ovrl + 0.3 > loud.ovrl + 0.6
     assert clear.bak > hiss.bak + 0.5 and clear.bak > loud.bak + 1.5

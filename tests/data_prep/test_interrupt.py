@@ -62,7 +62,7 @@ def moments(out: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     partial = out.with_name("out.partial")
     yield "folder made, codec being fitted", partial.exists
     yield "codec saved", appears(partial, "codec.safetensors")
-    yield "encoding", appears(partial, "staging.bin")
+    yield "encoding", appears(partial, "staging")
     yield "writing shards", appears(partial, "*000003.tar")
     yield "index written", appears(partial, "index.parquet")
     yield "description written", appears(partial, "dataset.json")
@@ -94,7 +94,7 @@ def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(calls, config,
     out = tmp_path / "out"
     prepare(config(calls, limit=5))
     for moment in (
-        appears(tmp_path / "out.partial", "staging.bin"),
+        appears(tmp_path / "out.partial", "staging"),
         appears(tmp_path / "out.partial", "dataset.json"),
         (tmp_path / "out.old").exists,
     ):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from heard import AudioInMemory, demo_turns, draft, recording
+from heard import demo_turns, draft, item, recording
 from scipy.signal import butter, sosfiltfilt
 
+from data_prep.audio import RecordingAudio
 from data_prep.config import ScoreConfig
-from data_prep.records import Rejection, Turns
-from data_prep.stages.base import Item
+from data_prep.records import Locator, Rejection
 from data_prep.stages.score import ScoreStage, bandwidth, clipped, loudness, pcm_sha256
 
 
@@ -71,7 +71,7 @@ def test_bandwidth_of_a_call_that_was_resampled():
     assert bandwidth(np.zeros(24_000, np.float32), 24_000) is None
 
 
-def test_stage_scores_each_turn_from_its_own_channel():
+def test_stage_scores_each_turn_from_its_own_channel(tmp_path):
     rate = 8000
     channels = np.stack([tone(997, 6.0, rate, level=0.1), tone(997, 6.0, rate, level=0.01)])
     channels[0, rate : 2 * rate] = 1.0
@@ -82,33 +82,30 @@ def test_stage_scores_each_turn_from_its_own_channel():
         draft(3, 2.0, 3.0, channel=0, rejection=Rejection("too_short", "")),
         draft(4, 3.0, 6.0, channel=1),
     ]
-    item = Item(recording(6.0, rate, 2), AudioInMemory(channels, rate), {"turns": Turns(turns, [])})
+    heard = item(tmp_path / "call.wav", channels, rate, turns)
     stage = ScoreStage(ScoreConfig())
-    (scores,) = stage.process([item])
+    (scores,) = stage.process([heard])
     assert [score.number for score in scores.turns] == [0, 1, 2, 4]
     assert [score.clipped for score in scores.turns] == [0.0, 1.0, 0.0, 0.0]
     assert scores.turns[0].lufs == pytest.approx(-23.0, abs=0.1)
     assert scores.turns[2].lufs == pytest.approx(-43.0, abs=0.1)
     assert [len(score.fingerprint) for score in scores.turns] == [0, 0, 5, 13]
     assert scores.turns[0].ovrl is None
-    assert stage.process([item, item]) == [scores, scores]
-    (unprinted,) = ScoreStage(ScoreConfig(fingerprint=False)).process([item])
+    assert stage.process([heard, heard]) == [scores, scores]
+    (unprinted,) = ScoreStage(ScoreConfig(fingerprint=False)).process([heard])
     assert not any(score.fingerprint for score in unprinted.turns)
 
 
 def test_pcm_hash_is_of_the_samples_not_of_the_file(tmp_path):
     rng = np.random.default_rng(0)
-    rate, seconds = 2000, 130.25  # more than two blocks
-    samples = rng.integers(-(2**15), 2**15, size=(round(seconds * rate), 2)).astype(np.int16)
-    hashes = []
-    for name in ("a.wav", "a.flac"):
+    rate = 8000
+    samples = rng.integers(-(2**15), 2**15, size=(20 * rate, 2)).astype(np.int16)  # more than a block of decoding
+
+    def hashed(name: str) -> str:
         soundfile.write(tmp_path / name, samples, rate)
-        decoded = soundfile.read(tmp_path / name, dtype="float32")[0].T
-        hashes.append(pcm_sha256(recording(seconds, rate, 2), AudioInMemory(decoded, rate)))
-    expected = hashlib.sha256(b"2000 2\n")
-    values = samples.astype("<f4") / 32768
-    for start in range(0, len(values), 60 * rate):
-        expected.update(values[start : start + 60 * rate].T.tobytes())
-    assert hashes == [expected.hexdigest()] * 2
-    decoded[1, -1] += 2**-15
-    assert pcm_sha256(recording(seconds, rate, 2), AudioInMemory(decoded, rate)) != hashes[0]
+        return pcm_sha256(RecordingAudio(recording(20.0, rate, 2, locator=Locator(str(tmp_path / name)))))
+
+    expected = hashlib.sha256(b"8000 2\n" + (samples.astype("<f4") / 32768).tobytes()).hexdigest()
+    assert hashed("a.wav") == hashed("a.flac") == expected
+    samples[-1, 1] ^= 1
+    assert hashed("b.wav") != expected

@@ -1,0 +1,117 @@
+"""How much memory and time it takes to stage, pack and verify a million small samples.
+
+    python benchmarks/pack_million.py [--samples 1000000] [--units 1000] [--workers 2] [--shard-mb 64] [--keep FOLDER]
+
+Each step runs in a process of its own, whose peak memory (and that of its children, one by one) is printed: staging as
+a worker does it, unit by unit; packing; verifying. Record results in docs/benchmarks.md with hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from csm.codec.base import CodecInfo
+from csm.data.sample import Sample, Turn
+from data_prep.index import write_dataset_json
+from data_prep.pack import write_shards
+from data_prep.staging import StagedUnit
+from data_prep.verify import verify
+
+CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=4, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
+
+
+def stage(folder: Path, samples: int, units: int) -> None:
+    staging = folder / "staging"
+    staging.mkdir()
+    rng = np.random.default_rng(0)
+    pool = rng.integers(1, 2048, (4, 4096)).astype(np.uint16)
+    for number in range(units):
+        with StagedUnit(staging, f"unit-{number:05d}") as unit:
+            for i in range(number, samples, units):
+                first, second = (i * 7) % 13 + 4, (i * 11) % 17 + 4
+                turns = [
+                    Turn(0, f"what number is it, {i}?", 0.0, 1.2, 0, first, q={"ovrl": 3.1}),
+                    Turn(1, f"it is {i}", 1.5, 2.9, first, second, gap=0.3, q={"ovrl": 2.9}),
+                ]
+                start = (i * 29) % 4000
+                codes = pool[:, start : start + first + second]
+                name, group = f"made/{i:07d}", f"show-{i // 50}"
+                split = "val" if i // 50 % 50 == 0 else "train"
+                unit.add(Sample(f"made-{i:07d}", "made", name, group, split, "en", "none", CODEC, turns, codes))
+
+
+def pack(folder: Path, shard_mb: float, workers: int) -> None:
+    shards, index = write_shards(folder / "staging", folder, "made", round(shard_mb * 1e6), seed=1, workers=workers)
+    write_dataset_json(
+        folder,
+        source="made",
+        codec=CODEC,
+        codec_file=None,
+        audio_root="",
+        index=index,
+        shards=shards,
+        rejected={},
+    )
+
+
+def run_step(options: argparse.Namespace) -> None:
+    """One step in this process; prints its seconds and peak memory in MB as JSON."""
+    began = time.perf_counter()
+    if options.step == "stage":
+        stage(options.keep, options.samples, options.units)
+    elif options.step == "pack":
+        pack(options.keep, options.shard_mb, options.workers)
+    else:
+        assert verify(options.keep, options.workers) == []
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = (
+        int(status["VmHWM"].split()[0]) / 1024
+    )  # not getrusage's: that includes the parent's before the program began
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak, "child": child}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--units", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shard-mb", type=float, default=64.0)
+    parser.add_argument("--keep", type=Path, help="folder for the dataset; without it a temporary one")
+    parser.add_argument("--step", choices=["stage", "pack", "verify"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        run_step(options)
+        return
+    folder = options.keep or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        print(f"{options.samples:,} samples, {options.units} units, {options.workers} workers, {os.cpu_count()} cores")
+        for step in ("stage", "pack", "verify"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--keep", str(folder), "--step", step]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            took = json.loads(output.splitlines()[-1])
+            print(
+                f"{step}: {took['seconds']:.0f} s, {options.samples / took['seconds']:,.0f} samples/s; "
+                f"peak {took['peak']:.0f} MB, largest child {took['child']:.0f} MB",
+                flush=True,
+            )
+        print(f"{sum(file.stat().st_size for file in folder.glob('*.tar')) / 1e6:,.0f} MB of shards")
+    finally:
+        if options.keep is None:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
