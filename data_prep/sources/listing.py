@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STAGE = "plan"
 TWO_CHANNEL = ("auto", "yes", "no")
+_YAML = ("True", "False")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 
 
@@ -56,7 +57,9 @@ def read_source(name: str, cfg: SourceConfig) -> Iterator[Listed | Reject]:
     """
     group_of = _group_pattern(name, cfg)
     if cfg.two_channel not in TWO_CHANNEL:
-        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {', '.join(TWO_CHANNEL)}")
+        words = ", ".join(TWO_CHANNEL)
+        hint = "; YAML takes yes and no for true and false unless they are quoted" if cfg.two_channel in _YAML else ""
+        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {words}{hint}")
     seen: set[str] = set()
     empty = True
     for entry in _entries(cfg):

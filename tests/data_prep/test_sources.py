@@ -201,7 +201,8 @@ def test_broken_side_files_reject_their_recording_alone(tmp_path):
 def test_damaged_tar_is_named_and_the_rest_of_it_used(calls, tmp_path):
     folder = write_tars(tmp_path / "tars", calls)
     whole = (folder / "000.tar").read_bytes()
-    second = tarfile.open(folder / "000.tar").getmembers()[-1].offset
+    with tarfile.open(folder / "000.tar") as tar:
+        second = tar.getmembers()[-1].offset
     (folder / "000.tar").write_bytes(whole[:second] + b"not a header" * 100)
     (folder / "002.tar").write_bytes(b"this was never a tar file" * 100)
     found = listed(folder)
