@@ -225,11 +225,11 @@ def test_failing_storage_is_no_property_of_the_recording(formats, name):
 
 
 def test_an_hour_needs_little_memory_and_leaves_nothing(tmp_path):
-    """Two channels of an hour: 461 MB of float32, decoded, mixed, resampled and hashed."""
+    """Two channels of an hour at 8 kHz: 230 MB of float32, decoded, mixed, resampled and hashed."""
     block = np.zeros((1 << 20, 2), np.int16)
     block[::1000] = 1000
-    remaining = 3600 * RATE
-    with soundfile.SoundFile(tmp_path / "hour.flac", "w", RATE, 2, "PCM_16", compression_level=0) as file:
+    remaining = 3600 * 8000
+    with soundfile.SoundFile(tmp_path / "hour.flac", "w", 8000, 2, "PCM_16", compression_level=0) as file:
         while remaining:
             file.write(block[:remaining])
             remaining -= min(len(block), remaining)
@@ -242,18 +242,18 @@ scratch = Path({str(tmp_path)!r}) / "scratch"
 scratch.mkdir()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 audio = audio_of(Path({str(tmp_path)!r}) / "hour.flac", scratch=scratch)
-assert audio.num_samples == 3600 * {RATE}
+assert audio.num_samples == 3600 * 8000
 digest = hashlib.sha256()
 for block in audio.blocks():
     digest.update(block)
 piece = audio.track(None, 24000, 1800.0, 1830.0)
 assert len(piece) == 30 * 24000 and piece.any()
-print(before / 1024, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(os.listdir(scratch)))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(os.listdir(scratch)))
 os._exit(9)  # as if killed
 """
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
-    _, grown, files = done.stdout.split()
+    grown, files = done.stdout.split()
     assert float(grown) < 2 * IN_MEMORY_BYTES / 2**20 and files == "0"
     assert os.listdir(tmp_path / "scratch") == []
 
