@@ -144,6 +144,7 @@ class _SoundfileReader:
 
     def blocks(self) -> Iterator[np.ndarray]:
         decoded = 0
+        self._sound.seek(0)  # without it, libsndfile 1.2.2 gives an Opus file's priming samples in the first block
         while True:
             try:
                 block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
