@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from data_prep.fingerprint import same_sound
 from data_prep.reasons import Reason
 from data_prep.records import Duplicate
 from data_prep.text_checks import words
+
+if TYPE_CHECKING:
+    from datasketch import LeanMinHash
 
 _SHINGLE_WORDS = 5
 _PERMUTATIONS = 128  # of MinHash: the estimate of a similarity of 0.8 has a standard error of 0.035
@@ -68,7 +72,7 @@ class _Heard:
     def __init__(self, cfg: DedupConfig) -> None:
         self.cfg = cfg
         self.hashes: dict[str, str] = {}  # recording -> PCM hash
-        self.signatures: dict[str, np.ndarray] = {}  # recording -> MinHash values
+        self.signatures: dict[str, LeanMinHash] = {}  # recording -> of its text
         self.turns: list[tuple[str, int, int, int]] = []  # recording, number, first code, codes
         self.codes = array("I")
 
@@ -96,18 +100,18 @@ class _Heard:
 
     def equal_texts(self, dropped: dict[str, Duplicate]) -> dict[str, Duplicate]:
         """In the order of ids, each recording is kept, or repeats the kept one that is most like it."""
-        MinHash, MinHashLSH = _datasketch()
+        if not self.signatures:
+            return {}
+        from datasketch import MinHashLSH
+
         index = MinHashLSH(threshold=self.cfg.text_threshold, num_perm=_PERMUTATIONS)
         found = {}
         for name in sorted(self.signatures.keys() - dropped.keys()):
-            signature = MinHash(num_perm=_PERMUTATIONS, seed=_SEED, hashvalues=self.signatures[name])
-            likeness = {
-                other: float(np.mean(self.signatures[other] == self.signatures[name]))
-                for other in index.query(signature)
-            }
+            signature = self.signatures[name]
+            likeness = {other: signature.jaccard(self.signatures[other]) for other in index.query(signature)}
             twin = min(likeness, key=lambda other: (-likeness[other], other), default=None)
             if twin is not None and likeness[twin] >= self.cfg.text_threshold:
-                found[name] = Duplicate(name, None, Reason.duplicate_text.value, twin, None, likeness[twin])
+                found[name] = Duplicate(name, None, Reason.duplicate_text.value, twin, None, float(likeness[twin]))
             else:
                 index.insert(name, signature)
         return found
@@ -124,19 +128,13 @@ class _Heard:
         ]
 
 
-def _signature(spoken: list[str]) -> np.ndarray:
-    """MinHash values of a text's distinct shingles of five words, uint32 [128]."""
-    MinHash, _ = _datasketch()
+def _signature(spoken: list[str]) -> LeanMinHash:
+    """MinHash of a text's distinct shingles of five words."""
+    try:  # not above: only this needs it, and it is not always installed
+        from datasketch import LeanMinHash, MinHash
+    except ImportError:
+        raise FileNotFoundError("dedup.text=true needs the package datasketch: pip install datasketch") from None
     shingles = {" ".join(spoken[i : i + _SHINGLE_WORDS]) for i in range(len(spoken) - _SHINGLE_WORDS + 1)}
     minhash = MinHash(num_perm=_PERMUTATIONS, seed=_SEED)
     minhash.update_batch([shingle.encode() for shingle in shingles])
-    return minhash.hashvalues.astype(np.uint32)
-
-
-def _datasketch() -> tuple[type, type]:
-    """Not imported above: only this needs it, and it is not always installed."""
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError:
-        raise FileNotFoundError("dedup.text=true needs the package datasketch: pip install datasketch") from None
-    return MinHash, MinHashLSH
+    return LeanMinHash(minhash)

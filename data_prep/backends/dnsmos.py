@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from data_prep.records import MODEL_RATE
 
@@ -38,6 +37,9 @@ class Dnsmos:
     """
 
     def __init__(self, hop_seconds: float, device: str = "cpu") -> None:
+        weights = _model_file()
+        import onnxruntime  # not above: only this needs it, and it is not always installed
+
         self.hop = round(hop_seconds * MODEL_RATE)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -46,10 +48,10 @@ class Dnsmos:
             raise ValueError(
                 f"score.device={device}: onnxruntime offers no {wanted}; install onnxruntime-gpu, or use cpu"
             )
-        self._session = onnxruntime.InferenceSession(_model_file(), options, providers=[wanted])
+        self._session = onnxruntime.InferenceSession(weights, options, providers=[wanted])
 
     def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
-        """Signal, background and overall of clips (float32 [N] at 16 kHz), means over their windows: float64 [clips, 3].
+        """Signal, background and overall of clips (float32 [N] at 16 kHz), each the mean of its windows: [clips, 3].
 
         Windows of all clips share batches.
         """
@@ -81,6 +83,8 @@ def split(clip: np.ndarray, hop: int) -> list[np.ndarray]:
 
 def _model_file() -> str:
     package = find_spec("speechmos")
-    if package is None or package.origin is None:
-        raise FileNotFoundError("DNSMOS needs the package speechmos: pip install speechmos, or set score.dnsmos=false")
+    if package is None or package.origin is None or find_spec("onnxruntime") is None:
+        raise FileNotFoundError(
+            "score.dnsmos=true needs the packages speechmos and onnxruntime: pip install speechmos onnxruntime"
+        )
     return str(Path(package.origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx")

@@ -15,7 +15,7 @@ from data_prep.audio import RecordingAudio
 from data_prep.backends.dnsmos import MIN_HOP_SECONDS, Dnsmos
 from data_prep.config import ScoreConfig
 from data_prep.fingerprint import fingerprint
-from data_prep.records import MODEL_RATE, DraftTurn, Recording, Scores, Turns, TurnScore
+from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
 from data_prep.stages.base import Item
 
 # The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
@@ -26,7 +26,6 @@ _BLOCK_SECONDS, _BLOCK_STEP_SECONDS = 0.4, 0.1
 # noise of quantisation and what resamplers leave do not, and a click is in too few frames.
 _CONTENT_DB, _CONTENT_QUANTILE = 60.0, 0.95
 _FRAME_SECONDS = 0.032
-_HASHED_SECONDS = 60  # samples in memory while the recording is hashed
 _LISTENED_SECONDS = 600.0  # of turns in memory for DNSMOS
 
 
@@ -71,10 +70,10 @@ class ScoreStage:
                 clips = [item.audio.track(kept[i].channel, MODEL_RATE, kept[i].start, kept[i].end) for i in group]
                 for i, (sig, bak, ovrl) in zip(group, self._dnsmos(clips).tolist(), strict=True):
                     scores[i].sig, scores[i].bak, scores[i].ovrl = sig, bak, ovrl
-        return Scores(scores, pcm_sha256(item.recording, item.audio))
+        return Scores(scores, pcm_sha256(item.audio))
 
     def _measure(self, item: Item, turn: DraftTurn) -> TurnScore:
-        rate = item.recording.sample_rate
+        rate = item.audio.rate
         audio = item.audio.track(turn.channel, rate, turn.start, turn.end)
         codes: list[int] = []
         if self.options.fingerprint:
@@ -125,13 +124,11 @@ def bandwidth(audio: np.ndarray, rate: int) -> float | None:
     return float(np.flatnonzero(usual >= usual.max() * 10 ** (-_CONTENT_DB / 10))[-1] * rate / size)
 
 
-def pcm_sha256(recording: Recording, audio: RecordingAudio) -> str:
-    """Of the decoded samples: rate and channels, then minute by minute each channel's little-endian float32."""
-    digest = hashlib.sha256(f"{recording.sample_rate} {recording.channels}\n".encode())
-    for start in range(0, math.ceil(recording.seconds), _HASHED_SECONDS):
-        end = start + _HASHED_SECONDS if start + _HASHED_SECONDS < recording.seconds else None
-        for channel in range(recording.channels):
-            digest.update(audio.track(channel, recording.sample_rate, start, end).astype("<f4").tobytes())
+def pcm_sha256(audio: RecordingAudio) -> str:
+    """Of the decoded samples: rate and channels, then frame by frame each channel's little-endian float32."""
+    digest = hashlib.sha256(f"{audio.rate} {audio.num_channels}\n".encode())
+    for block in audio.blocks():
+        digest.update(block.astype("<f4").tobytes())
     return digest.hexdigest()
 
 
