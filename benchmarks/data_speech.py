@@ -105,7 +105,7 @@ def run_stages(samples: np.ndarray) -> dict[str, Any]:
 
 
 def der(reference: Sequence[Segment], found: Sequence[Segment], collar: float = 0.0) -> float:
-    """Diarization error rate on a grid of 10 ms; a collar of so many seconds around reference boundaries is left out."""
+    """Diarization error rate on a grid of 10 ms, but for `collar` seconds around the reference's boundaries."""
     end = max(segment[1] for segment in [*reference, *found])
     times = np.arange(0.005, end, 0.01)
     counted = np.ones(len(times), bool)

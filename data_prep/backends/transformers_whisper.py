@@ -76,8 +76,15 @@ class TransformersWhisper:
         return found
 
     def _features(self, clips: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        features = self._processor.feature_extractor(list(clips), sampling_rate=MODEL_RATE, return_tensors="pt")
-        return {"input_features": features.input_features.to(self._model.device, self._dtype)}
+        """The mask tells where a clip ends: words are timed inside it, not in the silence that fills it up to 30 s."""
+        features = self._processor.feature_extractor(
+            list(clips), sampling_rate=MODEL_RATE, return_tensors="pt", return_attention_mask=True
+        )
+        device = self._model.device
+        return {
+            "input_features": features.input_features.to(device, self._dtype),
+            "attention_mask": features.attention_mask.to(device),
+        }
 
     def _batch(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
         features = self._features(clips)
@@ -85,8 +92,6 @@ class TransformersWhisper:
         made = self._model.generate(
             **features,
             **prompt,
-            # frames of sound: words are timed inside the clip, not in the silence that fills it up to 30 s
-            num_frames=[len(clip) // self._processor.feature_extractor.hop_length for clip in clips],
             num_beams=1,
             do_sample=False,
             temperature=0.0,
