@@ -25,7 +25,7 @@ from csm.data.sample import Sample, Turn
 from csm.text import load_tokenizer
 from data_prep import report_data, report_tables
 from data_prep.report import JSON_FILE, write_report
-from data_prep.takedown import take_down
+from data_prep.takedown import takedown
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 from tests.data_prep.report_datasets import (
     HOSTILE,
@@ -305,8 +305,7 @@ def test_equal_seeds_give_equal_reports(tmp_path) -> None:
 
 def test_what_was_taken_down_is_not_counted(tmp_path) -> None:
     folder = made_dataset(tmp_path / "made", train=30)
-    (tmp_path / "names.txt").write_text("r3\nr5\n")
-    take_down(folder, tmp_path / "names.txt")
+    takedown(folder, ["r3", "r5"])
     page = write_report(folder).read_text()
     assert "taken down after packing" in Parsed(page).text
     numbers = json.loads((folder / JSON_FILE).read_text())
