@@ -75,9 +75,7 @@ def run_step(options: argparse.Namespace) -> None:
     else:
         assert verify(options.keep, options.workers) == []
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = (
-        int(status["VmHWM"].split()[0]) / 1024
-    )  # not getrusage's: that includes the parent's before the program began
+    peak = int(status["VmHWM"].split()[0]) / 1024  # not getrusage's: that includes the parent's before the program began
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak, "child": child}))
 
