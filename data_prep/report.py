@@ -38,7 +38,7 @@ from data_prep.report_data import (
     read_index,
 )
 from data_prep.report_page import JSON_FILE, Report, render
-from data_prep.report_samples import CONVERSATIONS, find_voice, listen
+from data_prep.report_samples import CONVERSATIONS, listen
 from data_prep.report_tables import read_duplicates, read_flow, read_rates, read_rejects
 
 REPORT_FILE = "report.html"
@@ -64,8 +64,7 @@ def write_report(path: str | Path, seed: int = 1234) -> Path:
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
     flow, rejects = read_flow(dataset.path), read_rejects(dataset.path)
-    voice, heard_as = find_voice(dataset)
-    heard = listen(dataset, rng.permutation(choose(len(dataset), CONVERSATIONS, rng)), voice)
+    heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), CONVERSATIONS, rng)))
     report = Report(
         info=dataset.info,
         seed=seed,

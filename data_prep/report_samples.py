@@ -10,7 +10,6 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,15 +43,18 @@ class Heard:
     offsets: list[float]  # where each turn begins in `audio`
 
 
-def find_voice(dataset: ShardedDataset) -> tuple[Voice | None, str]:
-    """Where speech comes from, and a sentence about it."""
+def listen(dataset: ShardedDataset, numbers: np.ndarray) -> tuple[list[Heard], str]:
+    """Samples `numbers` with their speech, and a sentence about where it comes from."""
     codec, problem = _load_codec(dataset)
+    voice = _decoder(codec) if codec is not None else _cutter(dataset)
+    heard = [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
     if codec is not None:
-        return _decoder(codec), f"Speech is decoded from the dataset's codes ({codec.name}), as a model would hear it."
-    root = Path(dataset.info.audio_root)
-    if dataset.info.audio_root and root.is_dir():
-        return _cutter(dataset), f"Speech is cut from the original recordings in {root}, not decoded: {problem}."
-    return None, f"Text only: {problem}, and the original recordings are not on this machine."
+        return heard, f"Speech is decoded from the dataset's codes ({codec.name}), as a model would hear it."
+    found, root = sum(entry.audio is not None for entry in heard), dataset.info.audio_root
+    if found:
+        where = f"the original recordings in {root}, where {found} of {len(heard)} were found"
+        return heard, f"Speech is cut from {where}, not decoded: {problem}."
+    return heard, f"Text only: {problem}, and the original recordings are not on this machine."
 
 
 def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
@@ -105,17 +107,13 @@ def _cutter(dataset: ShardedDataset) -> Voice:
     return cut
 
 
-def listen(dataset: ShardedDataset, numbers: np.ndarray, voice: Voice | None) -> list[Heard]:
-    return [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
-
-
-def _hear(sample: Sample, voice: Voice | None, rate: int) -> Heard:
+def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
     """Turns where they were spoken, over each other where they overlap; silence between them, as the rest is not in
     the dataset."""
     offsets = [turn.start - sample.start for turn in sample.turns]
     pieces: list[tuple[int, np.ndarray]] = []
     for turn, offset in zip(sample.turns, offsets, strict=True):
-        audio = voice(sample, turn) if voice is not None and offset < MAX_AUDIO_SECONDS else None
+        audio = voice(sample, turn) if offset < MAX_AUDIO_SECONDS else None
         if audio is not None:
             pieces.append((round(offset * rate), audio))
     if not pieces:
