@@ -4,7 +4,7 @@
     python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
     python -m data_prep verify output=data/calls
     python -m data_prep takedown output=data/calls takedown=names.txt
-    python -m data_prep mix 'weights={data/a: 2, data/b: 1}' output=mix.yaml
+    python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
     python -m data_prep demo output=data/demo
 
 Exit code 0: done. 1: `verify` found the dataset broken, or recordings or units failed that `retry` may bring through.

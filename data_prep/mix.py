@@ -1,6 +1,6 @@
 """Several datasets -> the mixture of them that training reads: a file for `configs/data/`.
 
-python -m data_prep mix 'weights={data/calls: 3, data/books: 1}' output=configs/data/talk.yaml
+python -m data_prep mix '+weights={data/calls: 3, data/books: 1}' output=configs/data/talk.yaml
 python train.py data=talk
 """
 
@@ -36,7 +36,7 @@ def mix(weights: dict[str, float], output: Path, overwrite: bool = False) -> dic
     another codec than the rest; if a weight is not above 0, or if `output` is there and not to be overwritten.
     """
     if not weights:
-        raise ValueError("weights is not set; give 'weights={data/calls: 3, data/books: 1}'")
+        raise ValueError("weights is not set; give '+weights={data/calls: 3, data/books: 1}'")
     if output.suffix != ".yaml":
         raise ValueError(f"{output}: must end in .yaml, for training to find it")
     if output.exists() and not overwrite:

@@ -72,7 +72,7 @@ def _options(cfg: DataPrepConfig) -> dict[str, Any]:
 
 def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
     if bool(cfg.sources) == (cfg.input is not None):
-        raise ValueError("give either input=PATH, or sources={NAME: {input: PATH}, ...}")
+        raise ValueError("give either input=PATH, or +sources={NAME: {input: PATH}, ...}")
     sources = cfg.sources or {cfg.source: SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence)}
     for name in sources:
         if not _SOURCE_NAME.fullmatch(name):

@@ -25,6 +25,7 @@ MAX_ONE_SPEAKER = 0.50
 MAX_CONTEXT = 0.25
 MAX_SHORTENED = 0.01
 MIN_EFFICIENCY = 0.90
+MIN_ROWS = 20  # of a window
 MAX_NARROW = 0.20
 MIN_MEDIAN_OVRL = 2.5
 MAX_UNKNOWN_LICENCE = 0.0
@@ -67,7 +68,7 @@ def check_dataset(
 
 def percent(share: float) -> str:
     """One decimal, or two at either end, so that neither a little nor all but a little is rounded away."""
-    digits = 2 if 0 < share < 0.01 or 0.99 < share < 1 else 1
+    digits = 0 if share in (0, 1) else 2 if share < 0.01 or share > 0.99 else 1
     return f"{100 * share:.{digits}f} %"
 
 
@@ -182,13 +183,16 @@ def _too_long(packing: Packing, contents: Contents) -> Check:
 
 
 def _padding(packing: Packing) -> Check:
+    rule = f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled"
+    if packing.rows < MIN_ROWS * packing.windows:  # the last row of a window, filled by chance, is too many of them
+        return Check(rule, f"{packing.rows} rows in {packing.windows} windows are too few to tell", None, "")
     return _share(
-        f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled",
+        rule,
         packing.efficiency,
         lambda value: value < MIN_EFFICIENCY,
         "of the positions of packed rows are filled",
-        "The rest is padding that GPUs compute for nothing: conversations of about half a row or a whole one fit "
-        "badly, and so do few. See conversation.max_positions.",
+        "The rest is padding that GPUs compute for nothing: conversations of just over half a row fit badly. See "
+        "conversation.max_positions and max_seconds.",
     )
 
 

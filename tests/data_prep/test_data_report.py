@@ -25,6 +25,7 @@ from csm.data.sample import Sample, Turn
 from csm.text import load_tokenizer
 from data_prep import report_data, report_tables
 from data_prep.report import JSON_FILE, write_report
+from data_prep.takedown import takedown
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 from tests.data_prep.report_datasets import (
     HOSTILE,
@@ -235,8 +236,8 @@ def test_page_shows_every_reason_and_name(page, samples, numbers) -> None:
 
 def test_warnings_are_those_of_the_broken_rules(page, numbers) -> None:
     broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
-    # 1 of 10 recordings crashed; shows are on both sides of the split; three shows only; a quarter is context and
-    # telephone speech; 8 short conversations do not fill a row.
+    # 1 of 10 recordings crashed; shows are on both sides of the split; three shows only; a quarter is
+    # telephone speech; and too few rows to speak of padding.
     for begin in ("At most 5 % of the rec", "Training and val", "No group", "At most 20 % of the speech ends"):
         assert any(rule.startswith(begin) for rule in broken), (begin, broken)
     assert not any(rule.startswith(("There is a val", "Every conversation has a licence")) for rule in broken)
@@ -300,6 +301,17 @@ def test_equal_seeds_give_equal_reports(tmp_path) -> None:
     first = report(1)
     assert report(1) == first
     assert report(2)[0] != first[0]  # other conversations to listen to
+
+
+def test_what_was_taken_down_is_not_counted(tmp_path) -> None:
+    folder = made_dataset(tmp_path / "made", train=30)
+    takedown(folder, ["r3", "r5"])
+    page = write_report(folder).read_text()
+    assert "taken down after packing" in Parsed(page).text
+    numbers = json.loads((folder / JSON_FILE).read_text())
+    assert numbers["contents"]["conversations"] == 28 == numbers["turns_looked_at"]["conversations"]
+    rows = pq.read_table(folder / "report_turns.parquet").to_pylist()
+    assert {row["key"] for row in rows} == {f"made-{i:05d}" for i in range(30)} - {"made-00003", "made-00005"}
 
 
 def test_damaged_tables_are_named(tmp_path, samples) -> None:
