@@ -13,8 +13,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	# --no-deps: resemblyzer asks for webrtcvad, which has no wheels; webrtcvad-wheels (above) is the same module
-	# and llama-models, of which the tests read one file, Llama-3's vocabulary
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt resemblyzer llama-models
+	# and llama-models and pyannote.audio, of which the tests read files: Llama-3's vocabulary, a telephone call
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt resemblyzer llama-models pyannote.audio
 	touch $@
 
 quickstart: $(VENV)/installed

@@ -6,7 +6,8 @@ with the key's name. Objects of other libraries (loggers, extra callbacks) are t
 
     train.py       -> TrainConfig
     evaluate.py    -> EvaluateConfig
-    data_prep      -> DataPrepConfig
+
+Those of data preparation are in data_prep/config.py.
 """
 
 from __future__ import annotations
@@ -323,44 +324,8 @@ class EvaluateConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-# ---------------------------------------------------------------------------------------------- data_prep
-
-
-class DataPrepCommand(Enum):
-    prepare = "prepare"  # recordings -> dataset
-    demo = "demo"  # the bundled demo recordings -> dataset
-    verify = "verify"  # re-reads a dataset in full
-    lengths = "lengths"  # counts a dataset's tokens, which training does by itself where it was not done before
-
-
-@dataclass
-class DataPrepConfig:
-    """Root of `python -m data_prep [command]`."""
-
-    command: DataPrepCommand = DataPrepCommand.prepare  # the first word of the command line
-    input: str = MISSING  # manifest.jsonl, or a folder of name.wav + name.txt; see data_prep/manifest.py
-    output: str = MISSING  # dataset folder: written by prepare and demo, read by verify and lengths
-    overwrite: bool = False  # replace a dataset that is already there
-    source: str = "local"  # name of the data set, part of keys and shard names
-    lang: str = "en"
-    licence: str = "unknown"
-    codec: CodecConfig = field(default_factory=CodecConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # lengths only
-    codec_fit_minutes: float = 60.0  # spectral codec without codec.path: how much training audio it is fitted to
-    min_turn_seconds: float = 0.2
-    max_turn_seconds: float = 60.0
-    max_conversation_seconds: float = 120.0  # of speech; a longer conversation is divided between turns
-    max_turns: int = 64
-    val_fraction: float = 0.0  # share of groups (hash of the group name) that goes to split "val"
-    shard_mb: float = 512.0  # a shard is closed once it holds this many 10^6 bytes
-    seed: int = 1234
-    batch_seconds: float = 60.0  # audio per codec batch
-    limit: int | None = None  # only the first N recordings
-
-
 def register_schemas() -> None:
     """Makes the root schemas known to Hydra; call before `hydra.main` composes."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
-    store.store(name="data_prep_schema", node=DataPrepConfig)

@@ -1,35 +1,46 @@
-"""`python -m data_prep [command] [key=value ...]`: a Hydra program, options and commands in `DataPrepConfig`.
+"""`python -m data_prep [command] [key=value ...]`: a Hydra program, options and commands in data_prep/config.py.
 
-    python -m data_prep input=calls/manifest.jsonl output=data/calls codec=mimi
-    python -m data_prep demo output=data/demo
+    python -m data_prep input=calls output=data/calls codec=mimi          all in one, for small sets
+    python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
     python -m data_prep verify output=data/calls
-    python -m data_prep lengths output=data/calls tokenizer=llama3
+    python -m data_prep takedown output=data/calls takedown=names.txt
+    python -m data_prep mix 'weights={data/a: 2, data/b: 1}' output=mix.yaml
+    python -m data_prep demo output=data/demo
 
-Exit code 0: done. 1: `verify` found the dataset broken. 2: something in the request is wrong; one line says what.
+Exit code 0: done. 1: `verify` found the dataset broken, or recordings or units failed that `retry` may bring through.
+2: something in the request is wrong; one line says what.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from csm.config import DataPrepCommand, DataPrepConfig, TokenizerConfig, register_schemas
-from csm.data.dataset import ShardedDataset
+from csm.data.dataset import DatasetInfo, ShardedDataset
 from csm.data.lengths import load_lengths
 from csm.errors import user_errors
 from csm.text import load_tokenizer
-from data_prep.demo import MANIFEST, demo_config
-from data_prep.prepare import Prepared, prepare
-from data_prep.rejects import REJECTS_FILE
+from data_prep.assemble import pack
+from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema, work_folder
+from data_prep.demo import prepare_demo_dataset
+from data_prep.index import rebuild
+from data_prep.mix import describe, mix
+from data_prep.plan import Plan, make_plan
+from data_prep.prepare import check_options, prepare
+from data_prep.report import REPORT_FILE, write_report
+from data_prep.run import RunSummary, retry, run, status
+from data_prep.stage_files import TRANSIENT_REASONS
+from data_prep.takedown import read_names, takedown
 from data_prep.verify import verify
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COMMANDS = [command.value for command in DataPrepCommand]
 
-register_schemas()
+register_schema()
 
 
 def main() -> None:
@@ -47,51 +58,147 @@ def main() -> None:
         with user_errors():
             _hydra_main()
     except KeyboardInterrupt:
-        print("interrupted; nothing was left half written", file=sys.stderr)
+        print("interrupted; nothing was left half written, and the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="data_prep")
 def _hydra_main(config: DictConfig) -> None:
     with user_errors():
-        _run(config)
+        if OmegaConf.is_missing(config, "output"):
+            raise ValueError("output is not set; give output=PATH")
+        cfg: DataPrepConfig = OmegaConf.to_object(config)
+        check_options(cfg)
+        sys.exit(_RUN[cfg.command](cfg))
 
 
-def _run(config: DictConfig) -> None:
-    demo = config.command == DataPrepCommand.demo
-    for key in ("input", "output") if config.command == DataPrepCommand.prepare else ("output",):
-        if OmegaConf.is_missing(config, key):
-            raise ValueError(f"{key} is not set; give {key}=PATH")
-    if config.command == DataPrepCommand.verify:
-        problems = verify(config.output)
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        if problems:
-            sys.exit(1)
-        print(f"{config.output}: whole")
-        return
-    if config.command == DataPrepCommand.lengths:
-        _count_lengths(config.output, OmegaConf.to_object(config.tokenizer))
-        return
-    if demo:
-        config.input = str(MANIFEST)
-    cfg: DataPrepConfig = OmegaConf.to_object(config)
-    cfg = demo_config(cfg) if demo else cfg
-    _report(cfg, prepare(cfg))
+def _all(cfg: DataPrepConfig) -> int:
+    dataset, summary = prepare(cfg)
+    _print_dataset(cfg, dataset)
+    return _print_run(cfg, summary)
 
 
-def _count_lengths(path: str, tokenizer: TokenizerConfig) -> None:
-    dataset = ShardedDataset(path)
-    lengths = load_lengths(dataset, load_tokenizer(tokenizer), cache_dir=None)
-    print(f"{path}: {len(dataset)} conversations, {int(lengths[0].sum(dtype='int64'))} positions")
+def _demo(cfg: DataPrepConfig) -> int:
+    _print_dataset(cfg, prepare_demo_dataset(cfg))
+    return 0
 
 
-def _report(cfg: DataPrepConfig, prepared: Prepared) -> None:
-    print(f"{cfg.output}: {prepared.turns_kept} of {prepared.turns_in} turns kept")
-    for split, totals in prepared.dataset.totals.items():
+def _plan(cfg: DataPrepConfig) -> int:
+    plan: Plan = make_plan(cfg)
+    hours = sum(unit.seconds for unit in plan.units) / 3600
+    recordings = sum(unit.recordings for unit in plan.units)
+    print(f"{work_folder(cfg)}: {recordings} recordings, {hours:.2f} hours in {len(plan.units)} units")
+    _print_rejected({}, len(plan.rejects()), "left out, see rejects.parquet there")
+    return 0
+
+
+def _run(cfg: DataPrepConfig) -> int:
+    return _print_run(cfg, run(cfg))
+
+
+def _status(cfg: DataPrepConfig) -> int:
+    found = status(cfg)
+    share = found.seconds_done / found.seconds if found.seconds else 1.0
+    print(f"{found.done} of {found.units} units done, {found.begun} begun; {share:.1%} of {found.seconds / 3600:.2f} h")
+    _print_rejected(found.rejected)
+    if found.again:
+        print(f"{found.again} of them may come through: python -m data_prep retry, then run")
+    return 0
+
+
+def _retry(cfg: DataPrepConfig) -> int:
+    again = retry(cfg)
+    print(f"{len(again)} recordings are tried again by the next run")
+    return 0
+
+
+def _pack(cfg: DataPrepConfig) -> int:
+    _print_dataset(cfg, pack(cfg))
+    return 0
+
+
+def _index(cfg: DataPrepConfig) -> int:
+    _print_dataset(cfg, rebuild(Path(cfg.output), cfg.pack.workers))
+    return 0
+
+
+def _verify(cfg: DataPrepConfig) -> int:
+    problems = verify(cfg.output, cfg.pack.workers)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print(f"{cfg.output}: whole")
+    return 1 if problems else 0
+
+
+def _report(cfg: DataPrepConfig) -> int:
+    print(write_report(cfg.output, cfg.seed))
+    return 0
+
+
+def _take_down(cfg: DataPrepConfig) -> int:
+    if cfg.takedown is None:
+        raise ValueError("takedown is not set; give takedown=FILE with a recording's or group's name on each line")
+    taken = takedown(cfg.output, read_names(Path(cfg.takedown)))
+    print(f"{cfg.output}: {taken.samples} conversations, {taken.hours:.3f} hours taken down")
+    return 0
+
+
+def _mix(cfg: DataPrepConfig) -> int:
+    print(describe(mix(cfg.weights, Path(cfg.output), cfg.overwrite)))
+    return 0
+
+
+def _lengths(cfg: DataPrepConfig) -> int:
+    dataset = ShardedDataset(cfg.output)
+    lengths = load_lengths(dataset, load_tokenizer(cfg.tokenizer), cache_dir=None)
+    print(f"{cfg.output}: {len(dataset)} conversations, {int(lengths[0].sum(dtype='int64'))} positions")
+    return 0
+
+
+_RUN: dict[DataPrepCommand, Callable[[DataPrepConfig], int]] = {
+    DataPrepCommand.all: _all,
+    DataPrepCommand.demo: _demo,
+    DataPrepCommand.plan: _plan,
+    DataPrepCommand.run: _run,
+    DataPrepCommand.status: _status,
+    DataPrepCommand.retry: _retry,
+    DataPrepCommand.pack: _pack,
+    DataPrepCommand.index: _index,
+    DataPrepCommand.verify: _verify,
+    DataPrepCommand.report: _report,
+    DataPrepCommand.takedown: _take_down,
+    DataPrepCommand.mix: _mix,
+    DataPrepCommand.lengths: _lengths,
+}
+
+
+def _print_run(cfg: DataPrepConfig, summary: RunSummary) -> int:
+    """Exit code: 1 if something failed that may yet come through."""
+    done = summary.units - len(summary.failures)
+    print(f"{work_folder(cfg)}: {done} of {summary.units} units done, {summary.already_done} of them before")
+    _print_rejected(dict(summary.rejected.most_common()))
+    for failure in summary.failures:
+        print(f"error: unit {failure.unit}: {failure.message}", file=sys.stderr)
+    failed = sum(summary.rejected[reason] for reason in TRANSIENT_REASONS)
+    if failed:
+        print(f"{failed} recordings failed; after mending the cause: python -m data_prep retry, then run")
+    return 1 if summary.failures or failed else 0
+
+
+def _print_rejected(rejected: dict[str, int], more: int = 0, text: str = "") -> None:
+    for reason, recordings in rejected.items():
+        print(f"  left out, {reason}: {recordings} recordings")
+    if more:
+        print(f"  {more} recordings {text}")
+
+
+def _print_dataset(cfg: DataPrepConfig, dataset: DatasetInfo) -> None:
+    print(f"{cfg.output}:")
+    for split, totals in dataset.totals.items():
         hours, turns, samples = totals["hours"], totals["turns"], totals["samples"]
         print(f"  {split}: {hours:.3f} hours, {turns} turns in {samples} conversations")
-    for reason, turns in prepared.rejected.items():
-        print(f"  left out, {reason}: {turns} turns")
-    if prepared.rejected:
-        print(f"  each with its reason in {Path(cfg.output) / REJECTS_FILE}")
+    for reason, turns in dataset.rejected.items():
+        print(f"  left out, {reason}: {turns} turns or recordings")
+    if (Path(cfg.output) / REPORT_FILE).is_file():
+        print(f"  look at {Path(cfg.output) / REPORT_FILE}")

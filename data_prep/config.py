@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -36,6 +37,7 @@ class SourceConfig:
     lang: str | None = "en"  # null: detected by recognition
     licence: str = "unknown"
     group_pattern: str | None = None  # regular expression with one group, searched in the audio's path: show or caller
+    text_column: str | None = None  # of Hugging Face datasets; null: the first of sources/table.py TEXT_COLUMNS
     two_channel: str = "auto"  # auto: two channels that differ are two speakers; yes; no: mixed
 
 
@@ -44,6 +46,7 @@ class PlanConfig:
     unit_hours: float = 4.0  # audio of a unit, the part of work that a worker takes; a longer recording is one alone
     min_seconds: float = 0.1  # a shorter recording is left out
     max_hours: float = 11.0  # a longer recording is left out
+    update: bool = False  # adds new recordings to a plan that is already there, in units of their own
     workers: int = 0  # threads that probe and hash; 0: as many as processors
 
 
@@ -77,7 +80,7 @@ class DiarizeConfig:
     backend: DiarizeBackend = DiarizeBackend.auto
     pyannote: str = "pyannote/speaker-diarization-community-1"  # hub name, or a folder
     max_speakers: int = 8  # in a recording
-    cluster_threshold: float = 0.35  # cosine distance at which clusters stay apart
+    cluster_threshold: float = 0.18  # cosine distance of two speakers' mean embeddings; less, where both speak a lot
     device: str = "cpu"
 
 
@@ -182,6 +185,7 @@ class PackConfig:
 
 
 class ExecutorKind(Enum):
+    inline = "inline"  # this process
     local = "local"
     ray = "ray"
     slurm = "slurm"
@@ -233,6 +237,11 @@ class DataPrepConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # of `lengths`
     pack: PackConfig = field(default_factory=PackConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+
+def work_folder(cfg: DataPrepConfig) -> Path:
+    """Where plan and stages leave what they found."""
+    return Path(cfg.work) if cfg.work else Path(f"{str(cfg.output).rstrip('/')}.work")
 
 
 def register_schema() -> None:

@@ -47,7 +47,6 @@ class EncodedRecording:
     turns: Turns
     scores: Scores | None
     encoded: Encoded
-    codes: np.ndarray  # uint16 [frames of the unit, K], what `encoded` points into
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,11 @@ def conversations(
     return samples, fates
 
 
-def split_of(recording: Any, val_fraction: float, seed: int) -> str:
-    """The recording's own split, else one drawn from the hash of its group: a group is never on both sides."""
-    if recording.split:
-        return recording.split
-    draw = int.from_bytes(hashlib.sha256(f"{seed}/{recording.group}".encode()).digest()[:8], "big") / 2**64
+def split_of(group: str, split: str | None, val_fraction: float, seed: int) -> str:
+    """The split that was given, else one drawn from the hash of the group: a group is never on both sides."""
+    if split:
+        return split
+    draw = int.from_bytes(hashlib.sha256(f"{seed}/{group}".encode()).digest()[:8], "big") / 2**64
     return "val" if draw < val_fraction else "train"
 
 
@@ -233,7 +232,7 @@ def _sample(key: str, pieces: list[_Piece], given: EncodedRecording, codec: Code
         licence=recording.licence,
         codec=codec,
         turns=turns,
-        codes=np.concatenate([_codes(piece.encoded, given.codes) for piece in pieces], axis=1),
+        codes=np.concatenate([_codes(piece.encoded, codec) for piece in pieces], axis=1),
         audio=recording.audio,
         lang_prob=lang_prob,
         sample_rate=recording.sample_rate,
@@ -273,9 +272,9 @@ def _measures(piece: _Piece) -> dict[str, float]:
     return {name: round(value, 4) for name, value in measured.items() if value is not None}
 
 
-def _codes(turn: EncodedTurn, codes: np.ndarray) -> np.ndarray:
+def _codes(turn: EncodedTurn, codec: CodecInfo) -> np.ndarray:
     """uint16 [K, frames]."""
-    return codes[turn.first_frame : turn.first_frame + turn.frames].T
+    return np.frombuffer(turn.codes, "<u2").reshape(codec.num_codebooks, turn.frames)
 
 
 def _language(pieces: list[_Piece], recording: Recording) -> tuple[str, float | None]:

@@ -30,7 +30,7 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     partial, old = output.with_name(output.name + ".partial"), output.with_name(output.name + ".old")
     if old.exists() and not output.exists():
         old.rename(output)  # an overwriting run ended between its two renames
-    _check_replaceable(output, overwrite)
+    check_replaceable(output, overwrite)
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -56,7 +56,9 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
         os.close(lock)
 
 
-def _check_replaceable(output: Path, overwrite: bool) -> None:
+def check_replaceable(output: str | Path, overwrite: bool) -> None:
+    """Raises ValueError as `output_folder` does, before any work."""
+    output = Path(output)
     if not output.exists():
         return
     if (output / DATASET_FILE).is_file():

@@ -15,6 +15,7 @@ class Reason(str, Enum):
     recording_too_short = "recording_too_short"
     recording_too_long = "recording_too_long"
     bad_annotation = "bad_annotation"  # a transcript or manifest entry that cannot be read
+    bad_name = "bad_name"  # a file name that is not UTF-8
     duplicate_file = "duplicate_file"
     # vad
     no_speech = "no_speech"

@@ -9,7 +9,7 @@ Times are seconds in the recording. A *track* is what is listened to by itself: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MODEL_RATE = 16_000
 """Sample rate in Hz at which voice activity, diarization, recognition and quality models listen."""
@@ -60,6 +60,7 @@ class Recording:
     channels: int
     codec_format: str  # "wav/pcm_16", "mp3", ...
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
+    two_channel: str = "auto"  # SourceConfig.two_channel: auto, yes, no
 
 
 # ---------------------------------------------------------------------------------------- results of stages
@@ -207,20 +208,20 @@ class Scores:
 
 @dataclass
 class EncodedTurn:
-    """Where the codes of a turn lie in the unit's file of codes, uint16 [frames of the unit, K]."""
+    """The codes of a turn."""
 
     number: int  # DraftTurn.number
-    first_frame: int
     frames: int
+    codes: bytes  # little-endian uint16 [K, frames]
     gain_db: float  # applied before encoding
 
 
 @dataclass
 class Encoded:
-    """Of stage `encode`: `rejections` of turns that got no codes, by number."""
+    """Of stage `encode`: `rejected` are turns that got no codes."""
 
     turns: list[EncodedTurn]
-    rejected: list[TurnRejection] = field(default_factory=list)
+    rejected: list[TurnRejection]
 
 
 @dataclass
@@ -246,6 +247,18 @@ class Reject:
     message: str
     start: float | None
     end: float | None
+
+
+@dataclass
+class Duplicate:
+    """A row of duplicates.parquet: a recording or a turn that repeats another, which is kept."""
+
+    recording: str
+    turn: int | None  # DraftTurn.number; None: the whole recording
+    reason: str  # "duplicate_audio" or "duplicate_text"
+    kept_recording: str
+    kept_turn: int | None
+    similarity: float  # share of equal fingerprint bits, estimated share of equal shingles; 1 for equal samples
 
 
 @dataclass

@@ -14,9 +14,9 @@ from moshi.quantization.core_vq import EuclideanCodebook
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from csm.config import CodecConfig, CodecKind, DataPrepConfig, TrainConfig, register_schemas
-from data_prep.demo import demo_config
-from data_prep.prepare import prepare
+from csm.config import CodecConfig, CodecKind, TrainConfig, register_schemas
+from data_prep.config import DataPrepConfig
+from data_prep.demo import prepare_demo_dataset
 from tests.llama_tokenizer import save_llama_tokenizer
 
 torch.set_num_threads(1)  # two tests run beside each other
@@ -56,7 +56,7 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo recordings, prepared with 5 codebooks of 23."""
     output = tmp_path_factory.mktemp("small") / "demo"
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
-    prepare(demo_config(DataPrepConfig(output=str(output), codec=codec)))
+    prepare_demo_dataset(DataPrepConfig(output=str(output), codec=codec))
     return output
 
 

@@ -131,7 +131,7 @@ class RemoteFolder:
                 fs, folder = self._filesystem()
                 return call(fs, f"{folder}/{name}")
             except Exception as error:  # each file system raises errors of its own
-                if isinstance(error, FileNotFoundError) and not _is_http_failure(error):
+                if isinstance(error, FileNotFoundError) and not is_http_failure(error):
                     raise missing(self.where(name)) from error
                 problem = error.__cause__ if isinstance(error, FileNotFoundError) else error
                 if attempt == _ATTEMPTS:
@@ -155,7 +155,7 @@ class RemoteFolder:
         return {**self.__dict__, "_opened": None}
 
 
-def _is_http_failure(error: FileNotFoundError) -> bool:
+def is_http_failure(error: FileNotFoundError) -> bool:
     """fsspec's HTTP file system says "not found" when asked for a size, whatever went wrong."""
     cause = error.__cause__
     return isinstance(cause, aiohttp.ClientError | asyncio.TimeoutError) and getattr(cause, "status", None) != 404

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from csm.config import DataPrepConfig, PlanConfig, Recompute, StrategyConfig, StrategyName, TrainConfig
+from csm.config import PlanConfig, Recompute, StrategyConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
@@ -20,7 +20,7 @@ docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_s
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
-CONVERSATION_SECONDS = DataPrepConfig.max_conversation_seconds
+CONVERSATION_SECONDS = 120.0  # of data_prep/config.py, ConversationConfig.max_seconds
 TURN_SECONDS = 5.0
 SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 330  # tar headers and padding, npy header, the sample's own JSON fields
 TURN_OVERHEAD = 88  # JSON of a turn without its text

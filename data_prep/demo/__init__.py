@@ -3,11 +3,14 @@ synthetic voice, speaker 1). Sources and licence: ATTRIBUTION.md."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from csm.config import DataPrepConfig, TrainConfig
-from csm.data.dataset import DATASET_FILE
+from csm.config import TrainConfig
+from csm.data.dataset import DatasetInfo
+from csm.data.index import DATASET_FILE
+from data_prep.config import DataPrepConfig, ExecutorConfig, ExecutorKind
 from data_prep.prepare import prepare
 
 MANIFEST = Path(__file__).resolve().parent / "manifest.jsonl"
@@ -15,10 +18,23 @@ MANIFEST = Path(__file__).resolve().parent / "manifest.jsonl"
 
 def demo_config(cfg: DataPrepConfig) -> DataPrepConfig:
     """`cfg` with the bundled recordings as its input; codec, output and the rest stay as they are."""
-    return replace(cfg, input=str(MANIFEST), source="demo", lang="en", licence="CC-BY-SA-3.0")
+    return replace(
+        cfg,
+        input=str(MANIFEST),
+        source="demo",
+        lang="en",
+        licence="CC-BY-SA-3.0",
+        executor=ExecutorConfig(ExecutorKind.inline),
+    )
+
+
+def prepare_demo_dataset(cfg: DataPrepConfig) -> DatasetInfo:
+    """Prepares the demo recordings into `cfg.output`; the work folder, unless one is named, is not kept."""
+    with tempfile.TemporaryDirectory() as work:
+        return prepare(replace(demo_config(cfg), work=cfg.work or work))[0]
 
 
 def prepare_demo(config: TrainConfig) -> None:
     """Prepares the demo recordings into `config.data.path` with `config.codec`, unless a dataset is there already."""
     if not (Path(config.data.path) / DATASET_FILE).is_file():
-        prepare(demo_config(DataPrepConfig(output=config.data.path, codec=config.codec)))
+        prepare_demo_dataset(DataPrepConfig(output=config.data.path, codec=config.codec))

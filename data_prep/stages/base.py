@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from data_prep.audio import RecordingAudio
 from data_prep.records import Recording
+
+if TYPE_CHECKING:  # it raises `Unusable`
+    from data_prep.audio import RecordingAudio
 
 Result = TypeVar("Result")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 
 def noise(seconds: float, rate: int, seed: int) -> np.ndarray:
@@ -30,3 +31,20 @@ def write_manifest(path: Path, recordings: list[dict[str, Any]]) -> Path:
 def files(folder: Path) -> dict[str, bytes]:
     """Names and contents of everything in a folder."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def comparable(folder: Path) -> dict[str, bytes]:
+    """What must be the same, byte for byte, of datasets from the same input: shards, index, rejects, ledger."""
+    files_of = files(folder)
+    names = [name for name in files_of if name.endswith((".tar", ".parquet")) and name != "stages.parquet"]
+    return {name: files_of[name] for name in names} | {"codec.safetensors": files_of.get("codec.safetensors", b"")}
+
+
+def calls_manifest(folder: Path) -> Path:
+    """Five recordings of four turns each, 16 kHz; the last one is of split val."""
+    rows = []
+    for n in range(5):
+        soundfile.write(folder / f"call{n}.wav", noise(5.0, 16000, n), 16000)
+        turns = [turn("ab"[i % 2], 0.1 + i * 1.2, 1.1 + i * 1.2) for i in range(4)]
+        rows.append({"audio": f"call{n}.wav", "id": f"Call {n}", "split": "val" if n == 4 else "train", "turns": turns})
+    return write_manifest(folder / "calls.jsonl", rows)

@@ -1,37 +1,30 @@
 import fcntl
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from made_recordings import files, noise, turn, write_manifest
+from made_recordings import calls_manifest, comparable, files, noise, turn, write_manifest
 
 from csm.audio import load_audio, resample
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
-from data_prep.cli import main
 from data_prep.prepare import prepare
+from data_prep.records import Reject
+from data_prep.tables import read_rows
 from data_prep.verify import verify
 
 RATE = 16000
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def calls(tmp_path) -> Path:
     """A manifest of five good recordings of four turns each."""
-    rows = []
-    for n in range(5):
-        soundfile.write(tmp_path / f"call{n}.wav", noise(5.0, RATE, n), RATE)
-        turns = [turn("ab"[i % 2], 0.1 + i * 1.2, 1.1 + i * 1.2) for i in range(4)]
-        rows.append({"audio": f"call{n}.wav", "id": f"Call {n}", "split": "val" if n == 4 else "train", "turns": turns})
-    return write_manifest(tmp_path / "calls.jsonl", rows)
+    return calls_manifest(tmp_path)
 
 
 def test_each_turn_is_encoded_on_its_own_and_stored_in_order(calls, config, tmp_path):
@@ -49,19 +42,17 @@ def test_each_turn_is_encoded_on_its_own_and_stored_in_order(calls, config, tmp_
 
 
 def test_same_input_gives_identical_shards_and_index(calls, config, tmp_path):
-    prepare(config(calls, shard_mb=0.002))
-    prepare(config(calls, shard_mb=0.002, output=str(tmp_path / "again")))
-    first, again = files(tmp_path / "out"), files(tmp_path / "again")
-    assert first.keys() == again.keys() and len([name for name in first if name.endswith(".tar")]) > 2
-    for name in first.keys() - {"codec.safetensors", "dataset.json"}:
-        assert first[name] == again[name], name
+    prepare(config(calls, **{"pack.shard_mb": 0.002}))
+    prepare(config(calls, output=tmp_path / "again", **{"pack.shard_mb": 0.002}))
+    first, again = comparable(tmp_path / "out"), comparable(tmp_path / "again")
+    assert first == again and len([name for name in first if name.endswith(".tar")]) > 2
     assert ShardedDataset(tmp_path / "out").info.fingerprint == ShardedDataset(tmp_path / "again").info.fingerprint
 
 
 def test_order_in_shards_is_shuffled_by_the_seed(calls, config, tmp_path):
     orders = []
     for seed in (1, 2, 3):
-        prepare(config(calls, seed=seed, overwrite=True, max_turns=1))
+        prepare(config(calls, overwrite=True, seed=seed, **{"conversation.max_turns": 1}))
         orders.append(list(ShardedDataset(tmp_path / "out").recordings))
     assert len({tuple(order) for order in orders}) == 3
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != sorted(orders[0])
@@ -94,10 +85,10 @@ def test_every_turn_is_kept_or_rejected_with_its_reason(calls, config, tmp_path)
     write_manifest(calls, rows)
     calls.write_text(calls.read_text() + good)
 
-    prepared = prepare(config(calls, max_turn_seconds=2.0))
-    assert prepared.rejected == {
-        "audio_missing": 2,
-        "audio_corrupt": 2,
+    dataset, _ = prepare(config(calls, **{"turns.max_given_seconds": 2.0}))
+    rows = read_rows(tmp_path / "out" / "rejects.parquet", Reject)
+    of_mixed = Counter(row.reason for row in rows if row.recording == "local/mixed.wav")
+    assert of_mixed == {
         "times_outside_audio": 2,
         "too_short": 1,
         "too_long": 1,
@@ -105,34 +96,25 @@ def test_every_turn_is_kept_or_rejected_with_its_reason(calls, config, tmp_path)
         "bad_times": 1,
         "channel_missing": 1,
     }
-    assert prepared.turns_in == 10 + 4 + 20 == prepared.turns_kept + sum(prepared.rejected.values())
-    assert prepared.dataset.rejected == prepared.rejected
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    reasons = {(row["recording"], row["turn"]): row["reason"] for row in rows}
-    assert reasons == {
-        ("mixed.wav", 9): "times_outside_audio",
-        ("mixed.wav", 1): "too_short",
-        ("mixed.wav", 3): "too_long",
-        ("mixed.wav", 4): "empty_text",
-        ("mixed.wav", 5): "bad_times",
-        ("mixed.wav", 6): "channel_missing",
-        ("mixed.wav", 8): "times_outside_audio",
-        ("gone.wav", None): "audio_missing",
-        ("corrupt.wav", None): "audio_corrupt",
-        ("empty.wav", None): "audio_corrupt",
-    }
-    (gone,) = [row for row in rows if row["recording"] == "gone.wav"]
-    assert gone["turns"] == 2 and str(tmp_path / "gone.wav") in gone["message"]
+    whole = {row.audio: row.reason for row in rows if row.turn is None}
+    assert whole == {"gone.wav": "audio_missing", "corrupt.wav": "audio_corrupt", "empty.wav": "audio_empty"}
+    assert dataset.rejected == Counter(row.reason for row in rows)
+    (gone,) = [row for row in rows if row.audio == "gone.wav"]
+    assert str(tmp_path / "gone.wav") in gone.message
+    kept_turns = sum(totals["turns"] for totals in dataset.totals.values())
+    assert kept_turns == 3 + 20 and 3 + sum(of_mixed.values()) == len(bad)
 
     dataset = ShardedDataset(tmp_path / "out")
     samples = [dataset.read(i) for i in range(len(dataset))]
-    kept = sorted([(t.start, t.end) for t in sample.turns] for sample in samples if sample.recording == "mixed.wav")
+    kept = sorted(
+        [(t.start, t.end) for t in sample.turns] for sample in samples if sample.recording == "local/mixed.wav"
+    )
     assert kept == [[(0.0, 1.0)], [(1.2, 2.2)], [(5.0, 6.0)]]  # never joined over a rejected turn
-    assert [len(sample.turns) for sample in samples if sample.recording != "mixed.wav"] == [4] * 5
+    assert [len(sample.turns) for sample in samples if sample.recording != "local/mixed.wav"] == [4] * 5
 
 
 def test_limits_divide_conversations_between_turns(calls, config, tmp_path):
-    prepare(config(calls, max_conversation_seconds=2.5))
+    prepare(config(calls, **{"conversation.max_seconds": 2.5}))
     dataset = ShardedDataset(tmp_path / "out")
     assert list(dataset.n_turns) == [2] * 10
     assert len(set(dataset.keys)) == 10
@@ -140,13 +122,13 @@ def test_limits_divide_conversations_between_turns(calls, config, tmp_path):
 
 def test_nothing_usable_is_an_error_that_says_why(calls, config, tmp_path):
     rows = [{"audio": "gone.wav", "turns": [turn("a", 0, 1)]}]
-    with pytest.raises(ValueError, match=r"no turn could be kept \(audio_missing 1\); the first: .*gone.wav: no such"):
+    with pytest.raises(ValueError, match=r"no recording can be used \(audio_missing 1\); the first: .*gone.wav: no such"):
         prepare(config(write_manifest(calls, rows)))
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_validation_alone_has_nothing_to_fit_a_codec_to(calls, config, tmp_path):
-    with pytest.raises(ValueError, match=r"no recording is in split train.*codec\.path=FILE"):
+    with pytest.raises(ValueError, match=r"no audio of split train.*codec\.path=FILE"):
         prepare(config(only_val(calls)))
 
 
@@ -159,7 +141,7 @@ def test_codec_of_another_dataset_can_be_used(calls, config, tmp_path):
     prepare(config(calls))
     first = ShardedDataset(tmp_path / "out")
     codec = CodecConfig(CodecKind.spectral, str(first.codec_file), num_codebooks=5, codebook_size=23)
-    prepare(config(only_val(calls), codec=codec, output=str(tmp_path / "val")))
+    prepare(config(only_val(calls), codec=codec, output=tmp_path / "val"))
     second = ShardedDataset(tmp_path / "val")
     assert second.codec == first.codec
     codes = {(s.recording, s.codes.tobytes()) for s in map(first.read, range(5))}
@@ -172,9 +154,9 @@ def test_existing_output_is_replaced_only_when_asked(calls, config, tmp_path):
     with pytest.raises(ValueError, match="already holds a prepared dataset; add overwrite=true"):
         prepare(config(calls))
     assert files(tmp_path / "out") == before
-    prepare(config(calls, limit=3, overwrite=True))
+    prepare(config(calls, limit=3, overwrite=True, work=str(tmp_path / "work")))
     assert len(ShardedDataset(tmp_path / "out")) == 3
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out", "out.work", "work"]
 
 
 def test_folder_with_something_else_is_never_touched(calls, config, tmp_path):
@@ -227,63 +209,3 @@ def test_verify_compares_description_index_and_shards(calls, config, tmp_path):
     file.write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"index\.parquet: .*dataset\.json says 4 samples, it has 5"):
         verify(tmp_path / "out")
-
-
-@pytest.fixture
-def program(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """`program(argument, ...)`: runs the command line in this process -> exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["data_prep", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp_path, program):
-    prepare(config(calls))
-    out = tmp_path / "out"
-    mistakes = {
-        (
-            f"input={calls}",
-            f"output={out}",
-        ): f"{out}: already holds a prepared dataset; add overwrite=true to replace it",
-        (f"output={out}",): "input is not set; give input=PATH",
-        ("verify", f"output={tmp_path}"): f"{tmp_path}: not a prepared dataset",
-        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are prepare, demo, verify, lengths",
-        (f"input={tmp_path / 'x'}", f"output={tmp_path / 'y'}"): f"{tmp_path / 'x'}: no such input",
-        (f"input={calls}", f"output={tmp_path / 'y'}", "max_turns=0"): "max_turns=0 must be greater than 0",
-    }
-    for arguments, message in mistakes.items():
-        code, _, stderr = program(*arguments)
-        assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
-
-
-def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, program):
-    for argument, name in (("max_turn_second=3", "max_turn_second"), ("max_turns=many", "max_turns")):
-        code, _, stderr = program(f"input={calls}", f"output={tmp_path / 'out'}", argument)
-        assert code == 2 and name in stderr and stderr.startswith("error: ") and stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_verify_exits_1_for_a_broken_dataset(calls, config, tmp_path, program):
-    prepare(config(calls))
-    assert program("verify", f"output={tmp_path / 'out'}")[:2] == (0, f"{tmp_path / 'out'}: whole\n")
-    file = tmp_path / "out" / "codec.safetensors"
-    file.write_bytes(bytes(file.stat().st_size))
-    code, _, stderr = program("verify", f"output={tmp_path / 'out'}")
-    assert code == 1 and f"{file}: content differs" in stderr
-
-
-def test_module_runs_as_a_program(calls, tmp_path):
-    command = [sys.executable, "-m", "data_prep", f"input={calls}", f"output={tmp_path / 'out'}"]
-    command += ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "20 of 20 turns kept" in done.stdout and len(ShardedDataset(tmp_path / "out")) == 5

@@ -19,7 +19,6 @@ from csm.config import (
     CodecConfig,
     CodecKind,
     CSMConfig,
-    DataPrepConfig,
     TokenizerConfig,
     TokenizerKind,
     TransformerConfig,
@@ -27,6 +26,7 @@ from csm.config import (
 from csm.data.dataset import ShardedDataset
 from csm.model.csm import CSM
 from csm.text import load_tokenizer
+from data_prep.config import DataPrepConfig, ExecutorConfig, ExecutorKind
 from data_prep.prepare import prepare
 
 DEMO = Path(data_prep.demo.__file__).parent
@@ -64,7 +64,9 @@ def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(DEMO / record["audio"], recordings)
     lines = "".join(json.dumps(record) + "\n" for record in _manifest())
     (recordings / "manifest.jsonl").write_text(lines)
-    prepare(DataPrepConfig(input=str(recordings / "manifest.jsonl"), output=str(folder / "dataset"), codec=CODEC))
+    inline = ExecutorConfig(ExecutorKind.inline)
+    output = str(folder / "dataset")
+    prepare(DataPrepConfig(input=str(recordings / "manifest.jsonl"), output=output, codec=CODEC, executor=inline))
     return folder / "dataset"
 
 

@@ -1,0 +1,152 @@
+"""Who speaks when, from voices alone: embeddings of windows are clustered, then every step of speech gets a cluster.
+
+The number of speakers follows from the tree of Ward's method, read from its root: a cluster is two speakers if the
+mean embeddings of its halves lie apart by `cluster_threshold`. The nearer in size the halves are, the less distance is
+asked for (to BALANCED of it): recordings of one voice split off small groups of odd utterances at distances that two
+similar voices on a telephone line do not reach. The constants were set on recordings of one to three voices, among
+them a telephone call, and belong to this encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
+
+from data_prep.backends.voices import FRAMES_PER_SECOND, Voices
+from data_prep.config import DiarizeConfig
+from data_prep.records import Span
+
+WINDOW = 160  # frames (1.6 s), what the encoder was trained on
+HOP = 25
+FINE_WINDOW = 100
+MIN_VOICE_WINDOWS = 10  # a smaller cluster is no speaker: 2.5 s of windows
+MAX_WINDOWS = 4000  # that are clustered, since the tree takes memory by their square; the others join the nearest voice
+MAX_READ_SECONDS = 60.0
+BALANCED = 0.58
+SWITCH_PENALTY = 0.1
+"""Cosine similarity, summed over steps, that another speaker must gain to be taken for one."""
+
+
+@dataclass
+class _Piece:
+    """Speech read at once, and its embeddings by step of HOP frames."""
+
+    start: float
+    end: float
+    coarse: np.ndarray  # [windows, 256]; empty if it is too short
+    fine: np.ndarray  # [steps, 256]
+
+
+def cluster_speakers(
+    voices: Voices, read: Callable[[float, float], np.ndarray], spans: Sequence[Span], cfg: DiarizeConfig
+) -> list[tuple[float, float, int]]:
+    """(start, end, speaker) by start, covering `spans` exactly; speakers are numbered from 0 as they appear.
+
+    Args:
+        voices: the encoder.
+        read: samples at 16 kHz from start to end seconds.
+        spans: where somebody speaks.
+        cfg: `cluster_threshold`, `max_speakers`.
+    """
+    pieces = [_embedded(voices, read, start, end) for span in spans for start, end in _short(span)]
+    windows = np.concatenate([piece.coarse for piece in pieces]) if pieces else np.zeros((0, 1))
+    means = speaker_means(windows, cfg.cluster_threshold, cfg.max_speakers)
+    found: list[tuple[float, float, int]] = []
+    for piece in pieces:
+        steps = most_likely(piece.fine @ means.T) if len(means) > 1 else np.zeros(len(piece.fine), int)
+        for start, end, who in _stretches(steps, piece):
+            if found and found[-1][2] == who and found[-1][1] == start:
+                found[-1] = (found[-1][0], end, who)
+            else:
+                found.append((start, end, who))
+    order: dict[int, int] = {}
+    return [(start, end, order.setdefault(who, len(order))) for start, end, who in found]
+
+
+def speaker_means(windows: np.ndarray, threshold: float, max_speakers: int) -> np.ndarray:
+    """Mean embeddings, unit length [speakers, D], of the speakers in `windows` [n, D]; one at least."""
+    if len(windows) > MAX_WINDOWS:
+        windows = windows[np.linspace(0, len(windows) - 1, MAX_WINDOWS).round().astype(int)]
+    if len(windows) < 2 * MIN_VOICE_WINDOWS:
+        return _unit(windows.mean(axis=0, keepdims=True)) if len(windows) else np.zeros((1, windows.shape[1]))
+    leaves = [to_tree(linkage(windows.astype(np.float64), "ward"))]
+    done: list[ClusterNode] = []
+    while leaves:
+        leaves.sort(key=lambda node: (node.dist, node.id))
+        node = leaves.pop()  # the widest
+        halves = _halves(node)
+        if halves and len(leaves) + len(done) + 2 <= max_speakers and _are_two(*halves, windows, threshold):
+            leaves += halves
+        else:
+            done.append(node)
+    return np.concatenate([_mean(node, windows) for node in sorted(done, key=lambda node: node.id)])
+
+
+def _halves(node: ClusterNode) -> list[ClusterNode] | None:
+    """The two parts of a cluster, past those too small to be a speaker."""
+    while not node.is_leaf():
+        small, large = sorted((node.left, node.right), key=lambda half: half.count)
+        if small.count >= MIN_VOICE_WINDOWS:
+            return [small, large]
+        node = large
+    return None
+
+
+def _are_two(small: ClusterNode, large: ClusterNode, windows: np.ndarray, threshold: float) -> bool:
+    share = small.count / (small.count + large.count)
+    needed = threshold * min(1.0, BALANCED / (4 * share * (1 - share)))
+    return 1 - float((_mean(small, windows) @ _mean(large, windows).T).item()) > needed
+
+
+def _mean(node: ClusterNode, windows: np.ndarray) -> np.ndarray:
+    return _unit(windows[node.pre_order()].mean(axis=0, keepdims=True))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def most_likely(similarity: np.ndarray) -> np.ndarray:
+    """The speaker of each step (Viterbi), int [steps], from similarities [steps, speakers]."""
+    steps, speakers = similarity.shape
+    change = SWITCH_PENALTY * (1 - np.eye(speakers))
+    came_from = np.zeros((steps, speakers), int)
+    score = similarity[0]
+    for step in range(1, steps):
+        options = score[:, None] - change
+        came_from[step] = options.argmax(axis=0)
+        score = options.max(axis=0) + similarity[step]
+    path = [int(score.argmax())]
+    for step in range(steps - 1, 0, -1):
+        path.append(int(came_from[step, path[-1]]))
+    return np.array(path[::-1])
+
+
+def _short(span: Span) -> list[tuple[float, float]]:
+    """A span in equal parts that are not too long to be read at once."""
+    parts = int(-(-(span.end - span.start) // MAX_READ_SECONDS)) or 1
+    edges = [span.start + (span.end - span.start) * part / parts for part in range(parts)] + [span.end]
+    return list(pairwise(edges))
+
+
+def _embedded(voices: Voices, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
+    mel = voices.spectrogram(read(start, end))
+    coarse = [mel[first : first + WINDOW] for first in range(0, len(mel) - WINDOW + 1, HOP)]
+    if len(mel) < FINE_WINDOW:
+        fine = [mel]
+    else:
+        fine = [mel[first : first + FINE_WINDOW] for first in range(0, len(mel) - FINE_WINDOW + 1, HOP)]
+    return _Piece(start, end, voices.embed(coarse), voices.embed(fine))
+
+
+def _stretches(steps: np.ndarray, piece: _Piece) -> list[tuple[float, float, int]]:
+    """Steps as times: a change of speaker lies midway between the centres of two windows."""
+    changes = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
+    edge = [piece.start + ((at - 0.5) * HOP + FINE_WINDOW / 2) / FRAMES_PER_SECOND for at in changes]
+    edge = [piece.start, *(min(at, piece.end) for at in edge[1:-1]), piece.end]
+    speakers = [int(steps[at]) for at in changes[:-1]]
+    return [(start, end, who) for (start, end), who in zip(pairwise(edge), speakers, strict=True)]

@@ -1,0 +1,142 @@
+"""What became of every millisecond of a recording's tracks: hours in = hours kept + hours lost, by stage and reason."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from data_prep.reasons import Reason
+from data_prep.records import LedgerRow, Recording, Reject, Speech, Turns
+
+Fate = tuple[str, str]
+"""Stage and reason that a turn was lost for, or `KEPT`."""
+
+KEPT: Fate = ("kept", "")
+NO_WORDS: Fate = ("transcribe", Reason.no_words.value)
+NO_SPEECH: Fate = ("vad", Reason.no_speech.value)
+UNKNOWN_LANG = "und"  # ISO 639-2: undetermined
+
+
+def account(
+    recording: Recording,
+    speech: Speech | None,
+    turns: Turns | None,
+    fates: Mapping[int, Fate],
+    reject: Reject | None,
+) -> list[LedgerRow]:
+    """Rows of a recording, by stage and reason; they add up to round(seconds * 1000) for each of its tracks.
+
+    Every millisecond of a track counts once: kept if any kept turn covers it, else for the first rejected turn that
+    does, else as speech without words if it is speech, else as no speech. What lies outside the recording, or on
+    a channel that it does not have, counts nothing.
+
+    Args:
+        speech: None if it was never searched for; all that is outside turns then counts as no speech.
+        turns: None if none were made.
+        fates: of every turn in `turns`, by number.
+        reject: why the recording was left out as a whole; it is then one row.
+    """
+    tracks = tracks_of(recording, speech, turns)
+    length = round(recording.seconds * 1000)
+    lost: Counter[Fate] = Counter()
+    if reject is not None:
+        lost[reject.stage, reject.reason] = length * len(tracks)
+    else:
+        for track in tracks:
+            spans = [
+                ((0 if fates[turn.number] == KEPT else 1, turn.number), fates[turn.number], turn.start, turn.end)
+                for turn in (turns.turns if turns is not None else [])
+                if turn.channel == track
+            ]
+            for found in speech.tracks if speech is not None else []:
+                if found.channel == track:
+                    spans += [((2, 0), NO_WORDS, span.start, span.end) for span in found.spans]
+            spans.append(((3, 0), NO_SPEECH, 0.0, recording.seconds))
+            lost.update(_cover(spans, length))
+    assert lost.total() == length * len(tracks), f"{recording.id}: {lost} do not add up"
+    lang = _language(recording, turns)
+    return [
+        LedgerRow(recording.source, lang, recording.id, stage, reason, ms)
+        for (stage, reason), ms in sorted(lost.items())
+        if ms
+    ]
+
+
+def tracks_of(recording: Recording, speech: Speech | None, turns: Turns | None) -> list[int | None]:
+    """What of a recording is listened to by itself: the channels (None: the mean) that were searched or have turns.
+
+    The mean alone where nothing is known yet. Channels that the recording does not have are none of its tracks.
+    """
+    named = {track.channel for track in speech.tracks} if speech is not None else set()
+    named |= {turn.channel for turn in recording.turns or []}
+    named |= {turn.channel for turn in turns.turns} if turns is not None else set()
+    tracks = [channel for channel in named if channel is None or 0 <= channel < recording.channels]
+    return sorted(tracks, key=lambda channel: -1 if channel is None else channel) or [None]
+
+
+@dataclass
+class Sums:
+    """Milliseconds of tracks."""
+
+    total: int = 0
+    kept: int = 0
+    lost: Counter[Fate] = field(default_factory=Counter)
+
+    def add(self, row: LedgerRow) -> None:
+        self.total += row.ms
+        if (row.stage, row.reason) == KEPT:
+            self.kept += row.ms
+        else:
+            self.lost[row.stage, row.reason] += row.ms
+
+
+@dataclass
+class Totals:
+    """A ledger in sum; `total == kept + lost.total()` in every part of it."""
+
+    all: Sums
+    by_source: dict[str, Sums]
+    by_lang: dict[str, Sums]
+
+
+def totals(rows: Iterable[LedgerRow]) -> Totals:
+    """Sums of a ledger, sources and languages in alphabetical order."""
+    everything, by_source, by_lang = Sums(), defaultdict(Sums), defaultdict(Sums)
+    for row in rows:
+        for sums in (everything, by_source[row.source], by_lang[row.lang]):
+            sums.add(row)
+    return Totals(everything, dict(sorted(by_source.items())), dict(sorted(by_lang.items())))
+
+
+def _cover(spans: list[tuple[tuple[int, int], Fate, float, float]], length: int) -> Counter[Fate]:
+    """Milliseconds of 0..length by fate. Spans are (rank, fate, start and end in s); lower ranks hide higher ones."""
+    cut = [
+        (max(0, round(start * 1000)), rank, min(length, round(end * 1000)), fate) for rank, fate, start, end in spans
+    ]
+    waiting = sorted((span for span in cut if span[0] < span[2]), reverse=True)
+    edges = sorted({edge for start, _, end, _ in waiting for edge in (start, end)})
+    covered: Counter[Fate] = Counter()
+    active: list[tuple[tuple[int, int], int, Fate]] = []  # heap by rank; ended spans stay until they come up
+    for edge, following in pairwise(edges):
+        while waiting and waiting[-1][0] == edge:
+            _, rank, end, fate = waiting.pop()
+            heapq.heappush(active, (rank, end, fate))
+        while active and active[0][1] <= edge:
+            heapq.heappop(active)
+        if active:
+            covered[active[0][2]] += following - edge
+    return covered
+
+
+def _language(recording: Recording, turns: Turns | None) -> str:
+    """The recording's language as given, or the one that is spoken longest in it."""
+    if recording.lang is not None:
+        return recording.lang
+    spoken: Counter[str] = Counter()
+    for turn in turns.turns if turns is not None else []:
+        if turn.lang is not None:
+            spoken[turn.lang] += round((turn.end - turn.start) * 1000)
+    return min(spoken, key=lambda lang: (-spoken[lang], lang), default=UNKNOWN_LANG)

@@ -1,0 +1,107 @@
+"""Folders, globs and fsspec URLs -> names of files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fsspec
+
+from data_prep.storage import is_url
+
+_GLOB = "*?["
+
+
+@dataclass
+class Files:
+    """Files below `root`, a local folder (absolute) or a URL; names are relative to it, sorted, parts joined by /."""
+
+    root: str
+    names: list[str]
+    folder: bool  # a whole folder was asked for, not files by name
+
+    def path(self, name: str) -> str:
+        return f"{self.root}{'' if self.root.endswith('/') else '/'}{name}"  # roots: "/", "memory://"
+
+
+def list_files(source: str) -> Files:
+    """All files below a folder, those that a glob matches (`**` crosses folders), or the one file named.
+
+    Names that are not UTF-8 hold surrogate escapes. Links to folders are followed, each folder is listed once.
+
+    Raises FileNotFoundError if there is nothing of this name; OSError if the storage fails.
+    """
+    files = _list_url(source) if is_url(source) else _list_local(source)
+    if files is None:
+        raise FileNotFoundError(
+            f"{source}: no such input; give a folder, a manifest (.jsonl or .parquet), .tar or .parquet files"
+        )
+    files.names.sort()
+    return files
+
+
+def neighbours(files: Files) -> list[str]:
+    """Names of everything in the folders in which the files lie: a glob for audio finds no side files."""
+    found = []
+    for folder in sorted({name.rpartition("/")[0] for name in files.names}):
+        path = files.path(folder) if folder else files.root
+        if is_url(path):
+            fs, inside = fsspec.core.url_to_fs(path)
+            names = [name.rpartition("/")[2] for name in fs.ls(inside, detail=False)]
+        else:
+            names = os.listdir(path)
+        found += [f"{folder}/{name}" if folder else name for name in sorted(names)]
+    return found
+
+
+def _list_local(source: str) -> Files | None:
+    path = os.path.abspath(os.path.expanduser(source))
+    if os.path.isdir(path):
+        return Files(path, list(_walk(path)), folder=True)
+    if os.path.isfile(path):
+        return Files(os.path.dirname(path), [os.path.basename(path)], folder=False)
+    root = _fixed_part(path)
+    found = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    return Files(root, [os.path.relpath(file, root) for file in found], folder=False) if found else None
+
+
+def _walk(root: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # of two links to one folder, always the same is followed
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in files)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _list_url(source: str) -> Files | None:
+    try:
+        fs, path = fsspec.core.url_to_fs(source)
+    except ImportError as error:
+        raise ValueError(f"{source}: {error}; pip install 'csm-train[remote]'") from error
+    if any(sign in source for sign in _GLOB):
+        root, folder = _fixed_part(path), False
+        found = [file for file in fs.glob(path) if fs.isfile(file)]
+    elif fs.isfile(path):
+        root, folder, found = path.rpartition("/")[0], False, [path]
+    else:
+        root, folder = path.rstrip("/"), True
+        found = list(fs.find(path))
+    names = [file[len(root) :].lstrip("/") for file in found]
+    return Files(fs.unstrip_protocol(root), names, folder) if found else None
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder before the first part of a path that holds a wildcard."""
+    parts = pattern.split("/")
+    fixed = next((i for i, part in enumerate(parts) if any(sign in part for sign in _GLOB)), len(parts) - 1)
+    return "/".join(parts[:fixed]) or "/"

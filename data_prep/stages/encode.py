@@ -1,0 +1,112 @@
+"""Turns -> codes: each turn from its own track, on its own, from a fresh codec state, as at inference."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from csm.codec import Codec, encode_turns
+from data_prep.config import EncodeConfig, LimitsConfig
+from data_prep.limits import check
+from data_prep.reasons import Reason
+from data_prep.records import DraftTurn, Encoded, EncodedTurn, Scores, TurnRejection, Turns
+from data_prep.stages.base import Item
+
+PEAK = 0.99
+"""No gain lifts a sample above this."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    codec: str  # identity of the weights
+    num_codebooks: int
+    loudness: float | None
+    max_gain_db: float
+    loose: LimitsConfig
+
+
+class EncodeStage:
+    """Turns that pass the loose limits, padded together with others of their length (`csm.codec.encode_turns`)."""
+
+    name = "encode"
+    version = 1
+    reads = ("turns", "score")
+    result = Encoded
+
+    def __init__(self, cfg: EncodeConfig, loose: LimitsConfig, codec: Codec) -> None:
+        self.codec = codec
+        self.batch_seconds = cfg.batch_seconds
+        self.options = EncodeOptions(codec.identity, codec.num_codebooks, cfg.loudness, cfg.max_gain_db, loose)
+        self.backend = codec.name
+        self.device = str(codec.device)
+        self.group_seconds = 4 * cfg.batch_seconds
+
+    def process(self, items: Sequence[Item]) -> list[Encoded]:
+        waveforms: list[torch.Tensor] = []
+        results: list[Encoded] = []
+        chosen: list[tuple[Encoded, DraftTurn, float]] = []
+        for item in items:
+            result = Encoded([], [])
+            results.append(result)
+            gains = self._gains(item)
+            for turn in self._wanted(item, result):
+                audio = item.audio.track(turn.channel, self.codec.sample_rate, turn.start, turn.end)
+                gain = min(gains[turn.speaker], _headroom_db(audio)) if gains else 0.0
+                waveforms.append(torch.from_numpy(audio * np.float32(10 ** (gain / 20)) if gain else audio))
+                chosen.append((result, turn, gain))
+        for (result, turn, gain), codes in zip(
+            chosen, encode_turns(self.codec, waveforms, self.batch_seconds), strict=True
+        ):
+            if not codes.any(dim=0).all():
+                message = "a frame has only zero codes (end of speech)"
+                result.rejected.append(TurnRejection(turn.number, Reason.end_frame.value, message))
+                continue
+            stored = codes.numpy().astype("<u2").tobytes()
+            result.turns.append(EncodedTurn(turn.number, codes.shape[1], stored, round(gain, 2)))
+        return results
+
+    def _wanted(self, item: Item, result: Encoded) -> list[DraftTurn]:
+        """The turns to encode; those beyond the loose limits are noted in `result`."""
+        turns: Turns = item.results["turns"]
+        scores: Scores = item.results["score"]
+        score_of = {score.number: score for score in scores.turns}
+        wanted = []
+        for turn in turns.turns:
+            if turn.rejection is not None:
+                continue
+            problem = check(turn, score_of.get(turn.number), self.options.loose, None)
+            if problem is None:
+                wanted.append(turn)
+            else:
+                result.rejected.append(TurnRejection(turn.number, problem.reason, problem.message))
+        return wanted
+
+    def _gains(self, item: Item) -> dict[str, float]:
+        """Gain in dB for each speaker, from the mean power of the speaker's turns; empty if loudness is left alone."""
+        if self.options.loudness is None:
+            return {}
+        turns: Turns = item.results["turns"]
+        scores: Scores = item.results["score"]
+        loudness = {score.number: score.lufs for score in scores.turns if score.lufs is not None}
+        power: dict[str, float] = defaultdict(float)
+        seconds: dict[str, float] = defaultdict(float)
+        for turn in turns.turns:
+            lufs = loudness.get(turn.number)
+            if lufs is not None and math.isfinite(lufs):
+                power[turn.speaker] += (turn.end - turn.start) * 10 ** (lufs / 10)
+                seconds[turn.speaker] += turn.end - turn.start
+        gains: dict[str, float] = defaultdict(float)
+        for speaker in power:
+            wanted = self.options.loudness - 10 * math.log10(power[speaker] / seconds[speaker])
+            gains[speaker] = max(-self.options.max_gain_db, min(self.options.max_gain_db, wanted))
+        return gains
+
+
+def _headroom_db(audio: np.ndarray) -> float:
+    peak = float(np.abs(audio).max()) if audio.size else 0.0
+    return 20 * math.log10(PEAK / peak) if peak > 0 else math.inf

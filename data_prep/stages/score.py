@@ -1,0 +1,145 @@
+"""Stage `score`: what a turn's sound is like, and what the recording's is, to filter and to find duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyloudnorm
+
+from data_prep.audio import RecordingAudio
+from data_prep.backends.dnsmos import MIN_HOP_SECONDS, Dnsmos
+from data_prep.config import ScoreConfig
+from data_prep.fingerprint import fingerprint
+from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
+from data_prep.stages.base import Item
+
+# The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
+_CLIPPED = 0.98
+# Gating blocks of ITU-R BS.1770-4, 75% overlapping.
+_BLOCK_SECONDS, _BLOCK_STEP_SECONDS = 0.4, 0.1
+# Content is what comes within 60 dB of the strongest frequency in at least one frame of twenty: consonants do, the
+# noise of quantisation and what resamplers leave do not, and a click is in too few frames.
+_CONTENT_DB, _CONTENT_QUANTILE = 60.0, 0.95
+_FRAME_SECONDS = 0.032
+_LISTENED_SECONDS = 600.0  # of turns in memory for DNSMOS
+
+
+@dataclass
+class ScoreOptions:
+    """What the results depend on."""
+
+    dnsmos: bool
+    dnsmos_hop_seconds: float
+    fingerprint: bool
+
+
+class ScoreStage:
+    """Loudness, clipping, bandwidth, DNSMOS and fingerprint of every turn that is not rejected; the recording's hash.
+
+    Raises ValueError for a hop of DNSMOS below 4.5 s.
+    """
+
+    name = "score"
+    version = 1
+    reads = ("turns",)
+    result = Scores
+    group_seconds = 0.0
+
+    def __init__(self, cfg: ScoreConfig) -> None:
+        if cfg.dnsmos and cfg.dnsmos_hop_seconds < MIN_HOP_SECONDS:
+            raise ValueError(f"score.dnsmos_hop_seconds={cfg.dnsmos_hop_seconds:g} must be at least {MIN_HOP_SECONDS}")
+        self.options = ScoreOptions(cfg.dnsmos, cfg.dnsmos_hop_seconds, cfg.fingerprint)
+        self.backend = "dnsmos" if cfg.dnsmos else "signal"
+        self.device = cfg.device if cfg.dnsmos else "cpu"
+
+    def process(self, items: Sequence[Item]) -> list[Scores]:
+        """See `Stage.process`."""
+        return [self._score(item) for item in items]
+
+    def _score(self, item: Item) -> Scores:
+        turns: Turns = item.results["turns"]
+        kept = [turn for turn in turns.turns if turn.rejection is None]
+        scores = [self._measure(item, turn) for turn in kept]
+        if self.options.dnsmos:
+            for group in _groups(kept):
+                clips = [item.audio.track(kept[i].channel, MODEL_RATE, kept[i].start, kept[i].end) for i in group]
+                for i, (sig, bak, ovrl) in zip(group, self._dnsmos(clips).tolist(), strict=True):
+                    scores[i].sig, scores[i].bak, scores[i].ovrl = sig, bak, ovrl
+        return Scores(scores, pcm_sha256(item.audio))
+
+    def _measure(self, item: Item, turn: DraftTurn) -> TurnScore:
+        rate = item.audio.rate
+        audio = item.audio.track(turn.channel, rate, turn.start, turn.end)
+        codes: list[int] = []
+        if self.options.fingerprint:
+            codes = fingerprint(item.audio.track(turn.channel, MODEL_RATE, turn.start, turn.end))
+        return TurnScore(
+            turn.number, loudness(audio, rate), clipped(audio), bandwidth(audio, rate), None, None, None, codes
+        )
+
+    @cached_property
+    def _dnsmos(self) -> Dnsmos:
+        return Dnsmos(self.options.dnsmos_hop_seconds, self.device)
+
+
+def loudness(audio: np.ndarray, rate: int) -> float | None:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4, which EBU R 128 refers to) of float32 [N]; None for silence.
+
+    A turn shorter than the standard's block of 0.4 s is one block.
+    """
+    seconds = len(audio) / rate
+    if seconds < _BLOCK_SECONDS:
+        block = seconds
+    else:
+        block = _BLOCK_SECONDS
+        # pyloudnorm would count a last block that is not whole as if it were
+        steps = math.floor((seconds - block) / _BLOCK_STEP_SECONDS + 1e-6)
+        audio = audio[: math.ceil((block + steps * _BLOCK_STEP_SECONDS) * rate)]
+    # this filter class has the standard's own coefficients; the default's are 0.1 dB off
+    meter = pyloudnorm.Meter(rate, filter_class="DeMan", block_size=block)
+    value = float(meter.integrated_loudness(audio)) if len(audio) else -math.inf
+    return value if math.isfinite(value) else None
+
+
+def clipped(audio: np.ndarray) -> float | None:
+    """Share of the samples of float32 [N] at full scale; None if there are none."""
+    return float(np.mean(np.abs(audio) >= _CLIPPED)) if len(audio) else None
+
+
+def bandwidth(audio: np.ndarray, rate: int) -> float | None:
+    """Highest frequency in Hz with content in float32 [N]; None for silence, and for less than 32 ms."""
+    size = round(_FRAME_SECONDS * rate)
+    if len(audio) < size:
+        return None
+    frames = np.lib.stride_tricks.sliding_window_view(audio, size)[:: size // 2]
+    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32), axis=1)))
+    usual = np.quantile(power, _CONTENT_QUANTILE, axis=0)
+    if usual.max() == 0:
+        return None
+    return float(np.flatnonzero(usual >= usual.max() * 10 ** (-_CONTENT_DB / 10))[-1] * rate / size)
+
+
+def pcm_sha256(audio: RecordingAudio) -> str:
+    """Of the decoded samples: rate and channels, then frame by frame each channel's little-endian float32."""
+    digest = hashlib.sha256(f"{audio.rate} {audio.num_channels}\n".encode())
+    for block in audio.blocks():
+        digest.update(block.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _groups(turns: Sequence[DraftTurn]) -> list[list[int]]:
+    """Places of turns, in runs of at most `_LISTENED_SECONDS`, or of one longer turn."""
+    groups: list[list[int]] = []
+    seconds = math.inf
+    for i, turn in enumerate(turns):
+        seconds += turn.end - turn.start
+        if seconds > _LISTENED_SECONDS:
+            groups.append([])
+            seconds = turn.end - turn.start
+        groups[-1].append(i)
+    return groups

@@ -1,0 +1,147 @@
+"""Stage `transcribe`: what is said, with the times of words.
+
+Speech is heard in clips of at most `max_clip_seconds`: neighbouring spans of speech together, a longer span divided
+where it is quietest. Clips of one recording share batches and those of two never do, so that a recording's text does
+not depend on what it is processed with. Given turns with texts are not heard; those without are heard by themselves.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from data_prep.audio import RecordingAudio
+from data_prep.backends.faster_whisper import FasterWhisper
+from data_prep.backends.transformers_whisper import TransformersWhisper
+from data_prep.backends.whisper import MAX_CLIP_SECONDS, Recognizer
+from data_prep.config import TranscribeBackend, TranscribeConfig
+from data_prep.edges import quietest_moment
+from data_prep.given import checked_turns
+from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
+from data_prep.stages.base import Item
+
+MAX_PAUSE_IN_CLIP = 3.0
+"""Silence in a clip is where recognisers invent words."""
+LANGUAGE_CLIPS = 5
+"""From how many clips, evenly over the recording, its language is told."""
+_CLIPS_AT_ONCE = 64  # whose audio is in memory: half an hour
+
+
+class TranscribeStage:
+    """Raises ValueError or FileNotFoundError (one line) if a package, weights or a language are missing."""
+
+    name = "transcribe"
+    version = 1
+    reads = ("vad",)
+    result = Transcript
+    group_seconds = 0.0
+
+    def __init__(self, cfg: TranscribeConfig) -> None:
+        if not 1.0 <= cfg.max_clip_seconds <= MAX_CLIP_SECONDS:
+            raise ValueError(
+                f"transcribe.max_clip_seconds={cfg.max_clip_seconds}: Whisper hears {MAX_CLIP_SECONDS:.0f} s at most"
+            )
+        self.options = cfg
+        self.backend = cfg.backend.value
+        self.device = cfg.device
+        self._model: Recognizer | None = None
+
+    def process(self, items: Sequence[Item]) -> list[Transcript]:
+        return [self._transcript(item.recording, item.audio, item.results["vad"]) for item in items]
+
+    def _transcript(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Transcript:
+        if self.options.backend is TranscribeBackend.none:
+            return Transcript([])
+        stretches = self._stretches(recording, audio, speech)
+        if not stretches:
+            return Transcript([])
+        if self._model is None:
+            self._model = _load(self.options)
+        lang, lang_prob = recording.lang, 1.0
+        if lang is None:
+            lang, lang_prob = self._language(audio, stretches)
+        clips: list[Clip] = []
+        for first in range(0, len(stretches), _CLIPS_AT_ONCE):
+            some = stretches[first : first + _CLIPS_AT_ONCE]
+            heard = self._model.transcribe([_read(audio, *stretch) for stretch in some], lang)
+            for (channel, span), found in zip(some, heard, strict=True):
+                words = [_placed(word, span) for word in found.words if word.text]
+                ratio = compression_ratio(found.text)
+                scores = found.avg_logprob, found.no_speech_prob, ratio
+                clips.append(Clip(span.start, span.end, channel, found.text, words, lang, lang_prob, *scores))
+        return Transcript(clips)
+
+    def _stretches(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> list[tuple[int | None, Span]]:
+        limit = self.options.max_clip_seconds
+        if recording.turns is None:
+            return [
+                (track.channel, clip)
+                for track in speech.tracks
+                for clip in clips_of(track.spans, limit, _quietest(audio, track.channel))
+            ]
+        return [
+            (turn.given.channel, clip)
+            for turn in checked_turns(recording)
+            if turn.rejection is None and turn.given.text is None
+            for clip in clips_of([Span(turn.start, turn.end)], limit, _quietest(audio, turn.given.channel))
+        ]
+
+    def _language(self, audio: RecordingAudio, stretches: Sequence[tuple[int | None, Span]]) -> tuple[str, float]:
+        """The language with the largest mean probability over clips from all over the recording."""
+        assert self._model is not None
+        count = min(LANGUAGE_CLIPS, len(stretches))
+        chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
+        found = self._model.languages([_read(audio, *stretches[index]) for index in chosen])
+        means = {lang: sum(one.get(lang, 0.0) for one in found) / count for lang in sorted(set().union(*found))}
+        best = max(means, key=lambda lang: means[lang])
+        return best, means[best]
+
+
+def clips_of(spans: Sequence[Span], limit: float, quietest: Callable[[float, float], float]) -> list[Span]:
+    """Clips of at most `limit` seconds that hold all of `spans`, none of which is cut unless it is longer itself.
+
+    Args:
+        spans: of one track, by start.
+        limit: seconds.
+        quietest: the quietest moment between two.
+    """
+    clips: list[Span] = []
+    for span in spans:
+        last = clips[-1] if clips else None
+        if last and span.end - last.start <= limit and span.start - last.end <= MAX_PAUSE_IN_CLIP:
+            last.end = span.end
+            continue
+        start = span.start
+        while span.end - start > limit:
+            cut = quietest(start + limit / 2, start + limit)
+            clips.append(Span(start, cut))
+            start = cut
+        clips.append(Span(start, span.end))
+    return clips
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text over those of it compressed (zlib), as Whisper's authors take it; 0 for no text."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data)) if data else 0.0
+
+
+def _load(cfg: TranscribeConfig) -> Recognizer:
+    return FasterWhisper(cfg) if cfg.backend is TranscribeBackend.faster_whisper else TransformersWhisper(cfg)
+
+
+def _read(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:
+    samples = audio.track(channel, MODEL_RATE, span.start, span.end)
+    return samples[: int(MAX_CLIP_SECONDS * MODEL_RATE)]  # rounding may add a sample
+
+
+def _placed(word: Word, clip: Span) -> Word:
+    """A word of a clip at its place in the recording, and inside the clip."""
+    start = min(max(word.start, 0.0) + clip.start, clip.end)
+    return Word(word.text, round(start, 3), round(min(max(start, word.end + clip.start), clip.end), 3), word.prob)
+
+
+def _quietest(audio: RecordingAudio, channel: int | None) -> Callable[[float, float], float]:
+    return lambda start, end: quietest_moment(audio, channel, start, end)

@@ -1,0 +1,239 @@
+"""Stage `turns`: words and speakers become turns. Given turns stay as they are given."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from data_prep.audio import RecordingAudio
+from data_prep.backends.whisper import UNSPACED
+from data_prep.config import TurnsConfig, VadConfig
+from data_prep.edges import Edges
+from data_prep.given import checked_turns
+from data_prep.grouping import Group, end_of, grouped, start_of
+from data_prep.reasons import Reason
+from data_prep.records import (
+    Clip,
+    DraftTurn,
+    Event,
+    Recording,
+    Rejection,
+    Span,
+    Speakers,
+    SpeakerSpan,
+    Speech,
+    Transcript,
+    Turns,
+)
+from data_prep.spans import united
+from data_prep.stages.base import Item
+from data_prep.words import SpokenWord, aligned, speakers_of
+
+
+@dataclass
+class TurnsOptions:
+    """What the stage's results depend on."""
+
+    turns: TurnsConfig
+    vad_pad_seconds: float
+
+
+class TurnsStage:
+    """Every word ends up in a turn or an event; turns that cannot be used stay in the list, rejected."""
+
+    name = "turns"
+    version = 1
+    reads = ("vad", "diarize", "transcribe")
+    result = Turns
+    backend = ""
+    device = "cpu"
+    group_seconds = 0.0
+
+    def __init__(self, cfg: TurnsConfig, vad: VadConfig) -> None:
+        self.options = TurnsOptions(cfg, vad.pad_seconds)
+
+    def process(self, items: Sequence[Item]) -> list[Turns]:
+        return [self._turns(item) for item in items]
+
+    def _turns(self, item: Item) -> Turns:
+        speech, speakers, transcript = (item.results[name] for name in self.reads)
+        if item.recording.turns is not None:
+            return Turns(given_turns(item.recording, speakers, transcript, self.options.turns), [])
+        return made_turns(item.audio, item.recording, speech, speakers, transcript, self.options)
+
+
+# ------------------------------------------------------------------------------------------- from recognition
+
+
+def made_turns(
+    audio: RecordingAudio,
+    recording: Recording,
+    speech: Speech,
+    speakers: Speakers,
+    transcript: Transcript,
+    options: TurnsOptions,
+) -> Turns:
+    """Turns and events of what was recognised; numbered by start."""
+    cfg = options.turns
+    words = spoken_words(speech, speakers, transcript)
+    groups, backchannels = grouped(words, cfg)
+    together = _together(speakers, backchannels)
+    turns: list[DraftTurn] = []
+    for track in speech.tracks:
+        edges = Edges(audio, track, recording.seconds, options.vad_pad_seconds, cfg)
+        of_track = [group for group in groups if group[0].clip.channel == track.channel]
+        for group, (start, end) in zip(of_track, edges.around(of_track), strict=True):
+            turns.append(_draft(group, start, end, together.get(track.channel, []), cfg))
+    turns.sort(key=lambda turn: (turn.start, turn.end, turn.speaker))
+    for number, turn in enumerate(turns):
+        turn.number = number
+    return Turns(turns, [Event(start_of(run), run[0].speaker, "backchannel", _text(run)) for run in backchannels])
+
+
+def spoken_words(speech: Speech, speakers: Speakers, transcript: Transcript) -> list[SpokenWord]:
+    """All words, moved into speech, with their speakers; by track, then by start."""
+    found: list[SpokenWord] = []
+    for track in speech.tracks:
+        clips = [clip for clip in transcript.clips if clip.channel == track.channel for _ in clip.words]
+        words = [word for clip in transcript.clips if clip.channel == track.channel for word in clip.words]
+        if words:
+            words = aligned(words, track.spans)
+            who = speakers_of(words, [span for span in speakers.spans if span.channel == track.channel])
+            found += [SpokenWord(*of_word) for of_word in zip(words, who, clips, strict=True)]
+    return found
+
+
+def _draft(group: Group, start: float, end: float, together: list[Span], cfg: TurnsConfig) -> DraftTurn:
+    clips = [spoken.clip for spoken in group]
+    return DraftTurn(
+        number=-1,
+        speaker=group[0].speaker,
+        speaker_id=None,
+        channel=clips[0].channel,
+        start=start,
+        end=end,
+        text=_text(group),
+        words=[spoken.word for spoken in group],
+        overlap=_common(Span(start, end), together),
+        rejection=_too_short(end - start, cfg) if end - start < cfg.min_seconds else None,
+        **_confidence(clips),
+    )
+
+
+def _confidence(clips: list[Clip]) -> dict[str, str | float | None]:
+    """What recognition says of a turn whose words are of `clips` (one entry for each word): means, but the worst of
+    what tells a clip of which nothing can be trusted."""
+    if not clips:
+        return dict.fromkeys(("lang", "lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio"))
+    return {
+        "lang": clips[0].lang,
+        "lang_prob": clips[0].lang_prob,
+        "avg_logprob": sum(clip.avg_logprob for clip in clips) / len(clips),
+        "no_speech_prob": max(clip.no_speech_prob for clip in clips),
+        "compression_ratio": max(clip.compression_ratio for clip in clips),
+    }
+
+
+def _text(group: Group) -> str:
+    return ("" if group[0].clip.lang in UNSPACED else " ").join(spoken.word.text for spoken in group)
+
+
+# ------------------------------------------------------------------------------------------- from annotation
+
+
+def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig) -> list[DraftTurn]:
+    """Given turns as they are, by start; texts that are missing come from recognition."""
+    together = _together(speakers, [])
+    heard = iter(transcript.clips)
+    turns: list[DraftTurn] = []
+    for number, turn in enumerate(checked_turns(recording)):
+        given, rejection, clips = turn.given, turn.rejection, list[Clip]()
+        if given.text is None and rejection is None:
+            clips = _clips_until(heard, turn.end)
+        text = given.text if given.text is not None else _joined(clips)
+        seconds = turn.end - turn.start
+        if rejection is None and not text:
+            rejection = _no_text(bool(clips), given.number)
+        if rejection is None and seconds < cfg.min_seconds:
+            rejection = _too_short(seconds, cfg)
+        if rejection is None and seconds > cfg.max_given_seconds:
+            message = f"{seconds:.2f} s are more than turns.max_given_seconds={cfg.max_given_seconds}"
+            rejection = Rejection(Reason.too_long.value, message)
+        confidence = _confidence(clips)
+        if not clips:
+            confidence["lang"] = recording.lang
+        turns.append(
+            DraftTurn(
+                number=number,
+                speaker=given.speaker,
+                speaker_id=given.speaker_id,
+                channel=given.channel,
+                start=turn.start,
+                end=turn.end,
+                text=text,
+                words=[word for clip in clips for word in clip.words],
+                overlap=_common(Span(turn.start, turn.end), together.get(given.channel, [])),
+                rejection=rejection,
+                **confidence,
+            )
+        )
+    return turns
+
+
+def _clips_until(clips: Iterator[Clip], end: float) -> list[Clip]:
+    """The next clips, up to the one that ends with the turn: stage `transcribe` made them in the order of turns."""
+    found: list[Clip] = []
+    for clip in clips:
+        found.append(clip)
+        if clip.end == end:
+            return found
+    return []  # nothing was recognised: transcribe.backend=none
+
+
+def _joined(clips: list[Clip]) -> str:
+    separator = "" if clips and clips[0].lang in UNSPACED else " "
+    return separator.join(clip.text for clip in clips if clip.text)
+
+
+def _no_text(heard: bool, number: int) -> Rejection:
+    if heard:
+        return Rejection(Reason.no_words.value, f"given turn {number}: no word was recognised in it")
+    return Rejection(Reason.empty_text.value, f"given turn {number}: it has no text, and transcribe.backend=none")
+
+
+def _too_short(seconds: float, cfg: TurnsConfig) -> Rejection:
+    return Rejection(Reason.too_short.value, f"{seconds:.2f} s are less than turns.min_seconds={cfg.min_seconds}")
+
+
+# ------------------------------------------------------------------------------------------------- overlap
+
+
+def _together(speakers: Speakers, backchannels: list[Group]) -> dict[int | None, list[Span]]:
+    """For each channel, where two speak at once, by start and apart from each other."""
+    spans: dict[int | None, list[SpeakerSpan]] = {}
+    for span in speakers.spans:
+        spans.setdefault(span.channel, []).append(span)
+    found: dict[int | None, list[Span]] = {}
+    for channel, of_channel in spans.items():
+        both: list[Span] = []
+        talking: list[SpeakerSpan] = []
+        for span in sorted(of_channel, key=lambda span: span.start):
+            talking = [other for other in talking if other.end > span.start]
+            both += [Span(span.start, min(span.end, other.end)) for other in talking if other.speaker != span.speaker]
+            talking.append(span)
+        found[channel] = both
+    for run in backchannels:
+        found.setdefault(run[0].clip.channel, []).append(Span(start_of(run), end_of(run)))
+    return {channel: united(both) for channel, both in found.items()}
+
+
+def _common(span: Span, others: list[Span]) -> float:
+    """Seconds of `span` in `others` (by start, apart)."""
+    first = max(0, bisect_right(others, span.start, key=lambda other: other.start) - 1)
+    seconds = 0.0
+    for other in others[first:]:
+        if other.start >= span.end:
+            break
+        seconds += max(0.0, min(span.end, other.end) - max(span.start, other.start))
+    return round(seconds, 3)

@@ -1,0 +1,146 @@
+"""Stage `vad`: which tracks a recording has, and where somebody speaks on each.
+
+A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep/audio.py`),
+except that two channels with a speaker each, as of a call, are two tracks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from data_prep.audio import RecordingAudio
+from data_prep.backends.silero import FRAME, Silero, spans_of
+from data_prep.config import VadBackend, VadConfig
+from data_prep.given import checked_turns
+from data_prep.reasons import Reason
+from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
+from data_prep.spans import united
+from data_prep.stages.base import Item, Unusable
+
+_BLOCK = 1875 * FRAME  # samples read at once: 60 s
+_FLOOR = 1e-8  # mean square of a channel taken for silence at most: -80 dBFS
+DOMINANT = 4.0
+"""How many times as strong as the other channel (6 dB) the one with the speaker on it is, in a frame of speech."""
+DOMINATED_SHARE = 0.6
+"""Of a call's frames of speech, at least this share has a dominant channel; a stereo mix has voices on both."""
+OTHER_SHARE = 0.01
+"""Each channel of a call dominates in at least this share of the frames of speech: both sides are heard."""
+
+
+class _Listener(Protocol):
+    """Hears a track block by block; see `SileroStream.feed`."""
+
+    def feed(self, block: np.ndarray) -> np.ndarray: ...
+
+
+class _TakesAllForSpeech:
+    def feed(self, block: np.ndarray) -> np.ndarray:
+        return np.ones(-(-len(block) // FRAME), np.float32)
+
+
+class VadStage:
+    """Raises `Unusable` (`no_speech`) for a recording without speech. Recordings with given turns are not searched:
+    their speech is where the turns are."""
+
+    name = "vad"
+    version = 1
+    reads = ()
+    result = Speech
+    device = "cpu"
+    group_seconds = 0.0
+
+    def __init__(self, cfg: VadConfig) -> None:
+        self.options = cfg
+        self.backend = cfg.backend.value
+        self._model: Silero | None = None
+
+    def process(self, items: Sequence[Item]) -> list[Speech]:
+        return [self._speech(item.recording, item.audio) for item in items]
+
+    def _speech(self, recording: Recording, audio: RecordingAudio) -> Speech:
+        if recording.turns is not None:
+            return _given_speech(recording)
+        tracks = self._tracks(recording, audio)
+        if not any(track.spans for track in tracks):
+            raise Unusable(Reason.no_speech.value, f"nobody speaks in its {recording.seconds:.1f} s")
+        return Speech(tracks)
+
+    def _tracks(self, recording: Recording, audio: RecordingAudio) -> list[TrackSpeech]:
+        if recording.channels != 2 or recording.two_channel == "no":
+            return [self._mixed(audio, recording.seconds)]
+        listeners = self._listener(), self._listener()
+        heard: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        powers: list[np.ndarray] = []
+        for block in _blocks(audio, [0, 1], recording.seconds):
+            powers.append(_frame_power(block))
+            for listener, channel, found in zip(listeners, block, heard, strict=True):
+                found.append(listener.feed(channel))
+        probabilities = np.stack([np.concatenate(found) for found in heard])
+        speech = probabilities >= self.options.threshold
+        if recording.two_channel == "auto" and not are_two_speakers(np.concatenate(powers, axis=1), speech):
+            return [self._mixed(audio, recording.seconds)]
+        return [TrackSpeech(channel, self._spans(probabilities[channel], recording.seconds)) for channel in (0, 1)]
+
+    def _mixed(self, audio: RecordingAudio, seconds: float) -> TrackSpeech:
+        listener = self._listener()
+        found = [listener.feed(block[0]) for block in _blocks(audio, [None], seconds)]
+        return TrackSpeech(None, self._spans(np.concatenate(found), seconds))
+
+    def _listener(self) -> _Listener:
+        if self.options.backend is VadBackend.none:
+            return _TakesAllForSpeech()
+        if self._model is None:
+            self._model = Silero()
+        return self._model.stream()
+
+    def _spans(self, probabilities: np.ndarray, seconds: float) -> list[Span]:
+        if self.options.backend is VadBackend.none:
+            return [Span(0.0, seconds)]
+        spans = spans_of(probabilities, round(seconds * MODEL_RATE), self.options)
+        return [Span(span.start, min(span.end, seconds)) for span in spans]
+
+
+def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:
+    """Whether two channels carry a speaker each.
+
+    Args:
+        power: mean square of each channel's frames, float [2, F].
+        speech: whether somebody speaks there, bool [2, F].
+    """
+    frames = int(speech.any(axis=0).sum())
+    ratio = (power[0] + _FLOOR) / (power[1] + _FLOOR)
+    first = int((speech[0] & (ratio > DOMINANT)).sum())
+    second = int((speech[1] & (ratio < 1 / DOMINANT)).sum())
+    return first + second > DOMINATED_SHARE * frames and min(first, second) > OTHER_SHARE * frames
+
+
+def _given_speech(recording: Recording) -> Speech:
+    spans: dict[int | None, list[Span]] = {}
+    for turn in checked_turns(recording):
+        if turn.rejection is None:
+            spans.setdefault(turn.given.channel, []).append(Span(turn.start, turn.end))
+    order = sorted(spans, key=lambda channel: -1 if channel is None else channel)
+    return Speech([TrackSpeech(channel, united(spans[channel])) for channel in order])
+
+
+def _blocks(audio: RecordingAudio, channels: Sequence[int | None], seconds: float) -> Iterator[np.ndarray]:
+    """The channels at 16 kHz, float32 [C, N], minute by minute: memory does not grow with the recording."""
+    samples = round(seconds * MODEL_RATE)
+    for first in range(0, samples, _BLOCK):
+        count = min(_BLOCK, samples - first)
+        start, end = first / MODEL_RATE, (first + count) / MODEL_RATE
+        # resampling may round a block to one sample more or less; frames must not drift by that
+        yield np.stack([_of_length(audio.track(channel, MODEL_RATE, start, end), count) for channel in channels])
+
+
+def _of_length(samples: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(samples[:count], (0, max(0, count - len(samples))))
+
+
+def _frame_power(block: np.ndarray) -> np.ndarray:
+    """Mean square of frames, float64 [C, F]."""
+    padded = np.pad(block, ((0, 0), (0, -block.shape[1] % FRAME))).astype(np.float64)
+    return np.square(padded).reshape(len(block), -1, FRAME).mean(axis=2)

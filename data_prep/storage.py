@@ -1,0 +1,158 @@
+"""Opens the bytes of an audio file, wherever a `Locator` says that they lie."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar, cast
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csm.data.remote import is_http_failure
+from data_prep.records import Locator
+
+_T = TypeVar("_T")
+
+_ATTEMPTS = 3
+_DELAY = 0.2  # seconds; doubled after each failure
+
+_BUFFER = 1 << 16
+
+
+def open_bytes(locator: Locator) -> BinaryIO:
+    """A seekable binary file of exactly the audio file's bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the cell of the table is empty.
+        OSError: anything that may pass: a network that fails, a disk that does not answer.
+        ValueError: the URL's protocol is unknown or its package is not installed.
+    """
+    if locator.row is not None:
+        return io.BytesIO(_cells.read(locator))
+    file = open_path(locator.path)
+    if locator.offset is None:
+        return file
+    return cast(BinaryIO, io.BufferedReader(_Stretch(file, locator.offset, locator.size or 0), _BUFFER))
+
+
+def open_path(path: str) -> BinaryIO:
+    """Opens a local path or an fsspec URL for reading. Raises as `open_bytes`."""
+    if not is_url(path):
+        return open(path, "rb")
+    try:
+        return cast(BinaryIO, fsspec.open(path, "rb").open())
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}; pip install 'csm-train[remote]'") from error
+    except FileNotFoundError as error:
+        if is_http_failure(error):
+            raise ConnectionError(f"{path}: {error.__cause__!r}") from error
+        raise
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def where(locator: Locator) -> str:
+    """A locator in words, for messages."""
+    if locator.row is not None:
+        return f"{locator.path}, row {locator.row}"
+    return locator.path if locator.offset is None else f"{locator.path}, byte {locator.offset}"
+
+
+def patiently(read: Callable[[], _T]) -> _T:
+    """Calls `read` again, twice, after errors that may pass; the last one is raised."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(_DELAY * 2 ** (attempt - 1))
+    return read()
+
+
+class _Stretch(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as a file of its own."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._place = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + place)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self._file.seek(self._offset + self._place)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Cells:
+    """Reads single cells of parquet files.
+
+    Parquet is read by row groups, and neighbouring rows are asked for one after another, by several threads: the two
+    row groups used last are kept (Hugging Face's have 100 rows or so).
+    """
+
+    _KEPT = 2
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: dict[tuple[str, str, int], pa.ChunkedArray] = {}  # the one used last at the end
+        self._starts: dict[str, np.ndarray] = {}  # first row of each row group, and the number of rows
+
+    def read(self, locator: Locator) -> bytes:
+        path, column, row = locator.path, locator.column or "", locator.row or 0
+        with self._lock:
+            starts = self._starts.get(path)
+            if starts is None:
+                with open_path(path) as file:
+                    meta = pq.ParquetFile(file).metadata
+                    rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+                starts = self._starts[path] = np.concatenate([[0], np.cumsum(rows)])
+            if row >= starts[-1]:
+                raise FileNotFoundError(f"{where(locator)}: the file has only {starts[-1]} rows")
+            number = int(np.searchsorted(starts, row, side="right")) - 1
+            key = (path, column, number)
+            group = self._groups.pop(key, None)
+            if group is None:
+                if len(self._groups) >= self._KEPT:
+                    del self._groups[next(iter(self._groups))]
+                group = self._load(*key)
+            self._groups[key] = group
+        cell = group[row - int(starts[number])].as_py()
+        if cell is None:
+            raise FileNotFoundError(f"{where(locator)}: holds no bytes of audio")
+        return cell
+
+    @staticmethod
+    def _load(path: str, column: str, number: int) -> pa.ChunkedArray:
+        with open_path(path) as file:
+            table = pq.ParquetFile(file).read_row_group(number, columns=[f"{column}.bytes"])
+        (parts,) = table.flatten().columns
+        return parts
+
+
+_cells = _Cells()

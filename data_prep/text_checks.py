@@ -1,0 +1,133 @@
+"""What a turn's text alone tells of it: how fast it was spoken, and whether a recogniser got stuck or made it up."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Scripts written without spaces (kana, CJK ideographs, Thai, Lao, Khmer): each letter counts as a word.
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['\u2019][^\W_{_UNSPACED}]+)*")
+
+# A phrase of at most this many words that is said this often in a row, and fills so many words, is a loop of the
+# recogniser: "no, no, no, no" and "bye bye bye" are not.
+_LOOP_WORDS, _LOOP_TIMES, _LOOP_LENGTH = 10, 4, 8
+# The same within words and across them, by letters: "hahahahahahahaha", "aaaaaaaa".
+_LETTER_LOOP = re.compile(r"(.{1,4}?)\1{7}")
+
+# Distinct words in spontaneous speech are well over half of any 50; a share of 0.4 is what Granary's recipe (NeMo
+# Speech Data Processor) takes for a hallucination too. Below ten words the share says nothing.
+_DISTINCT_SHARE, _DISTINCT_FROM, _DISTINCT_WINDOW = 0.4, 10, 50
+# The longest words people say, German compounds among them, have about 40 letters.
+_LONGEST_WORD = 45
+# Speech has 8 to 20 letters/s (2 to 6 in scripts of syllables and ideographs, where phrases are of a few letters). A
+# stock phrase over so long a stretch was not what was said in it.
+_FEW_LETTERS_PER_SECOND = 3.0
+_FEW_SYLLABLES_PER_SECOND = 1.0
+# Whisper's own threshold for "this is no speech".
+_NO_SPEECH_PROB = 0.6
+
+
+def words(text: str) -> list[str]:
+    """The words, without case and punctuation; letters of scripts without spaces one by one."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _spoken(phrases: dict[str, list[str]]) -> dict[str, set[str]]:
+    """Phrases of each language as `hallucination` compares them: their words alone."""
+    return {lang: {" ".join(words(phrase)) for phrase in said} for lang, said in phrases.items()}
+
+
+# What Whisper writes for silence and music, learnt from subtitles. Nobody says these.
+_CREDITS = _spoken(
+    {
+        "ar": ["ترجمة نانسي قنقر"],
+        "de": ["Untertitel der Amara.org-Community", "Untertitel im Auftrag des ZDF für funk, 2017"],
+        "en": ["Subtitles by the Amara.org community"],
+        "es": ["Subtítulos realizados por la comunidad de Amara.org", "Subtítulos por la comunidad de Amara.org"],
+        "fr": ["Sous-titres réalisés par la communauté d'Amara.org"],
+        "it": ["Sottotitoli creati dalla comunità Amara.org", "Sottotitoli e revisione a cura di QTSS"],
+        "nl": ["Ondertitels ingediend door de Amara.org gemeenschap", "Ondertiteld door de Amara.org gemeenschap"],
+        "pl": ["Napisy stworzone przez społeczność Amara.org"],
+        "pt": ["Legendas pela comunidade Amara.org"],
+        "ru": ["Субтитры сделал DimaTorzok", "Субтитры создавал DimaTorzok"],
+        "tr": ["Altyazı M.K."],  # noqa: RUF001
+        "zh": ["请不吝点赞 订阅 转发 打赏支持明镜与点点栏目", "字幕由Amara.org社区提供"],
+    }
+)
+# These people do say, but not over a long stretch, nor where the recogniser itself hears nobody.
+_COURTESIES = _spoken(
+    {
+        "ar": ["شكرا", "اشتركوا في القناة"],
+        "de": ["Vielen Dank.", "Vielen Dank fürs Zuschauen.", "Tschüss."],
+        "en": ["Thank you.", "Thanks.", "Thank you very much.", "Thanks for watching.", "Thank you for watching."],
+        "es": ["Gracias.", "¡Gracias por ver el video!", "¡Suscríbete al canal!"],
+        "fr": ["Merci.", "Merci d'avoir regardé cette vidéo."],
+        "it": ["Grazie.", "Grazie a tutti."],
+        "ja": ["ありがとうございました", "ご視聴ありがとうございました", "チャンネル登録をお願いいたします"],
+        "ko": ["감사합니다.", "시청해주셔서 감사합니다.", "구독과 좋아요 부탁드립니다."],
+        "nl": ["Dank u wel.", "Bedankt voor het kijken."],
+        "pl": ["Dziękuję.", "Dziękuję za uwagę.", "Dziękuję za oglądanie."],
+        "pt": ["Obrigado.", "Obrigado por assistir."],
+        "ru": ["Спасибо.", "Спасибо за просмотр!", "Продолжение следует..."],
+        "tr": ["İzlediğiniz için teşekkür ederim."],
+        "zh": ["谢谢", "谢谢观看", "谢谢大家"],
+    }
+)
+_COURTESIES["en"] |= {"you", "bye", "okay", "so", "please subscribe"}
+
+
+def letters(text: str) -> int:
+    """Letters, the marks on them, and digits."""
+    return sum(unicodedata.category(character)[0] in "LMN" for character in text)
+
+
+def chars_per_second(text: str, seconds: float) -> float:
+    """`letters` a second; `seconds` must be positive."""
+    return letters(text) / seconds
+
+
+def repetition(text: str) -> str | None:
+    """Says what repeats itself, if the text is stuck in a loop."""
+    spoken = words(text)
+    for size in range(1, _LOOP_WORDS + 1):
+        run = 0  # words that equal the one `size` before them, up to here
+        for i in range(size, len(spoken)):
+            run = run + 1 if spoken[i] == spoken[i - size] else 0
+            length = run + size
+            if length >= max(_LOOP_TIMES * size, _LOOP_LENGTH):
+                return f"{' '.join(spoken[i - size + 1 : i + 1])!r} at least {length // size} times in a row"
+    loop = _LETTER_LOOP.search("".join(spoken))
+    return f"{loop[1]!r} at least 8 times in a row" if loop and not loop[1].isdigit() else None
+
+
+def hallucination(text: str, seconds: float, lang: str | None, no_speech_prob: float | None) -> str | None:
+    """Says why the text is not what was said in `seconds`, if that can be told from it.
+
+    `lang` (ISO 639-1) chooses the stock phrases; None: those of all languages.
+    """
+    spoken = words(text)
+    window = min(len(spoken), _DISTINCT_WINDOW)
+    if window >= _DISTINCT_FROM and len(set(spoken)) <= _DISTINCT_SHARE * window:
+        return f"{len(set(spoken))} distinct words among {len(spoken)}"
+    longest = max(spoken, key=len, default="")
+    if len(longest) > _LONGEST_WORD:
+        return f"a word of {len(longest)} letters"
+    phrase = " ".join(spoken)
+    if phrase in _phrases(_CREDITS, lang):
+        return f"{text.strip()!r}, a subtitler's phrase"
+    if phrase in _phrases(_COURTESIES, lang):
+        unspaced = re.search(rf"[{_UNSPACED}\uac00-\ud7af]", phrase)
+        rate, usual = (
+            chars_per_second(text, seconds),
+            _FEW_SYLLABLES_PER_SECOND if unspaced else _FEW_LETTERS_PER_SECOND,
+        )
+        if rate < usual:
+            return f"{text.strip()!r}, a stock phrase, at {rate:.1f} letters/s (< {usual:g})"
+        if no_speech_prob is not None and no_speech_prob > _NO_SPEECH_PROB:
+            return f"{text.strip()!r}, a stock phrase, where no speech was likely ({no_speech_prob:.2f})"
+    return None
+
+
+def _phrases(table: dict[str, set[str]], lang: str | None) -> set[str]:
+    return set().union(*table.values()) if lang is None else table.get(lang, set())

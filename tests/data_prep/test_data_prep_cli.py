@@ -1,0 +1,117 @@
+"""The command line: steps one by one, mistakes in one line, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_recordings import calls_manifest, comparable
+
+from csm.data.dataset import ShardedDataset
+from data_prep.cli import main
+from data_prep.prepare import prepare
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "executor=inline", "pack.workers=1", "strict=off"]
+
+
+@pytest.fixture
+def calls(tmp_path) -> Path:
+    return calls_manifest(tmp_path)
+
+
+@pytest.fixture
+def program(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`program(argument, ...)`: runs the command line in this process -> exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["data_prep", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp_path, program):
+    prepare(config(calls))
+    out = tmp_path / "out"
+    mistakes = {
+        (
+            f"input={calls}",
+            f"output={out}",
+        ): f"{out}: already holds a prepared dataset; add overwrite=true to replace it",
+        (f"output={out}2",): "give either input=PATH, or sources=",
+        ("verify", f"output={tmp_path}"): f"{tmp_path}: not a prepared dataset",
+        ("prepair", f"input={calls}"): "unknown command 'prepair'; known are all, demo, plan, run",
+        (f"input={tmp_path / 'x'}", f"output={tmp_path / 'y'}"): f"{tmp_path / 'x'}: no such input",
+        (
+            f"input={calls}",
+            f"output={tmp_path / 'y'}",
+            "conversation.max_turns=0",
+        ): "conversation.max_turns=0 must be greater than 0",
+    }
+    for arguments, message in mistakes.items():
+        code, _, stderr = program(*arguments)
+        assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
+
+
+def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, program):
+    for argument, name in (("turns.max_second=3", "max_second"), ("conversation.max_turns=many", "max_turns")):
+        code, _, stderr = program(f"input={calls}", f"output={tmp_path / 'out'}", argument)
+        assert code == 2 and name in stderr and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_exits_1_for_a_broken_dataset(calls, config, tmp_path, program):
+    prepare(config(calls))
+    assert program("verify", f"output={tmp_path / 'out'}")[:2] == (0, f"{tmp_path / 'out'}: whole\n")
+    file = tmp_path / "out" / "codec.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    code, _, stderr = program("verify", f"output={tmp_path / 'out'}")
+    assert code == 1 and f"{file}: content differs" in stderr
+
+
+def test_module_runs_as_a_program(calls, tmp_path):
+    command = [sys.executable, "-m", "data_prep", f"input={calls}", f"output={tmp_path / 'out'}"]
+    command += ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "strict=off"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train: " in done.stdout and "16 turns in 4 conversations" in done.stdout
+    assert len(ShardedDataset(tmp_path / "out")) == 5
+
+
+def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
+    """And `status` says how far it is."""
+    common = [f"input={calls}", *SMALL]
+    code, stdout, _ = program("plan", f"output={tmp_path / 'steps'}", *common)
+    assert code == 0 and "5 recordings" in stdout and "in 1 units" in stdout
+    code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common)
+    assert code == 2 and "not fitted yet" in stderr
+    assert program("run", f"output={tmp_path / 'steps'}", *common)[0] == 0
+    code, stdout, _ = program("status", f"output={tmp_path / 'steps'}", *common)
+    assert code == 0 and stdout.startswith("1 of 1 units done, 0 begun; 100.0%")
+    code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
+    assert code == 2 and "1 of 1 units are not done with these options" in stderr
+    for command in ("pack", "report", "verify"):
+        assert program(command, f"output={tmp_path / 'steps'}", *common)[0] == 0, command
+    assert program(f"output={tmp_path / 'once'}", *common)[0] == 0
+    assert comparable(tmp_path / "steps") == comparable(tmp_path / "once")
+    once, steps = (json.loads((tmp_path / name / "dataset.json").read_text()) for name in ("once", "steps"))
+    assert once == steps
+
+
+def test_strict_limits_change_without_encoding_again(calls, tmp_path, program):
+    common = [f"input={calls}", f"output={tmp_path / 'out'}", *SMALL]
+    assert program(*common)[0] == 0
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.parquet")}
+    assert program("pack", *common, "strict.min_seconds=1.5", "overwrite=true")[0] == 2  # nothing is that long
+    assert program("pack", *common, "conversation.max_seconds=2.1", "overwrite=true")[0] == 0
+    assert len(ShardedDataset(tmp_path / "out")) == 10
+    assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.parquet")}

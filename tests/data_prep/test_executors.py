@@ -1,0 +1,80 @@
+"""Who runs the units, how many at once and in what order changes nothing in the dataset."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import soundfile
+from made_recordings import comparable, noise, turn, write_manifest
+
+from data_prep.attempts import ATTEMPTS_FILE
+from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
+from data_prep.plan import make_plan
+from data_prep.prepare import prepare
+from data_prep.run import retry, run, status
+from data_prep.unit import unit_folder
+
+RATE = 8000
+OPTIONS = {"plan.unit_hours": 12 / 3600, "pack.shard_mb": 0.005, "encode.fit_minutes": 0.3}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    made = []
+    for n in range(24):
+        file = folder / f"call{n}.flac"
+        soundfile.write(file, noise(2.0 + n / 10, RATE, n), RATE)
+        turns = [turn("a", 0.1, 0.9), turn("b", 1.0, 1.9)]
+        made.append({"audio": f"call{n}.flac", "group": f"caller {n % 7}", "turns": turns})
+    return write_manifest(folder / "calls.jsonl", made)
+
+
+@pytest.fixture(scope="module")
+def expected(manifest, make_config, tmp_path_factory) -> dict[str, bytes]:
+    """The dataset as one process makes it."""
+    output = tmp_path_factory.mktemp("expected") / "out"
+    prepare(make_config(manifest, output, **OPTIONS))
+    return comparable(output)
+
+
+EXECUTORS = {
+    "inline": ExecutorConfig(ExecutorKind.inline),
+    "2 processes": ExecutorConfig(ExecutorKind.local, workers=2),
+    "4 processes": ExecutorConfig(ExecutorKind.local, workers=4),
+    "ray": ExecutorConfig(ExecutorKind.ray, workers=2),
+    "slurm": ExecutorConfig(ExecutorKind.slurm, workers=2, slurm_cluster="local"),
+}
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_same_bytes_whoever_runs_it_and_in_whatever_order(name, manifest, make_config, expected, tmp_path):
+    shuffled = manifest.read_text().splitlines()
+    random.Random(name).shuffle(shuffled)
+    other_order = manifest.with_name(f"{name}.jsonl")
+    other_order.write_text("\n".join(shuffled))
+    cfg = make_config(other_order, tmp_path / "out", **OPTIONS)
+    cfg.executor = EXECUTORS[name]
+    cfg.pack.workers = cfg.executor.workers or 1
+    dataset, summary = prepare(cfg)
+    assert summary.units >= 4 and not summary.failures and summary.already_done == 0
+    assert len(dataset.shards) >= 3
+    assert comparable(tmp_path / "out") == expected
+
+
+def test_what_crashed_is_left_out_and_retry_brings_it_in(manifest, make_config, expected, tmp_path):
+    cfg = make_config(manifest, tmp_path / "out", **OPTIONS)
+    plan = make_plan(cfg)
+    unit = plan.units[0].id
+    victim = plan.recordings(unit)[0].id
+    folder = unit_folder(work_folder(cfg), unit)
+    folder.mkdir(parents=True)
+    # What three workers leave that died of it, see test_unit.py.
+    (folder / ATTEMPTS_FILE).write_text(3 * (json.dumps({"begin": [victim], "stage": "vad"}) + "\n"))
+    assert run(cfg).rejected == {"crashed": 1}
+    assert status(cfg).rejected == {"crashed": 1} and status(cfg).again == 1
+    assert retry(cfg) == [victim]
+    assert run(cfg).rejected == {} and status(cfg).rejected == {}
+    prepare(cfg)
+    assert comparable(tmp_path / "out") == expected
