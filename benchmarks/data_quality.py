@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,8 @@ def made_up(count: int) -> None:
     start = time.process_time()
     repeats = same_sound(codes.reshape(-1), np.full(count, CODES), DedupConfig().max_bit_error)
     found = len(repeats.keys() & set(copies.tolist()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) >> 10  # KiB
     print(
         f"{count} made-up fingerprints: {found} of {len(copies)} copies found, {len(repeats) - found} false, "
         f"{time.process_time() - start:.0f} s, peak memory {peak} MiB"
@@ -145,7 +146,9 @@ def main() -> None:
         print(f"  {names[number]} is taken for {names[twin]}, bit error {error:.3f}")
     print(f"  {len(alike)} of {sum(map(bool, fingerprints))} recordings with a fingerprint are taken for another")
     if args.made_up:
-        made_up(args.made_up)
+        search_alone = multiprocessing.get_context("spawn").Process(target=made_up, args=(args.made_up,))
+        search_alone.start()  # its peak memory is its own
+        search_alone.join()
 
 
 if __name__ == "__main__":

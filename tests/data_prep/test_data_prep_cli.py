@@ -14,7 +14,8 @@ from data_prep.cli import main
 from data_prep.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "executor=inline", "pack.workers=1", "strict=off"]
+SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "strict=off"]
+SMALL += ["executor=inline", "pack.workers=1"]
 
 
 @pytest.fixture

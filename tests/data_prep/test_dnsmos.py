@@ -27,14 +27,14 @@ def test_equals_the_published_program_on_single_windows(speech):
     """Clips for which the original hears one window: of 9.01 to 10 s, and of half that, which it repeats once."""
     rng = np.random.default_rng(0)
     noisy = speech + rng.normal(0, 0.02, len(speech)).astype(np.float32)
-    clips = [speech[:WINDOW], noisy[WINDOW : 2 * WINDOW], noisy[: round(4.9 * RATE)]]
+    clips = [noisy[:WINDOW], speech[: round(4.9 * RATE)]]
     ours = Dnsmos(9.01)(clips)
     np.testing.assert_allclose(ours, [published(clip) for clip in clips], atol=1e-4)
 
 
 def test_batched_equals_one_by_one(speech):
     clips = [speech[first : first + round(seconds * RATE)] for first, seconds in
-             ((0, 0.7), (5000, 3.3), (0, 9.01), (30_000, 14.2), (90_000, 1.2))]  # fmt: skip
+             ((0, 0.7), (30_000, 14.2), (90_000, 3.3))]  # fmt: skip
     model = Dnsmos(4.5)
     batched = model(clips)
     np.testing.assert_allclose(batched, np.concatenate([model([clip]) for clip in clips]), atol=1e-5)
