@@ -13,11 +13,11 @@ turns; and the word error rate of all turns' text, by start, against the STM's, 
 **The prompts**: the 568 English prompts of Debian's asterisk-core-sounds-en-g722 (one voice), in the order of their
 names, with silence of 0.3 to 2.5 s (uniform, seed 1) between them: one recording of 38 minutes. The truth does not
 come from the models under test: a prompt sounds where the level of 10 ms is less than 35 dB below its loudest.
-Prompts without speech (tones, screaming monkeys, silence; their transcripts are only `[...]`) stay in the recording
-but ask for no text and are not counted as speech: words invented for them count as errors. Printed are
+Prompts without speech (tones, screaming monkeys, silence; their transcripts are only `[...]` or `(...)`) stay in the
+recording but ask for no text and are not counted as speech: words invented for them count as errors. Printed are
 
   - speech kept: share of the sounding time of prompts with speech that lies in turns which are not rejected;
-  - word error rate of the turns' text, by start, against the transcripts, `[...]` taken out, in the order of the
+  - word error rate of the turns' text, by start, against the transcripts, brackets taken out, in the order of the
     prompts, both after Whisper's English normalization;
   - edges outside words: share of the turns' starts and ends that do not lie inside a sounding stretch of a prompt
     with speech (pauses up to 0.2 s belong to it) by more than 100 ms;
@@ -105,7 +105,7 @@ def run_stages(samples: np.ndarray) -> dict[str, Any]:
 
 
 def der(reference: Sequence[Segment], found: Sequence[Segment], collar: float = 0.0) -> float:
-    """Diarization error rate on a grid of 10 ms; a collar of so many seconds around reference boundaries is left out."""
+    """Diarization error rate on a grid of 10 ms, but for `collar` seconds around the reference's boundaries."""
     end = max(segment[1] for segment in [*reference, *found])
     times = np.arange(0.005, end, 0.01)
     counted = np.ones(len(times), bool)
@@ -185,7 +185,7 @@ def _texts(path: Path) -> dict[str, str]:
     """Name of a prompt -> its words; "" for one without."""
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     pairs = [line.split(":", 1) for line in lines if ":" in line and not line.startswith(";")]
-    texts = {name.strip(): re.sub(r"\[.*?\]", "", text).strip() for name, text in pairs}
+    texts = {name.strip(): re.sub(r"\[.*?\]|\(.*?\)", "", text).strip() for name, text in pairs}
     return {name: text if re.search(r"\w", text) else "" for name, text in texts.items()}
 
 
@@ -214,7 +214,9 @@ def print_prompts(prompts: Prompts, speakers: Speakers, transcript: Transcript, 
         time_of[span.speaker] += span.end - span.start
     normalize = load_normalizer("en")
     wer = jiwer.wer(normalize(prompts.text), normalize(text_of(turns)))
-    print(f"  clips, the longest              {len(transcript.clips)}, {max(c.end - c.start for c in transcript.clips):.1f} s")
+    print(
+        f"  clips, the longest              {len(transcript.clips)}, {max(c.end - c.start for c in transcript.clips):.1f} s"
+    )
     print(f"  turns, of them rejected         {len(turns.turns)}, {len(turns.turns) - len(kept)}")
     print(f"  speech kept                     {(inside & prompts.sounding).sum() / prompts.sounding.sum():.4f}")
     print(f"  WER                             {wer:.4f}")

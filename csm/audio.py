@@ -59,6 +59,7 @@ def _read_any(path: Path) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError:
         return _read_pyav(path)
     with file:
+        file.seek(0)  # without it, libsndfile 1.2.2 begins an Opus file with its priming samples
         return np.ascontiguousarray(file.read(dtype="float32", always_2d=True).T), file.samplerate
 
 

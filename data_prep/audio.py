@@ -80,7 +80,7 @@ class RecordingAudio:
         last = audio.samples if end is None else min(max(first, round(end * audio.rate)), audio.samples)
         chosen = audio.mono if channel is None else channel
         pieces = (
-            np.mean(block, axis=1) if chosen is None else np.ascontiguousarray(block[:, chosen])
+            _mean(block) if chosen is None else np.ascontiguousarray(block[:, chosen])
             for block in audio.read(first, last)
         )
         return _resample(pieces, last - first, audio.rate, rate)
@@ -119,19 +119,22 @@ class _Decoded:
         self.rate, self.channels, self.samples = reader.header.sample_rate, reader.header.channels, 0
         energies, mean_energy = np.zeros(self.channels), 0.0
         for block in reader.blocks():
-            energies += np.square(block, dtype=np.float64).sum(axis=0)
-            mean_energy += float(np.square(block.mean(axis=1), dtype=np.float64).sum())
-            # A sum is finite only if all of its terms are: float32 squares cannot overflow float64.
-            if not math.isfinite(float(energies.sum())):
-                place = (self.samples + int(np.argmin(np.isfinite(block).all(axis=1)))) / self.rate
+            block_energies = np.einsum("nc,nc->c", block, block)
+            finite = np.isfinite(block).all(axis=1) if not np.isfinite(block_energies).all() else None
+            if finite is not None and not finite.all():
+                place = (self.samples + int(np.argmin(finite))) / self.rate
                 message = f"{recording.audio}: holds NaN or infinite samples, the first at {place:.2f} s"
                 raise Unusable(Reason.not_finite.value, message)
+            energies += block_energies
+            if self.channels > 1:
+                mean = _mean(block)
+                mean_energy += float(np.dot(mean, mean))
             self.store.write(memoryview(np.ascontiguousarray(block)).cast("B"))
             self.samples += len(block)
         if self.samples == 0:
             raise Unusable(Reason.audio_empty.value, f"{recording.audio}: holds no audio samples")
-        self.mono = mono_channel(energies, mean_energy)
-        if self.mono is not None:
+        self.mono = mono_channel(energies, mean_energy) if self.channels > 1 else 0
+        if self.channels > 1 and self.mono is not None:
             log.warning("%s: its channels cancel each other; channel %d is used alone", recording.audio, self.mono)
 
     def read(self, first: int, last: int) -> Iterator[np.ndarray]:
@@ -154,6 +157,14 @@ def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:
     """
     expected = float(energies.sum()) / len(energies) ** 2
     return int(np.argmax(energies)) if mean_energy < CANCELLED * expected else None
+
+
+def _mean(block: np.ndarray) -> np.ndarray:
+    """Of all channels; many times faster than `block.mean(axis=1)` for a few channels."""
+    total = block[:, 0].copy()
+    for channel in range(1, block.shape[1]):
+        total += block[:, channel]
+    return total / np.float32(block.shape[1])
 
 
 def _resample(pieces: Iterator[np.ndarray], samples: int, from_rate: int, to_rate: int) -> np.ndarray:

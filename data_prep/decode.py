@@ -54,7 +54,10 @@ class AudioReader(Protocol):
         ...
 
     def count(self) -> int:
-        """Samples of each channel, from the packets' headers: decodes nothing; instead of `blocks`."""
+        """Samples of each channel: of the header or, where it does not say, of all packets' headers.
+
+        Decodes nothing; call it instead of `blocks`.
+        """
         ...
 
 
@@ -76,10 +79,14 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
         if _is_mp3_of_unknown_length(watched):  # libsndfile guesses, and reads no further than its guess
             return _FfmpegReader(watched)
         try:
-            return _SoundfileReader(watched)
+            reader = _SoundfileReader(watched)
         except soundfile.LibsndfileError:
-            watched.seek(0)
-            return _FfmpegReader(watched)
+            reader = None
+        if reader is not None and reader.header.samples is not None:
+            return reader
+        watched.check()
+        watched.seek(0)
+        return _FfmpegReader(watched)
 
 
 class _Watched:
@@ -137,6 +144,7 @@ class _SoundfileReader:
 
     def blocks(self) -> Iterator[np.ndarray]:
         decoded = 0
+        self._sound.seek(0)  # without it, libsndfile 1.2.2 gives an Opus file's priming samples in the first block
         while True:
             try:
                 block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
@@ -153,16 +161,12 @@ class _SoundfileReader:
                 break
             decoded += len(block)
             yield block
-        known = self.header.samples is not None
-        if self._cut or (known and decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate):
+        if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
             raise _ends_early(self._file.name, decoded, None if self._cut else self._promised, self.header.sample_rate)
 
     def count(self) -> int:
-        self._file.seek(0)
-        with _translated(self._file, "cannot be decoded as audio"):
-            packets = _FfmpegReader(self._file)
-        # Opus is at 48 kHz for FFmpeg, at the rate of its source for libsndfile.
-        return round(packets.count() * self.header.sample_rate / packets.header.sample_rate)
+        assert self.header.samples is not None  # see `open_audio`
+        return self.header.samples
 
 
 class _FfmpegReader:
@@ -211,6 +215,8 @@ class _FfmpegReader:
             raise _ends_early(self._file.name, decoded, promised, self.header.sample_rate)
 
     def count(self) -> int:
+        if self.header.samples is not None:
+            return self.header.samples
         seconds = 0
         with _translated(self._file, "cannot be decoded as audio"):
             for packet in self._container.demux(self._stream):

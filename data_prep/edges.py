@@ -14,7 +14,7 @@ from data_prep.records import MODEL_RATE, Span, TrackSpeech
 from data_prep.words import SpokenWord
 
 SEARCH_SECONDS = 0.2
-"""Times of words are this vague: so far from where a word ends in the middle of speech, the quietest moment is taken."""
+"""Times of words are this vague: where a word ends in the middle of speech, the quietest moment so near is taken."""
 QUIET_FRAME_SECONDS = 0.03
 
 

@@ -1,4 +1,7 @@
-"""The spectral codec of a run that brings none of its own: fitted to the plan's recordings, before any unit is run."""
+"""The spectral codec of a run that brings none of its own: fitted to the plan's recordings, before any unit is run.
+
+What is added to a plan later has no part in it: the codes that are there already stay valid.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def fit_codec(cfg: DataPrepConfig, plan: Plan, work: Path) -> None:
         return
     codec_file, marker = work / CODEC_FILE, work / "codec.json"
     made_of = {
-        "recordings": plan.hash,
+        "units": [unit.id for unit in plan.first_units()],
         "num_codebooks": cfg.codec.num_codebooks,
         "codebook_size": cfg.codec.codebook_size,
         "minutes": cfg.encode.fit_minutes,
@@ -67,7 +70,7 @@ def _waveforms(cfg: DataPrepConfig, plan: Plan) -> Iterator[Tensor]:
     """Turns, or where none are given all sound, of train recordings in an order drawn from the seed."""
     ids = [
         name
-        for name, group, split in plan.splits()
+        for name, group, split in plan.first_splits()
         if split_of(group, split, cfg.pack.val_fraction, cfg.seed) == "train"
     ]
     ids.sort(key=lambda name: hashlib.sha256(f"{cfg.seed}/fit/{name}".encode()).digest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_prep.reasons import Reason
-from data_prep.records import GivenTurn, Recording, Rejection, Speech
+from data_prep.records import GivenTurn, Recording, Rejection
 
 END_TOLERANCE_SECONDS = 0.1
 """How far a turn may reach beyond the audio (annotation tools round) before its times are taken to be wrong."""
@@ -26,19 +26,6 @@ def checked_turns(recording: Recording) -> list[CheckedTurn]:
     assert recording.turns is not None
     turns = [_checked(turn, recording) for turn in recording.turns]
     return sorted(turns, key=lambda turn: (turn.start, turn.given.number))
-
-
-def channel_of(turn: CheckedTurn, speech: Speech) -> int | None:
-    """The channel that a turn is heard on: the given one, or the one that stage `vad` chose for the mixed track."""
-    channels = [track.channel for track in speech.tracks]
-    if turn.given.channel is not None or None in channels:
-        return turn.given.channel
-    covering = [
-        track.channel
-        for track in speech.tracks
-        if any(span.start <= turn.start and turn.end <= span.end for span in track.spans)
-    ]
-    return covering[0] if covering else None
 
 
 def _checked(turn: GivenTurn, recording: Recording) -> CheckedTurn:

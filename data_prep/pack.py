@@ -30,7 +30,7 @@ from data_prep.staging import StagedSamples, read_staging, staged_file
 
 
 @dataclass(frozen=True)
-class _Shard:
+class ShardPlan:
     """What one process writes: samples by the place of their bytes, in the order written."""
 
     staging: Path
@@ -52,7 +52,7 @@ def write_shards(
 
     Raises ValueError if nothing is staged, or two samples have one key.
     """
-    shards = _plan(staging, folder, source, shard_bytes, seed)
+    shards = plan_shards(staging, folder, source, shard_bytes, seed)
     infos: list[ShardInfo] = []
 
     def tables() -> Iterator[pa.Table]:
@@ -65,7 +65,8 @@ def write_shards(
     return infos, index
 
 
-def _plan(staging: Path, folder: Path, source: str, shard_bytes: int, seed: int) -> list[_Shard]:
+def plan_shards(staging: Path, folder: Path, source: str, shard_bytes: int, seed: int) -> list[ShardPlan]:
+    """Which samples go into which shard, in which order; arguments and errors as of `write_shards`."""
     samples = read_staging(staging, seed)
     order = np.lexsort((samples.order[:, 1], samples.order[:, 0]))
     _check_unique(samples, order)
@@ -79,7 +80,7 @@ def _plan(staging: Path, folder: Path, source: str, shard_bytes: int, seed: int)
             used, unit = np.unique(samples.unit[part], return_inverse=True)
             units = [samples.units[i] for i in used]
             parts = tuple(column[part] for column in (samples.key_size, samples.codes_size, samples.json_size))
-            shards.append(_Shard(staging, path, units, unit, samples.offset[part], parts))
+            shards.append(ShardPlan(staging, path, units, unit, samples.offset[part], parts))
     return shards
 
 
@@ -101,12 +102,12 @@ def _check_unique(samples: StagedSamples, order: np.ndarray) -> None:
         raise ValueError(f"{len(twice)} samples have the key of another one, the first in unit {' and '.join(units)}")
 
 
-def _write_shard(shard: _Shard) -> IndexedShard:
+def _write_shard(shard: ShardPlan) -> IndexedShard:
     write_atomically(shard.path, lambda temporary: _write_tar(shard, temporary))
     return index_shard(shard.path)
 
 
-def _write_tar(shard: _Shard, path: Path) -> None:
+def _write_tar(shard: ShardPlan, path: Path) -> None:
     staged = LocalFolder(shard.staging)
     files = [FileInfo(staged_file(unit), 0, "") for unit in shard.units]  # read by name and offset alone
     # A fixed time stamp: equal samples give equal shards.

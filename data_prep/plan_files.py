@@ -77,9 +77,14 @@ class Plan:
                 return from_dict(Recording, rows[0])
         raise KeyError(name)
 
-    def splits(self) -> Iterator[tuple[str, str, str | None]]:
-        """Id, group and given split of every recording."""
-        for row in self.columns("id", "group", "split"):
+    def first_units(self) -> list[Unit]:
+        """The units that were there before any update."""
+        return read_rows(self.folder / self.parts[0].units, Unit)
+
+    def first_splits(self) -> Iterator[tuple[str, str, str | None]]:
+        """Id, group and given split of every recording in these."""
+        table = pq.read_table(self.folder / self.parts[0].recordings, columns=["id", "group", "split"])
+        for row in table.to_pylist():
             yield row["id"], row["group"], row["split"]
 
     def columns(self, *names: str) -> Iterator[dict[str, Any]]:

@@ -62,8 +62,7 @@ def _probe(locator: Locator, name: str, found: Probe) -> None:
         found.sha256 = digest.hexdigest()
         file.seek(0)
         reader = open_audio(file, name)
-        header = reader.header
-        samples = reader.count() if header.samples is None else header.samples
+        header, samples = reader.header, reader.count()
     if samples == 0:
         raise Unusable(Reason.audio_empty.value, f"{name}: holds no audio samples")
     found.seconds = samples / header.sample_rate

@@ -18,7 +18,15 @@ from csm.codec.base import CodecInfo
 from csm.data.folder import DatasetFolder, FileInfo, LocalFolder
 from csm.data.index import DATASET_FILE, Index
 from csm.data.remote import RemoteFolder
-from csm.data.sample import REMEDY, SCHEMA_VERSION, Sample, Turn, sample_from_members, turns_from_member
+from csm.data.sample import (
+    REMEDY,
+    SCHEMA_VERSION,
+    Sample,
+    Turn,
+    record_from_member,
+    sample_from_members,
+    turns_from_member,
+)
 
 Totals = dict[str, Any]
 """Of a part of a dataset: samples, turns, frames, hours."""
@@ -173,6 +181,12 @@ class ShardedDataset:
         location = self._index.location(i)
         where = self._where(i, location.key)
         return turns_from_member(self._read_range(i, location.json_offset, location.json_size, where), where)
+
+    def read_record(self, i: int) -> dict[str, Any]:
+        """Everything about sample number `i` but its codes, as plain values."""
+        location = self._index.location(i)
+        where = self._where(i, location.key)
+        return record_from_member(self._read_range(i, location.json_offset, location.json_size, where), where)
 
     def key(self, i: int) -> str:
         return self._index.location(i).key

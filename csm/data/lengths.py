@@ -54,7 +54,7 @@ def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: P
             if not found.exists():
                 lengths = measure(dataset, tokenizer)
                 write_atomically(found, partial(_save, lengths))
-    return _open(found, len(dataset))
+    return open_lengths(found, len(dataset))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,11 @@ def _save(lengths: np.ndarray, path: Path) -> None:
         np.save(file, lengths)
 
 
-def _open(path: Path, samples: int) -> np.ndarray:
+def open_lengths(path: Path, samples: int) -> np.ndarray:
+    """The lengths of a dataset of `samples` that were measured before, as `load_lengths` gives them.
+
+    Raises ValueError if the file is damaged.
+    """
     try:
         lengths = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:

@@ -127,7 +127,7 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
     `where` names the shard and key in error messages. Raises ValueError for members that cannot be parsed, another
     schema version, and everything `validate_sample` refuses.
     """
-    record = _record(json_bytes, where)
+    record = record_from_member(json_bytes, where)
     try:
         derived = {name: record.pop(name) for name in _DERIVED}
         codec = CodecInfo.from_dict(record.pop("codec"))
@@ -149,14 +149,15 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
 
 def turns_from_member(json_bytes: bytes, where: str) -> list[Turn]:
     """The turns in a sample's json member, unchecked against its codes; raises as `sample_from_members`."""
-    record = _record(json_bytes, where)
+    record = record_from_member(json_bytes, where)
     try:
         return [Turn(**turn) for turn in record["turns"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
 
 
-def _record(json_bytes: bytes, where: str) -> dict[str, Any]:
+def record_from_member(json_bytes: bytes, where: str) -> dict[str, Any]:
+    """A sample's json member as plain values, unchecked but for its version; raises as `sample_from_members`."""
     try:
         record = json.loads(json_bytes)
         version = record.pop("schema")

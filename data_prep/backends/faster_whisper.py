@@ -84,7 +84,7 @@ class FasterWhisper:
             into.text = (into.text + segment.text).strip()
             into.avg_logprob, into.no_speech_prob = float(segment.avg_logprob), float(segment.no_speech_prob)
             into.words += [
-                Word(word.word.strip(), word.start - offset, word.end - offset, float(word.probability))
+                Word(word.word.strip(), float(word.start) - offset, float(word.end) - offset, float(word.probability))
                 for word in segment.words
             ]
         return found

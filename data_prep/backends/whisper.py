@@ -16,6 +16,9 @@ BUNDLED = "bundled"
 MAX_CLIP_SECONDS = 30.0
 """What Whisper hears at once; it leaves out the rest of a longer clip."""
 
+UNSPACED = {"ja", "lo", "my", "th", "yue", "zh"}
+"""Languages that are written without spaces: words are characters, or as many as share a token."""
+
 
 @dataclass
 class Recognized:

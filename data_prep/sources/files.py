@@ -23,7 +23,7 @@ class Files:
     folder: bool  # a whole folder was asked for, not files by name
 
     def path(self, name: str) -> str:
-        return f"{self.root}/{name}" if self.root != "/" else f"/{name}"
+        return f"{self.root}{'' if self.root.endswith('/') else '/'}{name}"  # roots: "/", "memory://"
 
 
 def list_files(source: str) -> Files:
@@ -40,6 +40,20 @@ def list_files(source: str) -> Files:
         )
     files.names.sort()
     return files
+
+
+def neighbours(files: Files) -> list[str]:
+    """Names of everything in the folders in which the files lie: a glob for audio finds no side files."""
+    found = []
+    for folder in sorted({name.rpartition("/")[0] for name in files.names}):
+        path = files.path(folder) if folder else files.root
+        if is_url(path):
+            fs, inside = fsspec.core.url_to_fs(path)
+            names = [name.rpartition("/")[2] for name in fs.ls(inside, detail=False)]
+        else:
+            names = os.listdir(path)
+        found += [f"{folder}/{name}" if folder else name for name in sorted(names)]
+    return found
 
 
 def _list_local(source: str) -> Files | None:
@@ -83,7 +97,7 @@ def _list_url(source: str) -> Files | None:
         root, folder = path.rstrip("/"), True
         found = list(fs.find(path))
     names = [file[len(root) :].lstrip("/") for file in found]
-    return Files(fs.unstrip_protocol(root).rstrip("/"), names, folder) if found else None
+    return Files(fs.unstrip_protocol(root), names, folder) if found else None
 
 
 def _fixed_part(pattern: str) -> str:

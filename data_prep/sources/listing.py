@@ -14,7 +14,7 @@ from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Reject
 from data_prep.sources.annotations import SIDE_SUFFIXES
 from data_prep.sources.entry import BadEntry, Entry
-from data_prep.sources.files import Files, list_files
+from data_prep.sources.files import Files, list_files, neighbours
 from data_prep.sources.folder import is_audio, pair_files
 from data_prep.sources.manifest import read_jsonl
 from data_prep.sources.table import read_table
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STAGE = "plan"
 TWO_CHANNEL = ("auto", "yes", "no")
+_YAML = ("True", "False")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 
 
@@ -56,7 +57,9 @@ def read_source(name: str, cfg: SourceConfig) -> Iterator[Listed | Reject]:
     """
     group_of = _group_pattern(name, cfg)
     if cfg.two_channel not in TWO_CHANNEL:
-        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {', '.join(TWO_CHANNEL)}")
+        words = ", ".join(TWO_CHANNEL)
+        hint = "; YAML takes yes and no for true and false unless they are quoted" if cfg.two_channel in _YAML else ""
+        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {words}{hint}")
     seen: set[str] = set()
     empty = True
     for entry in _entries(cfg):
@@ -87,7 +90,8 @@ def _entries(cfg: SourceConfig) -> Iterator[Entry | BadEntry]:
     for name in files.names:
         by_kind.setdefault(_kind(name), []).append(name)
     if not files.folder:
-        odd = by_kind.get("other", []) + by_kind.get("compressed", []) + by_kind.get("side", [])
+        side = [] if "audio" in by_kind else by_kind.get("side", [])
+        odd = by_kind.get("other", []) + by_kind.get("compressed", []) + side
         if odd:
             raise ValueError(
                 f"{files.path(_printable(odd[0]))}: not a form of input; give a folder, a manifest (.jsonl or "
@@ -103,6 +107,10 @@ def _entries(cfg: SourceConfig) -> Iterator[Entry | BadEntry]:
     for kind in used:
         if kind == "audio":
             names = by_kind["audio"] + by_kind.get("side", [])
+            if not files.folder:
+                stems = {PurePosixPath(name).with_suffix("") for name in names}
+                beside = [name for name in neighbours(files) if PurePosixPath(name).with_suffix("") in stems]
+                names += [name for name in beside if _kind(name) == "side" and name not in by_kind.get("side", [])]
             yield from pair_files({name: Locator(files.path(name)) for name in names}, cfg.input)
             continue
         for name in by_kind[kind]:

@@ -19,15 +19,18 @@ def read_tar(path: str, name: str) -> Iterator[Entry | BadEntry]:
     with one name the later counts, as when it is unpacked.
     """
     files: dict[str, Locator] = {}
-    damage = None
+    damage = ""
     with open_path(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isreg() and not member.issparse():
                         files[f"{name}/{member.name}"] = Locator(path, member.offset_data, member.size)
+                file.seek(tar.offset)
+                if any(file.read(tarfile.BLOCKSIZE)):  # what is no header ends the list without an error
+                    damage = f"no header at byte {tar.offset}"
         except tarfile.TarError as error:
-            damage = error
-    if damage is not None:
+            damage = str(error)
+    if damage:
         yield BadEntry(name, Reason.audio_corrupt, f"{path}: damaged after {len(files)} members ({damage})")
     yield from pair_files(files, path)

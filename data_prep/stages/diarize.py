@@ -13,7 +13,7 @@ from data_prep.backends.pyannote import Pyannote, is_available
 from data_prep.backends.voices import Voices
 from data_prep.clustering import cluster_speakers
 from data_prep.config import DiarizeBackend, DiarizeConfig
-from data_prep.given import channel_of, checked_turns
+from data_prep.given import checked_turns
 from data_prep.records import MODEL_RATE, Recording, Speakers, SpeakerSpan, Speech, TrackSpeech
 from data_prep.stages.base import Item
 
@@ -43,7 +43,7 @@ class DiarizeStage:
 
     def _speakers(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Speakers:
         if recording.turns is not None:
-            return _given_speakers(recording, speech)
+            return _given_speakers(recording)
         if len(speech.tracks) > 1:
             spans = [span for track in speech.tracks for span in _single(track, f"channel{track.channel}")]
             return Speakers(sorted(spans, key=lambda span: (span.start, span.speaker)))
@@ -79,10 +79,10 @@ def _named_by_appearance(spans: list[SpeakerSpan]) -> list[SpeakerSpan]:
     return [replace(span, speaker=names.setdefault(span.speaker, f"speaker{len(names)}")) for span in spans]
 
 
-def _given_speakers(recording: Recording, speech: Speech) -> Speakers:
+def _given_speakers(recording: Recording) -> Speakers:
     return Speakers(
         [
-            SpeakerSpan(turn.start, turn.end, turn.given.speaker, channel_of(turn, speech))
+            SpeakerSpan(turn.start, turn.end, turn.given.speaker, turn.given.channel)
             for turn in checked_turns(recording)
             if turn.rejection is None
         ]

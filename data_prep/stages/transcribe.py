@@ -18,7 +18,7 @@ from data_prep.backends.transformers_whisper import TransformersWhisper
 from data_prep.backends.whisper import MAX_CLIP_SECONDS, Recognizer
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.edges import quietest_moment
-from data_prep.given import channel_of, checked_turns
+from data_prep.given import checked_turns
 from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
 from data_prep.stages.base import Item
 
@@ -82,11 +82,10 @@ class TranscribeStage:
                 for clip in clips_of(track.spans, limit, _quietest(audio, track.channel))
             ]
         return [
-            (channel, clip)
+            (turn.given.channel, clip)
             for turn in checked_turns(recording)
             if turn.rejection is None and turn.given.text is None
-            for channel in [channel_of(turn, speech)]
-            for clip in clips_of([Span(turn.start, turn.end)], limit, _quietest(audio, channel))
+            for clip in clips_of([Span(turn.start, turn.end)], limit, _quietest(audio, turn.given.channel))
         ]
 
     def _language(self, audio: RecordingAudio, stretches: Sequence[tuple[int | None, Span]]) -> tuple[str, float]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.audio import RecordingAudio
+from data_prep.backends.whisper import UNSPACED
 from data_prep.config import TurnsConfig, VadConfig
 from data_prep.edges import Edges
-from data_prep.given import channel_of, checked_turns
+from data_prep.given import checked_turns
 from data_prep.grouping import Group, end_of, grouped, start_of
 from data_prep.reasons import Reason
 from data_prep.records import (
@@ -28,9 +29,6 @@ from data_prep.records import (
 from data_prep.spans import united
 from data_prep.stages.base import Item
 from data_prep.words import SpokenWord, aligned, speakers_of
-
-UNSPACED = {"ja", "lo", "my", "th", "yue", "zh"}
-"""Languages that Whisper divides into words without spaces between them."""
 
 
 @dataclass
@@ -61,7 +59,7 @@ class TurnsStage:
     def _turns(self, item: Item) -> Turns:
         speech, speakers, transcript = (item.results[name] for name in self.reads)
         if item.recording.turns is not None:
-            return Turns(given_turns(item.recording, speech, speakers, transcript, self.options.turns), [])
+            return Turns(given_turns(item.recording, speakers, transcript, self.options.turns), [])
         return made_turns(item.audio, item.recording, speech, speakers, transcript, self.options)
 
 
@@ -144,16 +142,13 @@ def _text(group: Group) -> str:
 # ------------------------------------------------------------------------------------------- from annotation
 
 
-def given_turns(
-    recording: Recording, speech: Speech, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig
-) -> list[DraftTurn]:
+def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig) -> list[DraftTurn]:
     """Given turns as they are, by start; texts that are missing come from recognition."""
     together = _together(speakers, [])
     heard = iter(transcript.clips)
     turns: list[DraftTurn] = []
     for number, turn in enumerate(checked_turns(recording)):
         given, rejection, clips = turn.given, turn.rejection, list[Clip]()
-        channel = channel_of(turn, speech)
         if given.text is None and rejection is None:
             clips = _clips_until(heard, turn.end)
         text = given.text if given.text is not None else _joined(clips)
@@ -173,12 +168,12 @@ def given_turns(
                 number=number,
                 speaker=given.speaker,
                 speaker_id=given.speaker_id,
-                channel=channel,
+                channel=given.channel,
                 start=turn.start,
                 end=turn.end,
                 text=text,
                 words=[word for clip in clips for word in clip.words],
-                overlap=_common(Span(turn.start, turn.end), together.get(channel, [])),
+                overlap=_common(Span(turn.start, turn.end), together.get(given.channel, [])),
                 rejection=rejection,
                 **confidence,
             )

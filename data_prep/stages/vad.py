@@ -1,9 +1,7 @@
 """Stage `vad`: which tracks a recording has, and where somebody speaks on each.
 
-A track is the mean of all channels, except that
-  - two channels with a speaker each, as of a call, are two tracks;
-  - channels that cancel each other in the mean (one with its sign turned), or of which only one carries sound, are
-    one track: the loudest channel.
+A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep/audio.py`),
+except that two channels with a speaker each, as of a call, are two tracks.
 """
 
 from __future__ import annotations
@@ -30,10 +28,6 @@ DOMINATED_SHARE = 0.6
 """Of a call's frames of speech, at least this share has a dominant channel; a stereo mix has voices on both."""
 OTHER_SHARE = 0.01
 """Each channel of a call dominates in at least this share of the frames of speech: both sides are heard."""
-CANCELLED = 0.1
-"""The mean of channels is taken for cancelled with less than this share of the energy that unrelated ones leave."""
-SILENT_CHANNEL = 1e-4
-"""A channel with less than this share of the loudest one's energy (-40 dB) carries nothing."""
 
 
 class _Listener(Protocol):
@@ -68,43 +62,32 @@ class VadStage:
 
     def _speech(self, recording: Recording, audio: RecordingAudio) -> Speech:
         if recording.turns is not None:
-            return _given_speech(recording, audio)
+            return _given_speech(recording)
         tracks = self._tracks(recording, audio)
         if not any(track.spans for track in tracks):
             raise Unusable(Reason.no_speech.value, f"nobody speaks in its {recording.seconds:.1f} s")
         return Speech(tracks)
 
     def _tracks(self, recording: Recording, audio: RecordingAudio) -> list[TrackSpeech]:
-        seconds, channels = recording.seconds, recording.channels
-        if channels == 1:
-            return [self._search(audio, None, seconds)]
-        if channels > 2 or recording.two_channel == "no":
-            return [self._search(audio, _mixed_channel(audio, channels, seconds), seconds)]
-        listeners = [self._listener(), self._listener()]
-        probabilities: list[list[np.ndarray]] = [[], []]
-        powers, mean_power = [], 0.0
-        for block in _blocks(audio, [0, 1], seconds):
+        if recording.channels != 2 or recording.two_channel == "no":
+            return [self._mixed(audio, recording.seconds)]
+        listeners = self._listener(), self._listener()
+        heard: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        powers: list[np.ndarray] = []
+        for block in _blocks(audio, [0, 1], recording.seconds):
             powers.append(_frame_power(block))
-            mean_power += _energy(block.mean(axis=0))
-            for channel in (0, 1):
-                probabilities[channel].append(listeners[channel].feed(block[channel]))
-        power = np.concatenate(powers, axis=1)
-        heard = np.stack([np.concatenate(parts) for parts in probabilities])
-        if recording.two_channel == "yes" or are_two_speakers(power, heard >= self.options.threshold):
-            chosen: list[int | None] = [0, 1]
-        else:
-            chosen = [mixed_channel(power.sum(axis=1) * FRAME, mean_power)]
-        return [
-            self._search(audio, None, seconds)
-            if channel is None
-            else TrackSpeech(channel, self._spans(heard[channel], seconds))
-            for channel in chosen
-        ]
+            for listener, channel, found in zip(listeners, block, heard, strict=True):
+                found.append(listener.feed(channel))
+        probabilities = np.stack([np.concatenate(found) for found in heard])
+        speech = probabilities >= self.options.threshold
+        if recording.two_channel == "auto" and not are_two_speakers(np.concatenate(powers, axis=1), speech):
+            return [self._mixed(audio, recording.seconds)]
+        return [TrackSpeech(channel, self._spans(probabilities[channel], recording.seconds)) for channel in (0, 1)]
 
-    def _search(self, audio: RecordingAudio, channel: int | None, seconds: float) -> TrackSpeech:
+    def _mixed(self, audio: RecordingAudio, seconds: float) -> TrackSpeech:
         listener = self._listener()
-        found = [listener.feed(block[0]) for block in _blocks(audio, [channel], seconds)]
-        return TrackSpeech(channel, self._spans(np.concatenate(found), seconds))
+        found = [listener.feed(block[0]) for block in _blocks(audio, [None], seconds)]
+        return TrackSpeech(None, self._spans(np.concatenate(found), seconds))
 
     def _listener(self) -> _Listener:
         if self.options.backend is VadBackend.none:
@@ -134,41 +117,13 @@ def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:
     return first + second > DOMINATED_SHARE * frames and min(first, second) > OTHER_SHARE * frames
 
 
-def mixed_channel(energy: np.ndarray, mean_energy: float) -> int | None:
-    """The channel that stands for all: None (their mean), or the loudest one where the mean would lose it.
-
-    Args:
-        energy: sum of squares of each channel, float [C].
-        mean_energy: sum of squares of the mean of the channels.
-    """
-    loudest = int(np.argmax(energy))
-    unrelated = energy.sum() / len(energy) ** 2
-    others = np.delete(energy, loudest)
-    if mean_energy < CANCELLED * unrelated or (others < SILENT_CHANNEL * energy[loudest]).all():
-        return loudest
-    return None
-
-
-def _given_speech(recording: Recording, audio: RecordingAudio) -> Speech:
-    turns = [turn for turn in checked_turns(recording) if turn.rejection is None]
+def _given_speech(recording: Recording) -> Speech:
     spans: dict[int | None, list[Span]] = {}
-    for turn in turns:
-        spans.setdefault(turn.given.channel, []).append(Span(turn.start, turn.end))
-    tracks = {channel: united(found) for channel, found in spans.items()}
-    if None in tracks and recording.channels > 1:
-        mixed = _mixed_channel(audio, recording.channels, recording.seconds)
-        tracks[mixed] = united(tracks.pop(None) + tracks.get(mixed, []))
-    return Speech(
-        [TrackSpeech(channel, tracks[channel]) for channel in sorted(tracks, key=lambda c: (c is not None, c))]
-    )
-
-
-def _mixed_channel(audio: RecordingAudio, channels: int, seconds: float) -> int | None:
-    energy, mean_energy = np.zeros(channels), 0.0
-    for block in _blocks(audio, list(range(channels)), seconds):
-        energy += _frame_power(block).sum(axis=1) * FRAME
-        mean_energy += _energy(block.mean(axis=0))
-    return mixed_channel(energy, mean_energy)
+    for turn in checked_turns(recording):
+        if turn.rejection is None:
+            spans.setdefault(turn.given.channel, []).append(Span(turn.start, turn.end))
+    order = sorted(spans, key=lambda channel: -1 if channel is None else channel)
+    return Speech([TrackSpeech(channel, united(spans[channel])) for channel in order])
 
 
 def _blocks(audio: RecordingAudio, channels: Sequence[int | None], seconds: float) -> Iterator[np.ndarray]:
@@ -189,7 +144,3 @@ def _frame_power(block: np.ndarray) -> np.ndarray:
     """Mean square of frames, float64 [C, F]."""
     padded = np.pad(block, ((0, 0), (0, -block.shape[1] % FRAME))).astype(np.float64)
     return np.square(padded).reshape(len(block), -1, FRAME).mean(axis=2)
-
-
-def _energy(samples: np.ndarray) -> float:
-    return float(np.square(samples, dtype=np.float64).sum())

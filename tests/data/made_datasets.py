@@ -29,15 +29,21 @@ def made_sample(number: int, split: str = "train", source: str = "made", codec: 
 
 
 def write_dataset(
-    folder: Path, samples: list[Sample], shard_bytes: int = 20_000, units: int = 1, workers: int = 1
+    folder: Path,
+    samples: list[Sample],
+    shard_bytes: int = 20_000,
+    units: int = 1,
+    workers: int = 1,
+    name: str | None = None,
 ) -> Path:
+    """name: of the dataset; None: the first sample's source"""
     staging = folder / "staging"
     staging.mkdir(parents=True)
     for number in range(units):
         with StagedUnit(staging, f"unit-{number}") as unit:
             for sample in samples[number::units]:
                 unit.add(sample)
-    name = samples[0].source
+    name = name or samples[0].source
     shards, index = write_shards(staging, folder, name, shard_bytes, seed=0, workers=workers)
     shutil.rmtree(staging)
     write_dataset_json(

@@ -14,9 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from data_prep.demo import MANIFEST
-
 RATE = 16000
+DEMO = Path(__file__).resolve().parents[2] / "data_prep" / "demo"
 
 
 @dataclass
@@ -40,7 +39,7 @@ KINDS = (
     Kind("8bit.wav", rate=8000),
     Kind("7channels.wav", channels=7),
     Kind("nan.wav", at_decode="not_finite"),
-    Kind("12-hours-of-silence.flac", at_plan="recording_too_long", rate=8000),
+    Kind("12-hours-of-silence.flac", at_plan="recording_too_long", rate=2000),
     Kind("zero-length-turn.wav"),  # one of its two turns is rejected where turns are made: bad_times
     Kind("music.wav"),  # has no speech
     Kind("same-as-echo.wav", at_plan="duplicate_file"),
@@ -51,9 +50,9 @@ KINDS = (
 
 def speech(name: str) -> tuple[np.ndarray, list[dict]]:
     """A bundled demo recording: float32 [N] at 16 kHz, and its turns as in a manifest."""
-    rows = [json.loads(line) for line in MANIFEST.read_text().splitlines()]
+    rows = [json.loads(line) for line in (DEMO / "manifest.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if row["audio"] == f"{name}.flac"]
-    audio, rate = soundfile.read(MANIFEST.parent / row["audio"], dtype="float32")
+    audio, rate = soundfile.read(DEMO / row["audio"], dtype="float32")
     assert rate == RATE
     return audio, row["turns"]
 
@@ -127,7 +126,7 @@ def _annotate(audio: Path, turns: list[dict]) -> None:
 
 
 def _write_silence(path: Path, hours: float) -> None:
-    rate, block = 8000, np.zeros(1 << 20, np.int16)
+    rate, block = 2000, np.zeros(1 << 20, np.int16)  # a low rate, as encoding takes its time
     remaining = round(hours * 3600 * rate)
     with soundfile.SoundFile(path, "w", rate, 1, "PCM_16", format="FLAC", compression_level=0) as file:
         while remaining:

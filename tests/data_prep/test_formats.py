@@ -77,7 +77,7 @@ def test_all_formats_are_prepared(folder, config, speech):
 
 @pytest.mark.parametrize("name", [*SOUNDFILE, *PYAV])
 def test_sound_survives_reading(folder, config, speech, name):
-    recording = make_plan(config(folder)).recording(f"local/{Path(name).stem}")
+    recording = make_plan(config(folder)).recording(f"local/{name}")
     want = soxr.resample(speech[0], speech[1], 24000)
     got = RecordingAudio(recording).track(None, 24000)[: len(want)]
     want = want[: len(got)]

@@ -122,7 +122,7 @@ def test_limits_divide_conversations_between_turns(calls, config, tmp_path):
 
 def test_nothing_usable_is_an_error_that_says_why(calls, config, tmp_path):
     rows = [{"audio": "gone.wav", "turns": [turn("a", 0, 1)]}]
-    with pytest.raises(ValueError, match=r"nothing could be kept \(audio_missing 1\); the first: .*gone.wav: no such"):
+    with pytest.raises(ValueError, match=r"no recording can be used \(audio_missing 1\); the first: .*gone.wav: no such"):
         prepare(config(write_manifest(calls, rows)))
     assert not (tmp_path / "out").exists()
 
