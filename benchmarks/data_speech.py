@@ -214,7 +214,9 @@ def print_prompts(prompts: Prompts, speakers: Speakers, transcript: Transcript, 
         time_of[span.speaker] += span.end - span.start
     normalize = load_normalizer("en")
     wer = jiwer.wer(normalize(prompts.text), normalize(text_of(turns)))
-    print(f"  clips, the longest              {len(transcript.clips)}, {max(c.end - c.start for c in transcript.clips):.1f} s")
+    print(
+        f"  clips, the longest              {len(transcript.clips)}, {max(c.end - c.start for c in transcript.clips):.1f} s"
+    )
     print(f"  turns, of them rejected         {len(turns.turns)}, {len(turns.turns) - len(kept)}")
     print(f"  speech kept                     {(inside & prompts.sounding).sum() / prompts.sounding.sum():.4f}")
     print(f"  WER                             {wer:.4f}")
