@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--made-up", type=int, default=0)
     args = parser.parse_args()
     sounds = {
-        path.name: load_audio(path, MODEL_RATE).numpy()
+        str(path.relative_to(args.folder)): load_audio(path, MODEL_RATE).numpy()
         for path in sorted(args.folder.rglob("*"))
         if path.is_file() and path.suffix != ".txt"
     }

@@ -1,16 +1,21 @@
-"""Turns recordings with transcripts into sharded, codec-tokenized datasets: `python -m data_prep`.
+"""Turns recordings into sharded, codec-tokenized datasets: `python -m data_prep` (docs/data.md).
 
-recordings -> turns -> codes -> conversations -> shards + index -> dataset.json
+recordings -> plan -> units -> stages -> conversations -> shards + index -> dataset.json -> report
 
-    manifest.py      what the user gives: recordings and their annotated turns
-    cut.py           recording -> one waveform for each turn
-    encode.py        waveforms -> codes
-    conversation.py  turns -> conversations (samples)
-    pack.py          samples -> shuffled tar shards
-    index.py         shards -> index.parquet and dataset.json
-    output.py        the output folder: all or nothing
-    prepare.py       all of the above in a row
-    verify.py        re-reads a finished dataset
-    rejects.py       what was left out, and why
-    demo/            bundled recordings
+    sources/          what a user hands in, in any form
+    probe.py, plan.py, units.py, plan_files.py      `plan`: recordings, cut into units
+    storage.py, decode.py, audio.py                 bytes -> samples
+    records.py, tables.py, reasons.py               what flows between stages, as dataclasses and as parquet
+    stages/           vad, diarize, transcribe, turns, score, encode; what they need beside them:
+        backends/         models of other packages
+        clustering.py, words.py, grouping.py, edges.py, spans.py, given.py      speakers, words and turns
+        text_checks.py, limits.py, fingerprint.py                               measures and their limits
+    unit.py, stage_files.py, attempts.py, failures.py       one unit through the stages, whatever happens
+    pipeline.py, fit_codec.py, executors/, run.py           `run`, `status`, `retry`: all units, here or on a cluster
+    assemble.py       `pack`: units -> dataset, by way of
+        dedup.py, ledger.py, conversation.py, staging.py, pack.py, shard.py, index.py, processes.py, output.py
+    report*.py        `report`: a page to look at before training
+    verify.py, takedown.py, tombstones.py, mix.py           what else is done to finished datasets
+    prepare.py        all in a row
+    demo/             bundled recordings
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -15,12 +17,27 @@ Result = TypeVar("Result")
 def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """`map(function, jobs)` in `workers` processes (0: as many as processors); one works in this process.
 
-    `function` and what it takes and returns are pickled. An error ends the work not yet begun and is raised here.
+    `function` and what it takes and returns are pickled. An error ends the work not yet begun and is raised here; if
+    this process is killed, the others end at once.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if workers <= 1:
         yield from map(function, jobs)
         return
-    # Spawned: this process may hold threads (of torch, of pyarrow) that forking would cut off.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    # Forked from a server that has loaded the libraries, and not from this process, which may hold threads (of torch,
+    # of pyarrow) that forking would cut off.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.shard"])
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         yield from pool.map(function, jobs)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the first process speaks for all
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Else a worker would go on writing into a folder that the next run may have begun to fill."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
