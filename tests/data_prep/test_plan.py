@@ -279,8 +279,8 @@ def test_requests_that_cannot_be_met_are_one_line(many, plan_of, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.wav").write_text("no audio")
     for arguments, message in [
-        ({"source": None}, "give either input=PATH, or sources="),
-        ({"source": many, "sources": {"x": SourceConfig(str(many))}}, "give either input=PATH, or sources="),
+        ({"source": None}, "give either input=PATH, or +sources="),
+        ({"source": many, "sources": {"x": SourceConfig(str(many))}}, "give either input=PATH, or +sources="),
         ({"source": None, "sources": {"a/b": SourceConfig(str(many))}}, "source 'a/b': a name must consist of"),
         ({"source": tmp_path / "bad"}, "no recording can be used (audio_corrupt 1); the first: local/x.wav: x.wav"),
     ]:
