@@ -16,6 +16,8 @@ from data_prep.run import RunSummary, run
 def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:
     """plan -> run -> pack -> report. Run again after any interruption: it goes on where it was.
 
+    Once the dataset is in place it is not touched again; a report that is still missing then is written by `report`.
+
     Raises:
         FileNotFoundError: an input, the codec's weights or a model are not there.
         ValueError: an input breaks its format, the plan changed, the output exists, or nothing could be kept.
