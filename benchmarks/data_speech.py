@@ -43,7 +43,7 @@ from scipy.optimize import linear_sum_assignment
 
 from csm.audio import load_channels
 from csm.evaluation.text_norm import load_normalizer
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DiarizeBackend, DiarizeConfig, TranscribeConfig, TurnsConfig, VadConfig
 from data_prep.records import Locator, Recording, Speakers, Transcript, Turns
 from data_prep.stages.base import Item

@@ -23,10 +23,10 @@ import numpy as np
 
 from csm.codec.base import CodecInfo
 from csm.data.sample import Sample, Turn
-from data_prep.index import write_dataset_json
-from data_prep.pack import write_shards
-from data_prep.staging import StagedUnit
-from data_prep.verify import verify
+from data_prep.dataset.index import write_dataset_json
+from data_prep.dataset.verify import verify
+from data_prep.packing.pack import write_shards
+from data_prep.packing.staging import StagedUnit
 
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=4, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
 

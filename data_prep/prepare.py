@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 
 from csm.data.dataset import DatasetInfo
-from data_prep.assemble import pack
 from data_prep.config import DataPrepConfig
-from data_prep.output import check_replaceable
-from data_prep.plan import make_plan
-from data_prep.report import write_report
+from data_prep.packing.assemble import pack
+from data_prep.packing.output import check_replaceable
+from data_prep.planning.plan import make_plan
+from data_prep.report.report import write_report
 from data_prep.run import RunSummary, run
 
 

@@ -1,6 +1,6 @@
 """Stage `vad`: which tracks a recording has, and where somebody speaks on each.
 
-A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep/audio.py`),
+A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep.audio.recording`),
 except that two channels with a speaker each, as of a call, are two tracks.
 """
 
@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.silero import FRAME, Silero, spans_of
 from data_prep.config import VadBackend, VadConfig
-from data_prep.given import checked_turns
 from data_prep.reasons import Reason
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
-from data_prep.spans import united
+from data_prep.speech.given import checked_turns
+from data_prep.speech.spans import united
 from data_prep.stages.base import Item, Unusable
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s

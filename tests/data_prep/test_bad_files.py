@@ -6,10 +6,10 @@ import pytest
 from bad_files import GOOD, KINDS, speech, write_bad_files, write_good_files
 
 from csm.data.dataset import ShardedDataset
+from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
 from data_prep.records import LedgerRow, Reject
 from data_prep.tables import read_rows
-from data_prep.verify import verify
 
 LATER = {"music.wav": ("vad", "no_speech")}  # what neither the plan nor decoding can tell
 PASS = {"8bit.wav", "7channels.wav", "sub folder/café 🎙 call.wav", "zero-length-turn.wav"}

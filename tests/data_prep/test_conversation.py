@@ -15,7 +15,7 @@ from csm.data.sample import Event as StoredEvent
 from csm.data.sample import Sample, sample_from_members, sample_to_members
 from csm.frames import TurnTokens, conversation_frames
 from data_prep.config import ConversationConfig
-from data_prep.conversation import (
+from data_prep.packing.conversation import (
     EncodedRecording,
     Fates,
     conversations,

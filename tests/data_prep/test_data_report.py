@@ -23,9 +23,10 @@ from csm.data.lengths import load_lengths
 from csm.data.plan import EpochPlan
 from csm.data.sample import Sample, Turn
 from csm.text import load_tokenizer
-from data_prep import report_data, report_tables
-from data_prep.report import JSON_FILE, write_report
-from data_prep.takedown import takedown
+from data_prep.dataset.takedown import takedown
+from data_prep.report import data as report_data
+from data_prep.report import tables as report_tables
+from data_prep.report.report import JSON_FILE, write_report
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 from tests.data_prep.report_datasets import (
     HOSTILE,

@@ -11,7 +11,7 @@ import soundfile
 from heard import demo_recordings, item, recording
 
 from csm.evaluation.text_norm import load_normalizer
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DiarizeBackend, DiarizeConfig, TranscribeConfig, TurnsConfig, VadConfig
 from data_prep.records import GivenTurn, Locator, Recording, Span, Speakers, SpeakerSpan, Speech, TrackSpeech
 from data_prep.stages.base import Item

@@ -11,9 +11,9 @@ import soundfile
 from made_recordings import comparable, noise, turn, write_manifest
 
 from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
+from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
 from data_prep.run import status
-from data_prep.verify import verify
 
 RATE = 8000
 FILES = 200

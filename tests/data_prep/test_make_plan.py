@@ -12,11 +12,11 @@ import soundfile
 from bad_files import GOOD, KINDS, write_bad_files, write_good_files
 from made_recordings import files, noise, turn, write_manifest
 
-from data_prep import plan_files
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig, PlanConfig, SourceConfig
-from data_prep.plan import Plan, load_plan, make_plan
-from data_prep.probe import probe
+from data_prep.planning import plan_files
+from data_prep.planning.plan import Plan, load_plan, make_plan
+from data_prep.planning.probe import probe
 from data_prep.records import Locator, Recording
 from data_prep.stages.base import Unusable
 

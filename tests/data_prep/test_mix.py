@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from csm.config import DataConfig, register_schemas
 from csm.data.sources import open_sources
-from data_prep.mix import describe, mix
+from data_prep.dataset.mix import describe, mix
 from tests.conftest import ROOT
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 

@@ -15,10 +15,10 @@ from made_recordings import files
 from csm.codec import check_same_codec
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Event, Sample
-from data_prep.index import rebuild
-from data_prep.pack import plan_shards, write_shards
-from data_prep.staging import StagedUnit
-from data_prep.verify import verify
+from data_prep.dataset.index import rebuild
+from data_prep.dataset.verify import verify
+from data_prep.packing.pack import plan_shards, write_shards
+from data_prep.packing.staging import StagedUnit
 from tests.data.made_datasets import CODEC, made_sample, write_dataset
 
 

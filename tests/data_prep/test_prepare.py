@@ -13,10 +13,10 @@ from csm.audio import load_audio, resample
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
+from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
 from data_prep.records import Reject
 from data_prep.tables import read_rows
-from data_prep.verify import verify
 
 RATE = 16000
 

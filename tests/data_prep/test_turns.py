@@ -20,9 +20,9 @@ from data_prep.records import (
     Turns,
     Word,
 )
+from data_prep.speech.words import aligned, speakers_of
 from data_prep.stages.base import Item
 from data_prep.stages.turns import TurnsStage
-from data_prep.words import aligned, speakers_of
 
 RATE = 16_000
 SECONDS = 100

@@ -18,9 +18,9 @@ import pytest
 from csm.data.dataset import ShardedDataset, fingerprint
 from csm.data.folder import sha256_of
 from csm.data.index import INDEX_SCHEMA, footer_sha256, write_index_file
-from data_prep.index import file_info, totals_of, write_index
-from data_prep.shard import index_shard
-from data_prep.verify import verify
+from data_prep.dataset.index import file_info, totals_of, write_index
+from data_prep.dataset.shard import index_shard
+from data_prep.dataset.verify import verify
 from tests.data.made_datasets import CODEC, made_sample, write_dataset
 
 

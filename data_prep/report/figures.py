@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from data_prep.report_data import ROW_POSITIONS, Codebooks, Distribution
+from data_prep.report.data import ROW_POSITIONS, Codebooks, Distribution
 
 _WIDTH, _HEIGHT = 340, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 8, 18, 24

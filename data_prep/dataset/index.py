@@ -18,13 +18,13 @@ from csm.data.folder import FileInfo, check_size, missing, sha256_of
 from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.sample import REMEDY, SCHEMA_VERSION
 from csm.files import write_atomically
-from data_prep.processes import ordered_map
-from data_prep.shard import index_shard
-from data_prep.tombstones import TOMBSTONES_FILE, keep_living, keys_by_shard, read_tombstones
+from data_prep.dataset.shard import index_shard
+from data_prep.dataset.tombstones import TOMBSTONES_FILE, keep_living, keys_by_shard, read_tombstones
+from data_prep.packing.processes import ordered_map
 
 CODEC_FILE = "codec.safetensors"
 
-_SHARD_NAME = re.compile(r"(.+)-[0-9a-f]{8}-[^-]+-\d+\.tar")  # see data_prep/pack.py
+_SHARD_NAME = re.compile(r"(.+)-[0-9a-f]{8}-[^-]+-\d+\.tar")  # see data_prep/packing/pack.py
 _GROUPS = {"totals": "split", "sources": "source", "langs": "lang", "licences": "licence"}  # field -> column
 _SUMS = {"samples": ("n_frames", "count"), "turns": ("n_turns", "sum"), "frames": ("n_frames", "sum")}
 _BATCH_ROWS = 1 << 18

@@ -26,8 +26,8 @@ from csm.data.dataset import ShardedDataset
 from csm.data.lengths import fit, open_lengths
 from csm.data.plan import EpochPlan
 from csm.files import write_atomically
-from data_prep.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
-from data_prep.report_tables import GroupedSums, batches
+from data_prep.packing.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
+from data_prep.report.tables import GroupedSums, batches
 
 TURNS_FILE = "report_turns.parquet"
 MAX_CONVERSATIONS = 200_000  # looked at for times and measures

@@ -26,13 +26,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_prep.attempts import Attempts
-from data_prep.audio import RecordingAudio
-from data_prep.failures import Failure, classify
+from data_prep.audio.recording import RecordingAudio
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Reject, StageTime
-from data_prep.stage_files import StageFiles, write_json
 from data_prep.stages.base import Item, Stage, Unusable
+from data_prep.unit.attempts import Attempts
+from data_prep.unit.failures import Failure, classify
+from data_prep.unit.stage_files import StageFiles, write_json
 
 DONE_FILE = "done.json"
 LOCK_FILE = "lock"

@@ -2,12 +2,12 @@
 
 The page is one file that works from disk.
 
-    report_tables.py    ledger, rejects, duplicates and stage times, in sums
-    report_data.py      index, turns, positions, codes
-    report_checks.py    rules of thumb, applied
-    report_samples.py   random conversations with their speech
-    report_figures.py   bars
-    report_page.py      all of it as a page
+    tables.py    ledger, rejects, duplicates and stage times, in sums
+    data.py      index, turns, positions, codes
+    checks.py    rules of thumb, applied
+    samples.py   random conversations with their speech
+    figures.py   bars
+    page.py      all of it as a page
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from csm.data.dataset import ShardedDataset, is_remote
 from csm.files import write_atomically
-from data_prep.report_checks import check_dataset
-from data_prep.report_data import (
+from data_prep.report.checks import check_dataset
+from data_prep.report.data import (
     MAX_CONVERSATIONS,
     NARROW_BAND,
     ROW_POSITIONS,
@@ -37,9 +37,9 @@ from data_prep.report_data import (
     measure_turns,
     read_index,
 )
-from data_prep.report_page import JSON_FILE, Report, render
-from data_prep.report_samples import CONVERSATIONS, listen
-from data_prep.report_tables import read_duplicates, read_flow, read_rates, read_rejects
+from data_prep.report.page import JSON_FILE, Report, render
+from data_prep.report.samples import CONVERSATIONS, listen
+from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejects
 
 REPORT_FILE = "report.html"
 SCHEMA_VERSION = 1

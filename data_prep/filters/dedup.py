@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.config import DedupConfig
-from data_prep.fingerprint import same_sound
+from data_prep.filters.fingerprint import same_sound
+from data_prep.filters.text_checks import words
 from data_prep.reasons import Reason
 from data_prep.records import Duplicate
-from data_prep.text_checks import words
 
 if TYPE_CHECKING:
     from datasketch import LeanMinHash

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from data_prep.config import LimitsConfig
+from data_prep.filters.text_checks import chars_per_second, hallucination, repetition
 from data_prep.reasons import Reason
 from data_prep.records import DraftTurn, Rejection, TurnScore
-from data_prep.text_checks import chars_per_second, hallucination, repetition
 
 _RATE_STEPS = 20  # to a character/s: as exact as rates are counted
 _MIN_TURNS = 20  # of a source, before its median means anything

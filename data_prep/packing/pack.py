@@ -2,7 +2,7 @@
 
 The order is drawn from the seed and the samples' keys alone: neighbours in a shard come from all over the dataset, and
 neither the units, nor the order in which they were staged, nor the number of processes make a difference to a byte.
-An interrupted pack starts again: what it wrote lies in a folder that data_prep/output.py clears.
+An interrupted pack starts again: what it wrote lies in a folder that data_prep/packing/output.py clears.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from csm.data.dataset import IndexInfo, ShardInfo
 from csm.data.folder import FileInfo, LocalFolder
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER
 from csm.files import write_atomically
-from data_prep.conversation import slug
-from data_prep.index import write_index
-from data_prep.processes import ordered_map
-from data_prep.shard import IndexedShard, index_shard
-from data_prep.staging import StagedSamples, read_staging, staged_file
+from data_prep.dataset.index import write_index
+from data_prep.dataset.shard import IndexedShard, index_shard
+from data_prep.packing.conversation import slug
+from data_prep.packing.processes import ordered_map
+from data_prep.packing.staging import StagedSamples, read_staging, staged_file
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import jinja2
 
 from csm.data.dataset import DatasetInfo
-from data_prep import report_figures as figures
-from data_prep.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
-from data_prep.report_checks import Check, percent
-from data_prep.report_data import (
+from data_prep.packing.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
+from data_prep.report import figures
+from data_prep.report.checks import Check, percent
+from data_prep.report.data import (
     NARROW_BAND,
     ROW_POSITIONS,
     TURNS_FILE,
@@ -21,8 +21,8 @@ from data_prep.report_data import (
     Packing,
     TurnMeasures,
 )
-from data_prep.report_samples import Heard, view
-from data_prep.report_tables import Duplicates, Flow, Part, RejectGroup, StageRate, stage_order
+from data_prep.report.samples import Heard, view
+from data_prep.report.tables import Duplicates, Flow, Part, RejectGroup, StageRate, stage_order
 
 JSON_FILE = "report.json"
 _LISTED = 12  # sources and languages with a row of their own
@@ -57,7 +57,7 @@ class Report:
 def render(report: Report, heard: list[Heard]) -> str:
     """The page; every text in it is escaped, since transcripts are not ours."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("data_prep", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("data_prep.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["lower_first"] = lambda text: text[0].lower() + text[1:]
     page = environment.get_template("data_report.html.j2")

@@ -1,6 +1,6 @@
 """Removes recordings or groups from a dataset, without rewriting its shards.
 
-The samples lose their rows in the index and are listed in takedown.jsonl (data_prep/tombstones.py). Their bytes stay in
+The samples lose their rows in the index and are listed in takedown.jsonl (tombstones.py). Their bytes stay in
 the tars, which no reader of the index looks at any more; to be rid of them, prepare the dataset again without these
 recordings.
 
@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 
 from csm.data.dataset import DatasetInfo, ShardedDataset, ShardInfo, is_remote
 from csm.files import write_atomically
-from data_prep.index import IndexRows, file_info, write_dataset_json, write_index
-from data_prep.tombstones import (
+from data_prep.dataset.index import IndexRows, file_info, write_dataset_json, write_index
+from data_prep.dataset.tombstones import (
     TOMBSTONES_FILE,
     Tombstone,
     keep_living,

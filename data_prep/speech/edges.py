@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import TurnsConfig
-from data_prep.grouping import Group, end_of, start_of
 from data_prep.records import MODEL_RATE, Span, TrackSpeech
-from data_prep.words import SpokenWord
+from data_prep.speech.grouping import Group, end_of, start_of
+from data_prep.speech.words import SpokenWord
 
 SEARCH_SECONDS = 0.2
 """Times of words are this vague: where a word ends in the middle of speech, the quietest moment so near is taken."""

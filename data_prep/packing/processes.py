@@ -27,7 +27,7 @@ def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers:
     # Forked from a server that has loaded the libraries, and not from this process, which may hold threads (of torch,
     # of pyarrow) that forking would cut off.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.shard"])
+    context.set_forkserver_preload(["data_prep.dataset.shard"])
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         yield from pool.map(function, jobs)
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep.config import DataPrepConfig, SourceConfig, work_folder
-from data_prep.plan_files import PLAN_FILE, Plan, load_plan, write_plan
-from data_prep.probe import Probe, ProbeCache, Stamps, probe
+from data_prep.planning.plan_files import PLAN_FILE, Plan, load_plan, write_plan
+from data_prep.planning.probe import Probe, ProbeCache, Stamps, probe
+from data_prep.planning.units import Planned, cut_units, planned
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Reject
 from data_prep.sources import Listed, read_source
 from data_prep.sources.listing import STAGE
-from data_prep.units import Planned, cut_units, planned
 
 __all__ = ["Plan", "load_plan", "make_plan"]
 

@@ -12,11 +12,11 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
-from data_prep.decode import BLOCK, open_audio
+from data_prep.audio.decode import BLOCK, open_audio
+from data_prep.audio.storage import open_bytes, where
 from data_prep.reasons import Reason
 from data_prep.records import Recording
 from data_prep.stages.base import Unusable
-from data_prep.storage import open_bytes, where
 
 log = logging.getLogger(__name__)
 

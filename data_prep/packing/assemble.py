@@ -27,21 +27,21 @@ from csm.codec import CodecInfo, SpectralCodec
 from csm.data.dataset import DatasetInfo
 from csm.files import sync
 from data_prep.config import DataPrepConfig, work_folder
-from data_prep.conversation import EncodedRecording, conversations, split_of
-from data_prep.dedup import HeardRecording, HeardTurn, duplicates
-from data_prep.index import CODEC_FILE, file_info, write_dataset_json
-from data_prep.ledger import KEPT, UNKNOWN_LANG, Fate, account
-from data_prep.limits import RateCounts, SourceRates, check
-from data_prep.output import output_folder
-from data_prep.pack import write_shards
+from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
+from data_prep.filters.dedup import HeardRecording, HeardTurn, duplicates
+from data_prep.filters.limits import RateCounts, SourceRates, check
+from data_prep.packing.conversation import EncodedRecording, conversations, split_of
+from data_prep.packing.ledger import KEPT, UNKNOWN_LANG, Fate, account
+from data_prep.packing.output import output_folder
+from data_prep.packing.pack import write_shards
+from data_prep.packing.processes import ordered_map
+from data_prep.packing.staging import StagedUnit
 from data_prep.pipeline import build_stages, run_codec
-from data_prep.plan import Plan, load_plan
-from data_prep.processes import ordered_map
+from data_prep.planning.plan import Plan, load_plan
 from data_prep.records import Duplicate, LedgerRow, Recording, Reject, Rejection, StageTime
 from data_prep.stages.base import Stage
-from data_prep.staging import StagedUnit
 from data_prep.tables import read_rows, schema_of, write_rows
-from data_prep.unit import StageTable, UnitResults, fingerprints, is_done, stage_tables, unit_results
+from data_prep.unit.run_unit import StageTable, UnitResults, fingerprints, is_done, stage_tables, unit_results
 
 REJECTS_FILE = "rejects.parquet"
 LEDGER_FILE = "ledger.parquet"

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csm.files import write_atomically
+from data_prep.planning.units import Planned, Unit
 from data_prep.records import Recording, Reject
 from data_prep.tables import from_dict, read_rows, schema_of, write_rows
-from data_prep.units import Planned, Unit
 
 PLAN_FILE = "plan.json"
 VERSION = 1

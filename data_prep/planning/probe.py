@@ -11,11 +11,11 @@ from pathlib import Path
 
 import fsspec
 
-from data_prep.decode import open_audio
+from data_prep.audio.decode import open_audio
+from data_prep.audio.storage import is_url, open_bytes, patiently, where
 from data_prep.reasons import Reason
 from data_prep.records import Locator
 from data_prep.stages.base import Unusable
-from data_prep.storage import is_url, open_bytes, patiently, where
 from data_prep.tables import read_rows, write_rows
 
 _CHUNK = 1 << 20  # bytes hashed at once

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from data_prep.config import TurnsConfig
-from data_prep.words import SpokenWord
+from data_prep.speech.words import SpokenWord
 
 SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001
 SENTENCE_BONUS = 0.5

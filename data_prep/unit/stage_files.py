@@ -1,4 +1,4 @@
-"""What a stage leaves of a unit; see unit.py."""
+"""What a stage leaves of a unit; see run_unit.py."""
 
 from __future__ import annotations
 
