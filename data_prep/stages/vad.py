@@ -1,6 +1,6 @@
 """Stage `vad`: which tracks a recording has, and where somebody speaks on each.
 
-A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep.audio.recording`),
+A track is the mean of all channels (or what stands for it where they cancel each other, see audio/recording.py),
 except that two channels with a speaker each, as of a call, are two tracks.
 """
 
