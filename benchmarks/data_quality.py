@@ -30,7 +30,7 @@ import soxr
 from csm.audio import load_audio
 from data_prep.backends.dnsmos import Dnsmos
 from data_prep.config import DedupConfig
-from data_prep.fingerprint import fingerprint, same_sound
+from data_prep.filters.fingerprint import fingerprint, same_sound
 from data_prep.records import MODEL_RATE
 from data_prep.stages.score import bandwidth, clipped, loudness
 

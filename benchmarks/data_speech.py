@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from scipy.optimize import linear_sum_assignment
 
 from csm.audio import load_channels
 from csm.evaluation.text_norm import load_normalizer
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DiarizeBackend, DiarizeConfig, TranscribeConfig, TurnsConfig, VadConfig
 from data_prep.records import Locator, Recording, Speakers, Transcript, Turns
 from data_prep.stages.base import Item
@@ -59,26 +61,14 @@ TOLERANCE_SECONDS = 0.1
 Segment = tuple[float, float, str]  # start, end, speaker
 
 
-class MemoryAudio:
-    """A recording that is in memory: float32 [C, N] at 16 kHz; read as `RecordingAudio` is."""
-
-    def __init__(self, samples: np.ndarray) -> None:
-        self.samples = samples
-
-    def track(self, channel: int | None, rate: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
-        assert rate == RATE
-        samples = self.samples.mean(axis=0) if channel is None else self.samples[channel]
-        return samples[round(start * rate) : None if end is None else round(end * rate)]
-
-
-def run_stages(samples: np.ndarray) -> dict[str, Any]:
-    """Results of all stages, by name, of float32 [N] at 16 kHz."""
-    seconds = len(samples) / RATE
+def run_stages(file: Path) -> dict[str, Any]:
+    """Results of all stages, by name, of a mono file at 16 kHz."""
+    seconds = soundfile.info(file).duration
     recording = Recording(
         id="a/b",
         source="a",
         audio="b",
-        locator=Locator("b"),
+        locator=Locator(str(file)),
         group="b",
         split=None,
         lang="en",
@@ -89,7 +79,7 @@ def run_stages(samples: np.ndarray) -> dict[str, Any]:
         channels=1,
         codec_format="wav/pcm_16",
     )
-    item = Item(recording, MemoryAudio(samples[None]), {})
+    item = Item(recording, RecordingAudio(recording), {})
     vad = VadConfig()
     for stage in (
         VadStage(vad),
@@ -131,13 +121,11 @@ def text_of(turns: Turns) -> str:
 
 
 def measure_call(folder: Path) -> None:
-    samples, rate = soundfile.read(folder / "sample.wav", dtype="float32")
-    assert rate == RATE
     rttm = [line.split() for line in (folder / "sample.rttm").read_text().splitlines()]
     reference = [(float(row[3]), float(row[3]) + float(row[4]), row[7]) for row in rttm]
     text = " ".join(line.split(maxsplit=5)[5] for line in (folder / "sample.stm").read_text().splitlines())
     print("call")
-    results = run_stages(samples)
+    results = run_stages(folder / "sample.wav")
     speakers: Speakers = results["diarize"]
     turns: Turns = results["turns"]
     spans = [(span.start, span.end, span.speaker) for span in speakers.spans]
@@ -196,7 +184,10 @@ def _sounding(prompt: np.ndarray) -> np.ndarray:
 
 def measure_prompts(prompts: Prompts) -> None:
     print("prompts")
-    results = run_stages(prompts.samples)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prompts.wav"
+        soundfile.write(file, prompts.samples, RATE, subtype="FLOAT")
+        results = run_stages(file)
     print_prompts(prompts, results["diarize"], results["transcribe"], results["turns"])
 
 
@@ -214,9 +205,8 @@ def print_prompts(prompts: Prompts, speakers: Speakers, transcript: Transcript, 
         time_of[span.speaker] += span.end - span.start
     normalize = load_normalizer("en")
     wer = jiwer.wer(normalize(prompts.text), normalize(text_of(turns)))
-    print(
-        f"  clips, the longest              {len(transcript.clips)}, {max(c.end - c.start for c in transcript.clips):.1f} s"
-    )
+    longest = max(clip.end - clip.start for clip in transcript.clips)
+    print(f"  clips, the longest              {len(transcript.clips)}, {longest:.1f} s")
     print(f"  turns, of them rejected         {len(turns.turns)}, {len(turns.turns) - len(kept)}")
     print(f"  speech kept                     {(inside & prompts.sounding).sum() / prompts.sounding.sum():.4f}")
     print(f"  WER                             {wer:.4f}")

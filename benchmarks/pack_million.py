@@ -3,9 +3,8 @@
     python benchmarks/pack_million.py [--samples 1000000] [--units 1000] [--workers 2] [--shard-mb 64] [--keep FOLDER]
 
 Each step runs in a process of its own: staging as a worker does it, unit by unit; packing; verifying. Printed are the
-peaks of its own memory, of its largest child, and of all of them together with pages they share counted once (looked
-at four times a second), all of which begin with the libraries' 500 MB or so. Record results in docs/benchmarks.md with
-hardware.
+peak of its memory, and that of it and its workers together with pages they share counted once (looked at every second);
+both begin with the libraries' 500 MB or so. Record results in docs/benchmarks.md with hardware.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,10 +23,10 @@ import numpy as np
 
 from csm.codec.base import CodecInfo
 from csm.data.sample import Sample, Turn
-from data_prep.index import write_dataset_json
-from data_prep.pack import write_shards
-from data_prep.staging import StagedUnit
-from data_prep.verify import verify
+from data_prep.dataset.index import write_dataset_json
+from data_prep.dataset.verify import verify
+from data_prep.packing.pack import write_shards
+from data_prep.packing.staging import StagedUnit
 
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=4, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
 
@@ -76,10 +74,8 @@ def run_step(options: argparse.Namespace) -> None:
         pack(options.keep, options.shard_mb, options.workers)
     else:
         assert verify(options.keep, options.workers) == []
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    # Not getrusage's: that includes the parent's before this program was loaded.
-    peak = field(Path("/proc/self/status"), "VmHWM")
-    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak, "child": child}))
+    peak = field(Path("/proc/self/status"), "VmHWM")  # getrusage's includes the parent's before this program was loaded
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak}))
 
 
 def field(path: Path, name: str) -> float:
@@ -106,7 +102,7 @@ def run(command: list[str]) -> dict[str, float]:
     peak = 0.0
     while process.poll() is None:
         peak = max(peak, memory_of_all(process.pid))
-        time.sleep(0.25)
+        time.sleep(1.0)
     if process.returncode:
         raise SystemExit(process.returncode)
     return json.loads(process.stdout.read().splitlines()[-1]) | {"all": peak}
@@ -133,7 +129,7 @@ def main() -> None:
             took = run(command)
             print(
                 f"{step}: {took['seconds']:.0f} s, {options.samples / took['seconds']:,.0f} samples/s; "
-                f"peak {took['peak']:.0f} MB, largest child {took['child']:.0f} MB, together {took['all']:.0f} MB",
+                f"peak {took['peak']:.0f} MB, with its workers {took['all']:.0f} MB",
                 flush=True,
             )
         print(f"{sum(file.stat().st_size for file in folder.glob('*.tar')) / 1e6:,.0f} MB of shards")

@@ -1,16 +1,20 @@
-"""Turns recordings with transcripts into sharded, codec-tokenized datasets: `python -m data_prep`.
+"""Turns recordings into sharded, codec-tokenized datasets: `python -m data_prep` (docs/data.md).
 
-recordings -> turns -> codes -> conversations -> shards + index -> dataset.json
+recordings -> plan -> units -> stages -> conversations -> shards + index -> dataset.json -> report
 
-    manifest.py      what the user gives: recordings and their annotated turns
-    cut.py           recording -> one waveform for each turn
-    encode.py        waveforms -> codes
-    conversation.py  turns -> conversations (samples)
-    pack.py          samples -> shuffled tar shards
-    index.py         shards -> index.parquet and dataset.json
-    output.py        the output folder: all or nothing
-    prepare.py       all of the above in a row
-    verify.py        re-reads a finished dataset
-    rejects.py       what was left out, and why
-    demo/            bundled recordings
+    sources/          what a user hands in, in any form
+    planning/         `plan`: recordings, cut into units
+    audio/            bytes -> samples
+    records.py, tables.py, reasons.py       what flows between stages, as dataclasses and as parquet
+    stages/           vad, diarize, transcribe, turns, score, encode
+        backends/     models of other packages
+        speech/       speakers, words and turns
+        filters/      limits and duplicates
+    unit/             one unit through the stages, whatever happens
+    pipeline.py, fit_codec.py, executors/, run.py       `run`, `status`, `retry`: all units, here or on a cluster
+    packing/          `pack`: units -> dataset
+    report/           `report`: a page to look at before training
+    dataset/          `index`, `verify`, `takedown`, `mix`
+    prepare.py        all in a row
+    demo/             bundled recordings
 """

@@ -4,7 +4,7 @@
     python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
     python -m data_prep verify output=data/calls
     python -m data_prep takedown output=data/calls takedown=names.txt
-    python -m data_prep mix 'weights={data/a: 2, data/b: 1}' output=mix.yaml
+    python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
     python -m data_prep demo output=data/demo
 
 Exit code 0: done. 1: `verify` found the dataset broken, or recordings or units failed that `retry` may bring through.
@@ -24,18 +24,18 @@ from csm.data.dataset import DatasetInfo, ShardedDataset
 from csm.data.lengths import load_lengths
 from csm.errors import user_errors
 from csm.text import load_tokenizer
-from data_prep.assemble import pack
 from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema, work_folder
+from data_prep.dataset.index import rebuild
+from data_prep.dataset.mix import describe, mix
+from data_prep.dataset.takedown import read_names, takedown
+from data_prep.dataset.verify import verify
 from data_prep.demo import prepare_demo_dataset
-from data_prep.index import rebuild
-from data_prep.mix import describe, mix
-from data_prep.plan import Plan, make_plan
+from data_prep.packing.assemble import pack
+from data_prep.planning.plan import Plan, make_plan
 from data_prep.prepare import check_options, prepare
-from data_prep.report import REPORT_FILE, write_report
+from data_prep.report.report import REPORT_FILE, write_report
 from data_prep.run import RunSummary, retry, run, status
-from data_prep.stage_files import TRANSIENT_REASONS
-from data_prep.takedown import read_names, takedown
-from data_prep.verify import verify
+from data_prep.unit.stage_files import TRANSIENT_REASONS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COMMANDS = [command.value for command in DataPrepCommand]

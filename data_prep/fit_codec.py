@@ -18,14 +18,14 @@ from torch import Tensor
 from csm.codec import SpectralCodec
 from csm.codec.mel import SAMPLE_RATE
 from csm.config import CodecKind
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig
-from data_prep.conversation import split_of
+from data_prep.packing.conversation import split_of
 from data_prep.pipeline import CODEC_FILE
-from data_prep.plan import Plan
+from data_prep.planning.plan import Plan
 from data_prep.records import Recording
-from data_prep.stage_files import write_json
 from data_prep.stages.base import Unusable
+from data_prep.unit.stage_files import write_json
 
 MAX_RECORDING_SECONDS = 600.0
 """Of one recording, so that the codec hears many."""

@@ -7,7 +7,7 @@ import torch
 from csm.codec import Codec, load_codec
 from csm.config import CodecKind
 from data_prep.config import DataPrepConfig, work_folder
-from data_prep.plan import load_plan
+from data_prep.planning.plan import load_plan
 from data_prep.stages.base import Stage
 from data_prep.stages.diarize import DiarizeStage
 from data_prep.stages.encode import EncodeStage
@@ -15,7 +15,7 @@ from data_prep.stages.score import ScoreStage
 from data_prep.stages.transcribe import TranscribeStage
 from data_prep.stages.turns import TurnsStage
 from data_prep.stages.vad import VadStage
-from data_prep.unit import Progress, UnitReport, run_unit
+from data_prep.unit.run_unit import Progress, UnitReport, run_unit
 
 CODEC_FILE = "codec.safetensors"
 

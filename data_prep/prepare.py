@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 
 from csm.data.dataset import DatasetInfo
-from data_prep.assemble import pack
 from data_prep.config import DataPrepConfig
-from data_prep.output import check_replaceable
-from data_prep.plan import make_plan
-from data_prep.report import write_report
+from data_prep.packing.assemble import pack
+from data_prep.packing.output import check_replaceable
+from data_prep.planning.plan import make_plan
+from data_prep.report.report import write_report
 from data_prep.run import RunSummary, run
 
 
 def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:
     """plan -> run -> pack -> report. Run again after any interruption: it goes on where it was.
+
+    Once the dataset is in place it is not touched again; a report that is still missing then is written by `report`.
 
     Raises:
         FileNotFoundError: an input, the codec's weights or a model are not there.

@@ -195,7 +195,7 @@ class TurnScore:
     ovrl: float | None  # DNSMOS P.835, 1..5
     sig: float | None
     bak: float | None
-    fingerprint: list[int]  # acoustic, see dedup.py; empty for a turn too short to have one
+    fingerprint: list[int]  # acoustic, see filters/fingerprint.py; empty for a turn too short to have one
 
 
 @dataclass

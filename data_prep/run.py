@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data_prep.attempts import ATTEMPTS_FILE
 from data_prep.config import DataPrepConfig, ExecutorKind, work_folder
 from data_prep.executors.base import Executor, UnitFailure
 from data_prep.executors.local import run_inline, run_local
@@ -18,10 +17,11 @@ from data_prep.executors.ray import run_ray
 from data_prep.executors.slurm import run_slurm
 from data_prep.fit_codec import fit_codec
 from data_prep.pipeline import build_stages, run_codec
-from data_prep.plan import load_plan
-from data_prep.stage_files import TRANSIENT_REASONS, StageFiles
+from data_prep.planning.plan import load_plan
 from data_prep.stages.base import Stage
-from data_prep.unit import DONE_FILE, UnitReport, fingerprints, is_done, unit_folder
+from data_prep.unit.attempts import ATTEMPTS_FILE
+from data_prep.unit.run_unit import DONE_FILE, UnitReport, fingerprints, is_done, unit_folder
+from data_prep.unit.stage_files import TRANSIENT_REASONS, StageFiles
 
 EXECUTORS: dict[ExecutorKind, Executor] = {
     ExecutorKind.inline: run_inline,

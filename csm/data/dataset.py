@@ -53,7 +53,7 @@ class DatasetInfo:
     audio_root: str  # folder that the samples' `audio` is relative to, where the dataset was prepared
     index: IndexInfo
     shards: list[ShardInfo]
-    takedown: FileInfo | None  # what the shards hold, but the index leaves out; see data_prep/takedown.py
+    takedown: FileInfo | None  # what the shards hold, but the index leaves out; see data_prep/dataset/takedown.py
     totals: dict[str, Totals]  # of each split
     sources: dict[str, Totals]
     langs: dict[str, Totals]

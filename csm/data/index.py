@@ -3,7 +3,8 @@
 Opening reads the two columns that say which samples belong to which shard and split (a few bytes a shard, as encoded);
 everything else is read when it is needed, one row group at a time. Every page carries a checksum, verified as it is
 read, and `dataset.json` holds the hash of the file's footer, which says where the pages are: that takes the place of
-hashing the whole file. Samples that were taken down (data_prep/takedown.py) have no row, though the shard holds them.
+hashing the whole file. Samples that were taken down (data_prep/dataset/takedown.py) have no row, though the shard
+holds them.
 """
 
 from __future__ import annotations

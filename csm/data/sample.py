@@ -43,7 +43,7 @@ class Turn:
     gap: float = 0.0  # seconds of silence before it; negative: so much earlier than the others had ended
     overlap: float = 0.0  # seconds in which someone else speaks on the same track
     words: list[list[Any]] | None = None  # [text, start, end, probability or None] as recognised; None: text was given
-    q: dict[str, float] = field(default_factory=dict)  # measures by name, see data_prep/conversation.py; may be empty
+    q: dict[str, float] = field(default_factory=dict)  # measures, see data_prep/packing/conversation.py
 
 
 @dataclass

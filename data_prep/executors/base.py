@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_prep.config import DataPrepConfig
-from data_prep.unit import UnitLocked, UnitReport
+from data_prep.unit.run_unit import UnitLocked, UnitReport
 
 
 @dataclass

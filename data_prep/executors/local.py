@@ -19,7 +19,7 @@ import torch
 from data_prep.config import DataPrepConfig
 from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.pipeline import Worker
-from data_prep.unit import UnitReport
+from data_prep.unit.run_unit import UnitReport
 
 MAX_DEATHS = 20
 """Of workers on one unit in one run. Each death is counted against the recording that was worked on, which is left

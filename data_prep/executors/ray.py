@@ -16,7 +16,7 @@ from data_prep.config import DataPrepConfig
 from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.executors.local import MAX_DEATHS, number_of_workers
 from data_prep.pipeline import Worker
-from data_prep.unit import UnitReport
+from data_prep.unit.run_unit import UnitReport
 
 
 class _Actor:
@@ -58,7 +58,7 @@ def run_ray(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=options.cpus_per_worker,
         num_gpus=options.gpus_per_worker,
-        # Ray's own defaults are without end. The unit goes on where it was, see unit.py.
+        # Ray's own defaults are without end. The unit goes on where it was, see unit/run_unit.py.
         max_restarts=MAX_DEATHS,
         max_task_retries=MAX_DEATHS,
     )

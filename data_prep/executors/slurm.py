@@ -11,7 +11,7 @@ from collections.abc import Callable
 from data_prep.config import DataPrepConfig, work_folder
 from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.pipeline import Worker
-from data_prep.unit import UnitReport
+from data_prep.unit.run_unit import UnitReport
 
 MAX_TASKS = 1000
 """Of the array; many clusters allow no more (MaxArraySize is 1001 by default)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import fsspec
 
-from data_prep.storage import is_url
+from data_prep.audio.storage import is_url
 
 _GLOB = "*?["
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from data_prep.audio.storage import open_bytes, patiently
 from data_prep.reasons import Reason
 from data_prep.records import Locator
 from data_prep.sources.annotations import SIDE_SUFFIXES, Annotation, parse_side_file
 from data_prep.sources.entry import BadEntry, Entry
-from data_prep.storage import open_bytes, patiently
 
 # fmt: off
 AUDIO_SUFFIXES = (

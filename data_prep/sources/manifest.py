@@ -23,9 +23,9 @@ import os.path
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data_prep.audio.storage import is_url, open_path
 from data_prep.records import GivenTurn, Locator
 from data_prep.sources.entry import Entry
-from data_prep.storage import is_url, open_path
 
 KEYS = ("audio", "id", "group", "split", "turns")
 TURN_KEYS = ("speaker", "text", "start", "end", "channel")

@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.audio.storage import open_path
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator
 from data_prep.sources.entry import BadEntry, Entry
 from data_prep.sources.manifest import parse_group, parse_recording, parse_split, parse_turns
-from data_prep.storage import open_path
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "raw_text", "normalized_text")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")

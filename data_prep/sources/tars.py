@@ -5,11 +5,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 
+from data_prep.audio.storage import open_path
 from data_prep.reasons import Reason
 from data_prep.records import Locator
 from data_prep.sources.entry import BadEntry, Entry
 from data_prep.sources.folder import pair_files
-from data_prep.storage import open_path
 
 
 def read_tar(path: str, name: str) -> Iterator[Entry | BadEntry]:

@@ -1,6 +1,6 @@
 """What a stage is: a step that turns what is known of a recording into one more result.
 
-A stage knows nothing of files, units, retries or processes: `data_prep/unit.py` gives it recordings, keeps its
+A stage knows nothing of files, units, retries or processes: `data_prep/unit/run_unit.py` gives it recordings, keeps its
 results, and repeats it only when its fingerprint, or that of a stage it reads from, has changed.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from data_prep.records import Recording
 
 if TYPE_CHECKING:  # it raises `Unusable`
-    from data_prep.audio import RecordingAudio
+    from data_prep.audio.recording import RecordingAudio
 
 Result = TypeVar("Result")
 
@@ -51,6 +51,6 @@ class Stage(Protocol, Generic[Result]):
         """One result for each item, in order; of equal items whatever they are grouped with.
 
         Raises `Unusable` for a recording that is to be left out (when `items` holds more than one, the caller tries
-        each alone); any other exception is a failure, classified by `data_prep/failures.py`.
+        each alone); any other exception is a failure, classified by `data_prep/unit/failures.py`.
         """
         ...

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.pyannote import Pyannote, is_available
 from data_prep.backends.voices import Voices
-from data_prep.clustering import cluster_speakers
 from data_prep.config import DiarizeBackend, DiarizeConfig
-from data_prep.given import checked_turns
 from data_prep.records import MODEL_RATE, Recording, Speakers, SpeakerSpan, Speech, TrackSpeech
+from data_prep.speech.clustering import cluster_speakers
+from data_prep.speech.given import checked_turns
 from data_prep.stages.base import Item
 
 

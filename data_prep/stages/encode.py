@@ -12,7 +12,7 @@ import torch
 
 from csm.codec import Codec, encode_turns
 from data_prep.config import EncodeConfig, LimitsConfig
-from data_prep.limits import check
+from data_prep.filters.limits import check
 from data_prep.reasons import Reason
 from data_prep.records import DraftTurn, Encoded, EncodedTurn, Scores, TurnRejection, Turns
 from data_prep.stages.base import Item

@@ -11,10 +11,10 @@ from functools import cached_property
 import numpy as np
 import pyloudnorm
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.dnsmos import MIN_HOP_SECONDS, Dnsmos
 from data_prep.config import ScoreConfig
-from data_prep.fingerprint import fingerprint
+from data_prep.filters.fingerprint import fingerprint
 from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
 from data_prep.stages.base import Item
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.faster_whisper import FasterWhisper
 from data_prep.backends.transformers_whisper import TransformersWhisper
 from data_prep.backends.whisper import MAX_CLIP_SECONDS, Recognizer
 from data_prep.config import TranscribeBackend, TranscribeConfig
-from data_prep.edges import quietest_moment
-from data_prep.given import checked_turns
 from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
+from data_prep.speech.edges import quietest_moment
+from data_prep.speech.given import checked_turns
 from data_prep.stages.base import Item
 
 MAX_PAUSE_IN_CLIP = 3.0

@@ -6,12 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.whisper import UNSPACED
 from data_prep.config import TurnsConfig, VadConfig
-from data_prep.edges import Edges
-from data_prep.given import checked_turns
-from data_prep.grouping import Group, end_of, grouped, start_of
 from data_prep.reasons import Reason
 from data_prep.records import (
     Clip,
@@ -26,9 +23,12 @@ from data_prep.records import (
     Transcript,
     Turns,
 )
-from data_prep.spans import united
+from data_prep.speech.edges import Edges
+from data_prep.speech.given import checked_turns
+from data_prep.speech.grouping import Group, end_of, grouped, start_of
+from data_prep.speech.spans import united
+from data_prep.speech.words import SpokenWord, aligned, speakers_of
 from data_prep.stages.base import Item
-from data_prep.words import SpokenWord, aligned, speakers_of
 
 
 @dataclass

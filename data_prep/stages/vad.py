@@ -1,6 +1,6 @@
 """Stage `vad`: which tracks a recording has, and where somebody speaks on each.
 
-A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep/audio.py`),
+A track is the mean of all channels (or what stands for it where they cancel each other, see `data_prep.audio.recording`),
 except that two channels with a speaker each, as of a call, are two tracks.
 """
 
@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+from scipy.ndimage import maximum_filter1d
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.backends.silero import FRAME, Silero, spans_of
 from data_prep.config import VadBackend, VadConfig
-from data_prep.given import checked_turns
 from data_prep.reasons import Reason
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
-from data_prep.spans import united
+from data_prep.speech.given import checked_turns
+from data_prep.speech.spans import united
 from data_prep.stages.base import Item, Unusable
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
@@ -28,6 +29,9 @@ DOMINATED_SHARE = 0.6
 """Of a call's frames of speech, at least this share has a dominant channel; a stereo mix has voices on both."""
 OTHER_SHARE = 0.01
 """Each channel of a call dominates in at least this share of the frames of speech: both sides are heard."""
+ECHO = 100.0
+"""A channel of a call with the other so many times as strong (20 dB) carries its echo, which no one says there."""
+_ECHO_FRAMES = 11  # 0.35 s, over which the strongest frames are compared: echoes are late
 
 
 class _Listener(Protocol):
@@ -79,9 +83,11 @@ class VadStage:
             for listener, channel, found in zip(listeners, block, heard, strict=True):
                 found.append(listener.feed(channel))
         probabilities = np.stack([np.concatenate(found) for found in heard])
-        speech = probabilities >= self.options.threshold
-        if recording.two_channel == "auto" and not are_two_speakers(np.concatenate(powers, axis=1), speech):
+        power = np.concatenate(powers, axis=1)
+        if recording.two_channel == "auto" and not are_two_speakers(power, probabilities >= self.options.threshold):
             return [self._mixed(audio, recording.seconds)]
+        strength = maximum_filter1d(power, _ECHO_FRAMES, axis=1)
+        probabilities[strength[::-1] > ECHO * strength] = 0.0
         return [TrackSpeech(channel, self._spans(probabilities[channel], recording.seconds)) for channel in (0, 1)]
 
     def _mixed(self, audio: RecordingAudio, seconds: float) -> TrackSpeech:

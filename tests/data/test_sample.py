@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from csm.codec.base import CodecInfo
-from csm.data.sample import Sample, Turn, sample_from_members, sample_to_members, validate_sample
+from csm.data.sample import Event, Sample, Turn, sample_from_members, sample_to_members, validate_sample
 
 CODEC = CodecInfo("spectral", "0123456789abcdef", num_codebooks=3, codebook_size=11, frame_rate=12.5, sample_rate=24000)
 
@@ -16,9 +16,31 @@ def sample() -> Sample:
     codes[0] = 0  # code 0 is a real code; only a frame of nothing but zeros is not
     turns = [
         Turn(4, "Grüß dich, “quotes” and [brackets]\n", 0.1, 0.4, 0, 4),
-        Turn(2, "second", 0.3, 0.7, 4, 5, loss=False, channel=1),
+        Turn(
+            *(2, "second", 0.3, 0.7, 4, 5),
+            loss=False,
+            channel=1,
+            gap=-0.1,
+            overlap=0.1,
+            words=[["second", 0.3, 0.7, None]],
+            q={"ovrl": 3.25},
+        ),
     ]
-    return Sample("src-rec-00000", "src", "Rec/1", "show 7", "train", "de", "cc0", CODEC, turns, codes, "a b.wav")
+    return Sample(
+        "src-rec-00000",
+        "src",
+        "Rec/1",
+        "show 7",
+        "train",
+        "de",
+        "cc0",
+        CODEC,
+        turns,
+        codes,
+        "a b.wav",
+        events=[Event(0.2, 2, "backchannel", "mhm")],
+        next="src-rec-00001",
+    )
 
 
 def test_round_trip_is_exact_and_bytes_are_reproducible(sample):
@@ -69,6 +91,8 @@ def test_broken_sample_is_refused_with_place_problem_and_remedy(sample, message)
         (lambda record: record.pop("group"), "group"),
         (lambda record: record["turns"][0].update(word=[]), "word"),
         (lambda record: record["codec"].pop("name"), "codec info"),
+        (lambda record: record.update(num_speakers=3), "says num_speakers 3, its turns say 2"),
+        (lambda record: record["turns"][0].update(start="0.1"), "cannot be read as a sample"),
     ],
 )
 def test_record_of_another_layout_is_refused(sample, change, message):
@@ -78,6 +102,12 @@ def test_record_of_another_layout_is_refused(sample, change, message):
     with pytest.raises(ValueError, match=message) as error:
         sample_from_members(members["codes.npy"], json.dumps(record).encode(), "x.tar, sample k")
     assert str(error.value).startswith("x.tar, sample k: ")
+
+
+def test_numbers_that_are_none_are_not_written(sample):
+    sample.turns[0].q = {"ovrl": float("nan")}
+    with pytest.raises(ValueError, match="src-rec-00000: holds a number that is not finite"):
+        sample_to_members(sample)
 
 
 def test_damaged_members_are_refused(sample):

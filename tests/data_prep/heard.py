@@ -12,7 +12,7 @@ import soxr
 
 import data_prep
 from csm.audio import load_audio, load_channels
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.records import DraftTurn, Locator, Recording, Rejection, Turns
 from data_prep.stages.base import Item
 

@@ -13,8 +13,8 @@ from csm.audio import load_audio
 from csm.codec import SpectralCodec, encode_turns
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Event, Sample, Turn
+from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
 from data_prep.demo import MANIFEST
-from data_prep.index import CODEC_FILE, file_info, write_dataset_json
 from data_prep.records import Duplicate, LedgerRow, Reject, StageTime
 from data_prep.tables import write_rows
 from tests.data.made_datasets import write_dataset

@@ -15,7 +15,7 @@ from csm.data.sample import Event as StoredEvent
 from csm.data.sample import Sample, sample_from_members, sample_to_members
 from csm.frames import TurnTokens, conversation_frames
 from data_prep.config import ConversationConfig
-from data_prep.conversation import (
+from data_prep.packing.conversation import (
     EncodedRecording,
     Fates,
     conversations,
@@ -93,20 +93,17 @@ def made(
     rejected: list[TurnRejection] | None = None,
     **changes: Any,
 ) -> EncodedRecording:
-    """All turns encoded that no stage rejected: 12.5 frames a second, after ten frames of another recording."""
+    """All turns encoded that no stage rejected: 12.5 frames a second."""
     left_out = {turn.number for turn in rejected or []} | {d.number for d in drafts if d.rejection}
-    encoded, end = [], 10
+    encoded, rng = [], np.random.default_rng(0)
     for d in drafts:
         if d.number not in left_out:
             frames = max(1, round((d.end - d.start) * 12.5))
-            encoded.append(EncodedTurn(d.number, end, frames, gain_db=1.5))
-            end += frames
-    codes = np.random.default_rng(0).integers(1, 50, (end, 3)).astype(np.uint16)
+            codes = rng.integers(1, 50, (3, frames)).astype("<u2").tobytes()
+            encoded.append(EncodedTurn(d.number, frames, codes, gain_db=1.5))
     empty = {"lufs": None, "clipped": None, "bandwidth": None, "ovrl": None, "sig": None, "bak": None}
     found = scores and Scores([TurnScore(n, **empty | values, fingerprint=[]) for n, values in scores.items()], "0")
-    return EncodedRecording(
-        recording(**changes), Turns(drafts, events or []), found, Encoded(encoded, rejected or []), codes
-    )
+    return EncodedRecording(recording(**changes), Turns(drafts, events or []), found, Encoded(encoded, rejected or []))
 
 
 def run(
@@ -273,7 +270,8 @@ def test_sample_says_everything_and_survives_storage():
     assert (first.gap, second.gap, second.overlap, first.channel) == (0.0, -0.5, 0.25, 1)
     assert (sample.start, sample.end, sample.bandwidth, sample.num_speakers) == (1.0, 3.5, 3800.0, 2)
     assert (sample.sample_rate, sample.channels, sample.prep, sample.licence) == (8000, 2, "c0ffee", "cc0")
-    assert np.array_equal(sample.codes.T, given.codes[10:])  # after another recording's
+    for stored, encoded in zip(sample.turns, given.encoded.turns, strict=True):
+        assert sample.codes[:, stored.f0 : stored.f0 + stored.nf].astype("<u2").tobytes() == encoded.codes
 
 
 def test_keys_are_their_recordings_own():
@@ -285,9 +283,8 @@ def test_keys_are_their_recordings_own():
 
 
 def test_split_keeps_groups_together_and_follows_what_is_given():
-    shows = [f"show {n}" for n in range(2000)]
-    drawn = {show: split_of(recording(group=show), 0.2, seed=3) for show in shows}
-    assert 0.17 < sum(split == "val" for split in drawn.values()) / 2000 < 0.23
-    assert all(split_of(recording(id="b", group=show), 0.2, seed=3) == drawn[show] for show in shows)
-    assert split_of(recording(split="val"), 0.0, seed=3) == "val"
-    assert split_of(recording(), 0.0, seed=3) == "train"
+    drawn = [split_of(f"show {n}", None, 0.2, seed=3) for n in range(2000)]
+    assert 0.17 < drawn.count("val") / 2000 < 0.23
+    assert drawn == [split_of(f"show {n}", None, 0.2, seed=3) for n in range(2000)]
+    assert drawn != [split_of(f"show {n}", None, 0.2, seed=4) for n in range(2000)]
+    assert split_of("show 1", "val", 0.0, seed=3) == "val" and split_of("show 1", None, 0.0, seed=3) == "train"

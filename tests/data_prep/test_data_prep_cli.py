@@ -14,7 +14,8 @@ from data_prep.cli import main
 from data_prep.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "executor=inline", "pack.workers=1", "strict=off"]
+SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "strict=off"]
+SMALL += ["executor=inline", "pack.workers=1"]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
             f"input={calls}",
             f"output={out}",
         ): f"{out}: already holds a prepared dataset; add overwrite=true to replace it",
-        (f"output={out}2",): "give either input=PATH, or sources=",
+        (f"output={out}2",): "give either input=PATH, or +sources=",
         ("verify", f"output={tmp_path}"): f"{tmp_path}: not a prepared dataset",
         ("prepair", f"input={calls}"): "unknown command 'prepair'; known are all, demo, plan, run",
         (f"input={tmp_path / 'x'}", f"output={tmp_path / 'y'}"): f"{tmp_path / 'x'}: no such input",

@@ -23,8 +23,10 @@ from csm.data.lengths import load_lengths
 from csm.data.plan import EpochPlan
 from csm.data.sample import Sample, Turn
 from csm.text import load_tokenizer
-from data_prep import report_data, report_tables
-from data_prep.report import JSON_FILE, write_report
+from data_prep.dataset.takedown import takedown
+from data_prep.report import data as report_data
+from data_prep.report import tables as report_tables
+from data_prep.report.report import JSON_FILE, write_report
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 from tests.data_prep.report_datasets import (
     HOSTILE,
@@ -235,8 +237,8 @@ def test_page_shows_every_reason_and_name(page, samples, numbers) -> None:
 
 def test_warnings_are_those_of_the_broken_rules(page, numbers) -> None:
     broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
-    # 1 of 10 recordings crashed; shows are on both sides of the split; three shows only; a quarter is context and
-    # telephone speech; 8 short conversations do not fill a row.
+    # 1 of 10 recordings crashed; shows are on both sides of the split; three shows only; a quarter is
+    # telephone speech; and too few rows to speak of padding.
     for begin in ("At most 5 % of the rec", "Training and val", "No group", "At most 20 % of the speech ends"):
         assert any(rule.startswith(begin) for rule in broken), (begin, broken)
     assert not any(rule.startswith(("There is a val", "Every conversation has a licence")) for rule in broken)
@@ -275,7 +277,7 @@ def test_without_codec_and_tables(tmp_path, samples) -> None:
     """The recordings are played instead of the codes; then not even these are there."""
     folder = write_report_dataset(tmp_path / "bare", samples, codec=None)
     page = write_report(folder).read_text()
-    assert "cut from the original recordings" in page
+    assert "cut from the original recordings" in page and "8 of 8 were found" in page
     players = Parsed(page).attributes["audio"]
     assert len(players) == 8
     sizes = [len(base64.b64decode(player["src"].partition(",")[2])) for player in players]
@@ -300,6 +302,17 @@ def test_equal_seeds_give_equal_reports(tmp_path) -> None:
     first = report(1)
     assert report(1) == first
     assert report(2)[0] != first[0]  # other conversations to listen to
+
+
+def test_what_was_taken_down_is_not_counted(tmp_path) -> None:
+    folder = made_dataset(tmp_path / "made", train=30)
+    takedown(folder, ["r3", "r5"])
+    page = write_report(folder).read_text()
+    assert "taken down after packing" in Parsed(page).text
+    numbers = json.loads((folder / JSON_FILE).read_text())
+    assert numbers["contents"]["conversations"] == 28 == numbers["turns_looked_at"]["conversations"]
+    rows = pq.read_table(folder / "report_turns.parquet").to_pylist()
+    assert {row["key"] for row in rows} == {f"made-{i:05d}" for i in range(30)} - {"made-00003", "made-00005"}
 
 
 def test_damaged_tables_are_named(tmp_path, samples) -> None:

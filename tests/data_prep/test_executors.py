@@ -8,12 +8,12 @@ import pytest
 import soundfile
 from made_recordings import comparable, noise, turn, write_manifest
 
-from data_prep.attempts import ATTEMPTS_FILE
 from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
-from data_prep.plan import make_plan
+from data_prep.planning.plan import make_plan
 from data_prep.prepare import prepare
 from data_prep.run import retry, run, status
-from data_prep.unit import unit_folder
+from data_prep.unit.attempts import ATTEMPTS_FILE
+from data_prep.unit.run_unit import unit_folder
 
 RATE = 8000
 OPTIONS = {"plan.unit_hours": 12 / 3600, "pack.shard_mb": 0.005, "encode.fit_minutes": 0.3}

@@ -13,8 +13,8 @@ from made_recordings import files, noise, turn, write_manifest
 
 from csm.config import DataPrepConfig
 from csm.data.dataset import ShardedDataset
+from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
-from data_prep.verify import verify
 
 
 @pytest.fixture(scope="module")

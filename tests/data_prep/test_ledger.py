@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from heard import draft, recording
 
-from data_prep.ledger import KEPT, NO_SPEECH, NO_WORDS, account, totals, tracks_of
+from data_prep.packing.ledger import KEPT, NO_SPEECH, NO_WORDS, account, totals, tracks_of
 from data_prep.records import GivenTurn, Reject, Span, Speech, TrackSpeech, Turns
 
 

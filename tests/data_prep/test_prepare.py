@@ -13,10 +13,10 @@ from csm.audio import load_audio, resample
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
+from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
 from data_prep.records import Reject
 from data_prep.tables import read_rows
-from data_prep.verify import verify
 
 RATE = 16000
 
@@ -122,7 +122,7 @@ def test_limits_divide_conversations_between_turns(calls, config, tmp_path):
 
 def test_nothing_usable_is_an_error_that_says_why(calls, config, tmp_path):
     rows = [{"audio": "gone.wav", "turns": [turn("a", 0, 1)]}]
-    with pytest.raises(ValueError, match=r"no recording can be used \(audio_missing 1\); the first: .*gone.wav: no such"):
+    with pytest.raises(ValueError, match=r"no recording can be used \(audio_missing 1\); .*gone.wav: no such"):
         prepare(config(write_manifest(calls, rows)))
     assert not (tmp_path / "out").exists()
 

@@ -20,9 +20,9 @@ from bad_files import speech
 from made_recordings import noise
 
 from csm.audio import load_channels, resample
-from data_prep.audio import IN_MEMORY_BYTES, RecordingAudio
-from data_prep.decode import BLOCK, open_audio
-from data_prep.probe import probe
+from data_prep.audio.decode import BLOCK, open_audio
+from data_prep.audio.recording import IN_MEMORY_BYTES, RecordingAudio
+from data_prep.planning.probe import probe
 from data_prep.records import Locator, Recording
 from data_prep.stages.base import Unusable
 
@@ -262,7 +262,7 @@ def test_long_and_short_recordings_are_read_alike(tmp_path, monkeypatch):
     """A file instead of memory changes no sample; closing gives its space back, and reading again decodes again."""
     soundfile.write(tmp_path / "a.wav", noise(20.0, RATE, 5), RATE)
     in_memory = audio_of(tmp_path / "a.wav").track(None, 24000, 1.0, 19.0)
-    monkeypatch.setattr("data_prep.audio.IN_MEMORY_BYTES", 1 << 16)
+    monkeypatch.setattr("data_prep.audio.recording.IN_MEMORY_BYTES", 1 << 16)
     audio = audio_of(tmp_path / "a.wav")
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(2):

@@ -10,7 +10,7 @@ import soxr
 from heard import demo_turns, draft, item, recording
 from scipy.signal import butter, sosfiltfilt
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import ScoreConfig
 from data_prep.records import Locator, Rejection
 from data_prep.stages.score import ScoreStage, bandwidth, clipped, loudness, pcm_sha256

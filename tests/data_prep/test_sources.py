@@ -15,7 +15,7 @@ import soundfile
 from bad_files import DEMO, speech, write_latin1_name
 from made_recordings import noise, write_manifest
 
-from data_prep.audio import RecordingAudio
+from data_prep.audio.recording import RecordingAudio
 from data_prep.config import SourceConfig
 from data_prep.records import GivenTurn, Recording, Reject
 from data_prep.sources import Listed, read_source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_recordings import files
 
-import data_prep.takedown
+import data_prep.dataset.takedown
 from csm.config import DataConfig, LossConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.lengths import load_lengths
@@ -17,9 +17,9 @@ from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows
 from csm.data.stream import MixtureSource, RankShare, StepSampler
 from csm.text import ByteTokenizer
-from data_prep.index import rebuild
-from data_prep.takedown import read_names, takedown
-from data_prep.verify import verify
+from data_prep.dataset.index import rebuild
+from data_prep.dataset.takedown import read_names, takedown
+from data_prep.dataset.verify import verify
 from tests.data.made_datasets import made_sample, write_dataset
 
 TOKENIZER = ByteTokenizer()
@@ -127,7 +127,7 @@ def test_interrupted_takedown_is_finished_by_repeating_it(folder, monkeypatch, s
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data_prep.takedown, step, interrupted)
+        patch.setattr(data_prep.dataset.takedown, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             takedown(folder, names)
     assert len(ShardedDataset(folder)) == 180, "as before, and whole"

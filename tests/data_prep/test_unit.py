@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import unit as unit_module
 from data_prep.records import Locator, Recording, Span
-from data_prep.stage_files import StageFiles
 from data_prep.stages.base import Unusable
-from data_prep.unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
+from data_prep.unit import run_unit as unit_module
+from data_prep.unit.run_unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
+from data_prep.unit.stage_files import StageFiles
 
 UNIT = "unit-0"
 

@@ -1,0 +1,180 @@
+"""The audio of a recording, decoded when it is first read, wherever its bytes lie."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+
+from data_prep.audio.decode import BLOCK, open_audio
+from data_prep.audio.storage import open_bytes, where
+from data_prep.reasons import Reason
+from data_prep.records import Recording
+from data_prep.stages.base import Unusable
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY_BYTES = 64 << 20
+"""Decoded audio beyond this goes to a temporary file: 17 minutes of one channel at 16 kHz, 3 of stereo at 48 kHz."""
+
+CANCELLED = 0.1
+"""See `mono_channel`."""
+
+_FLOAT = np.dtype(np.float32).itemsize
+
+
+class RecordingAudio:
+    """Random access to a recording's samples at any rate; long recordings are kept in a temporary file.
+
+    Decoded once, into memory or a file without a name that is gone when the process is, however it ends. Everything
+    raises `Unusable` if the audio is missing, empty, damaged, cut off or not finite; OSError if the storage fails,
+    which may pass. Not for several threads at once.
+
+    scratch: folder of the temporary file, the system's by default; it should not lie in memory
+    """
+
+    def __init__(self, recording: Recording, scratch: Path | None = None) -> None:
+        self.recording = recording
+        self._scratch = scratch
+        self._decoded: _Decoded | None = None
+
+    @property
+    def rate(self) -> int:
+        """Of the file, in Hz."""
+        return self._audio().rate
+
+    @property
+    def num_channels(self) -> int:
+        return self._audio().channels
+
+    @property
+    def num_samples(self) -> int:
+        """Of each channel."""
+        return self._audio().samples
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All samples as they are in the file, in order: float32 [n, C], n at most `decode.BLOCK`."""
+        audio = self._audio()
+        return audio.read(0, audio.samples)
+
+    def track(self, channel: int | None, rate: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+        """Float32 [N] at `rate` Hz of a channel, from `start` to `end` seconds as far as there is audio.
+
+        The stretch is cut at the file's rate, then converted by itself: what lies around it has no influence.
+        channel: from 0; None: the mean of all, or one of them if they cancel each other, see `mono_channel`.
+        Raises `Unusable` also for a channel that the file does not have.
+        """
+        audio = self._audio()
+        if channel is not None and not 0 <= channel < audio.channels:
+            raise Unusable(
+                Reason.channel_missing.value,
+                f"{self.recording.audio}: there is no channel {channel}, only 0..{audio.channels - 1}",
+            )
+        first = min(max(0, round(start * audio.rate)), audio.samples)
+        last = audio.samples if end is None else min(max(first, round(end * audio.rate)), audio.samples)
+        chosen = audio.mono if channel is None else channel
+        pieces = (
+            _mean(block) if chosen is None else np.ascontiguousarray(block[:, chosen])
+            for block in audio.read(first, last)
+        )
+        return _resample(pieces, last - first, audio.rate, rate)
+
+    def close(self) -> None:
+        """Frees memory and the temporary file; reading again decodes again."""
+        if self._decoded is not None:
+            self._decoded.store.close()
+            self._decoded = None
+
+    def _audio(self) -> _Decoded:
+        if self._decoded is None:
+            self._decoded = _Decoded(self.recording, self._scratch)
+        return self._decoded
+
+
+class _Decoded:
+    """All samples of a recording, float32 [N, C] in a file or in memory."""
+
+    def __init__(self, recording: Recording, scratch: Path | None) -> None:
+        try:
+            file = open_bytes(recording.locator)
+        except FileNotFoundError as error:
+            message = f"{where(recording.locator)}: no such audio file ({error})"
+            raise Unusable(Reason.audio_missing.value, message) from error
+        self.store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=scratch, prefix="csm-audio-")  # noqa: SIM115
+        try:
+            with file:
+                self._decode(file, recording)
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _decode(self, file: BinaryIO, recording: Recording) -> None:
+        reader = open_audio(file, recording.audio)
+        self.rate, self.channels, self.samples = reader.header.sample_rate, reader.header.channels, 0
+        energies, mean_energy = np.zeros(self.channels), 0.0
+        for block in reader.blocks():
+            block_energies = np.einsum("nc,nc->c", block, block)
+            finite = np.isfinite(block).all(axis=1) if not np.isfinite(block_energies).all() else None
+            if finite is not None and not finite.all():
+                place = (self.samples + int(np.argmin(finite))) / self.rate
+                message = f"{recording.audio}: holds NaN or infinite samples, the first at {place:.2f} s"
+                raise Unusable(Reason.not_finite.value, message)
+            energies += block_energies
+            if self.channels > 1:
+                mean = _mean(block)
+                mean_energy += float(np.dot(mean, mean))
+            self.store.write(memoryview(np.ascontiguousarray(block)).cast("B"))
+            self.samples += len(block)
+        if self.samples == 0:
+            raise Unusable(Reason.audio_empty.value, f"{recording.audio}: holds no audio samples")
+        self.mono = mono_channel(energies, mean_energy) if self.channels > 1 else 0
+        if self.channels > 1 and self.mono is not None:
+            log.warning("%s: its channels cancel each other; channel %d is used alone", recording.audio, self.mono)
+
+    def read(self, first: int, last: int) -> Iterator[np.ndarray]:
+        width = self.channels * _FLOAT
+        for place in range(first, last, BLOCK):
+            self.store.seek(place * width)
+            data = self.store.read((min(place + BLOCK, last) - place) * width)
+            yield np.frombuffer(data, np.float32).reshape(-1, self.channels)
+
+
+def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:
+    """How a recording is mixed to mono: None for the mean of its channels, or the number of the one used alone.
+
+    The mean of channels in opposite phase (a microphone wired the wrong way round, a "surround" effect) is silence or
+    a thin rest. The mean of C channels without any relation has the energy sum(E_c) / C^2, and what they have in
+    common only adds to it: with less than a tenth of that they cancel each other, and the loudest is used, for the
+    whole recording.
+
+    energies: [C], sum of squares of each channel; mean_energy: the same of the mean of all.
+    """
+    expected = float(energies.sum()) / len(energies) ** 2
+    return int(np.argmax(energies)) if mean_energy < CANCELLED * expected else None
+
+
+def _mean(block: np.ndarray) -> np.ndarray:
+    """Of all channels; many times faster than `block.mean(axis=1)` for a few channels."""
+    total = block[:, 0].copy()
+    for channel in range(1, block.shape[1]):
+        total += block[:, channel]
+    return total / np.float32(block.shape[1])
+
+
+def _resample(pieces: Iterator[np.ndarray], samples: int, from_rate: int, to_rate: int) -> np.ndarray:
+    """Equal to `csm.audio.resample` of all pieces together, bit for bit; needs the memory of the result alone."""
+    resampled = np.empty(math.ceil(samples * to_rate / from_rate) + 1, np.float32)
+    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+    done, place = 0, 0
+    for piece in pieces:
+        done += len(piece)
+        out = piece if from_rate == to_rate else stream.resample_chunk(piece, last=done == samples)
+        resampled[place : place + len(out)] = out
+        place += len(out)
+    return resampled[:place]

@@ -1,0 +1,143 @@
+"""Removes recordings or groups from a dataset, without rewriting its shards.
+
+The samples lose their rows in the index and are listed in takedown.jsonl (tombstones.py). Their bytes stay in
+the tars, which no reader of the index looks at any more; to be rid of them, prepare the dataset again without these
+recordings.
+
+    takedown.jsonl -> index-<hash>.parquet -> dataset.json
+
+are written in this order, each at once: `dataset.json` changes everything, and repeating an interrupted takedown
+finishes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csm.data.dataset import DatasetInfo, ShardedDataset, ShardInfo, is_remote
+from csm.files import write_atomically
+from data_prep.dataset.index import IndexRows, file_info, write_dataset_json, write_index
+from data_prep.dataset.tombstones import (
+    TOMBSTONES_FILE,
+    Tombstone,
+    keep_living,
+    keys_by_shard,
+    read_tombstones,
+    tombstones_text,
+)
+
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a takedown removed."""
+
+    dataset: DatasetInfo  # as it is now
+    samples: int
+    hours: float
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of recordings or groups, one on each line. Raises ValueError if there are none."""
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{path}: names no recordings or groups; write one on each line")
+    return names
+
+
+def takedown(path: str | Path, names: list[str]) -> Taken:
+    """Removes all samples whose recording or whose group is one of `names`.
+
+    What was taken down before stays so; to name it again changes nothing.
+
+    Raises:
+        FileNotFoundError: there is no dataset.
+        ValueError: a name is neither a recording nor a group of the dataset (nothing is changed then), the dataset is
+            not local, or another process is changing it.
+    """
+    if is_remote(path):
+        raise ValueError(f"{path}: a takedown changes local folders; run it where the dataset is stored")
+    with _alone(ShardedDataset(path).path):
+        return _takedown(ShardedDataset(path), names)  # as it is now that no one else changes it
+
+
+def _takedown(dataset: ShardedDataset, names: list[str]) -> Taken:
+    folder, old = dataset.path, dataset.info
+    rows = IndexRows(folder / old.index.name)
+    tables = [(shard, dataset.samples_of(number).start) for number, shard in enumerate(old.shards)]
+    before = read_tombstones(folder)
+    found = {stone[field] for stone in before for field in ("recording", "group")}
+    stones = {(stone["shard"], stone["key"]): stone for stone in before}
+    for shard, first in tables:
+        for stone in _matching(rows.rows(first, shard.samples), names, shard.name):
+            stones[stone["shard"], stone["key"]] = stone
+            found |= {stone["recording"], stone["group"]}
+    unknown = [name for name in dict.fromkeys(names) if name not in found]
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        listed = ", ".join(repr(name) for name in unknown[:_NAMED])
+        raise ValueError(f"{folder}: holds no recording or group named {listed}{more}; nothing was taken down")
+    path = folder / TOMBSTONES_FILE
+    text = tombstones_text([stones[place] for place in sorted(stones)])
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    listed = file_info(path)
+    if listed == old.takedown:
+        return Taken(old, 0, 0.0)
+
+    taken = keys_by_shard(list(stones.values()))
+    shards: list[ShardInfo] = []
+
+    def living() -> Iterator[pa.Table]:
+        for shard, first in tables:
+            table = keep_living(rows.rows(first, shard.samples), taken.get(shard.name, set()))
+            shards.append(replace(shard, samples=len(table)))
+            yield table
+
+    index = write_index(folder, living(), listed)
+    new = write_dataset_json(
+        folder,
+        source=old.source,
+        codec=old.codec,
+        codec_file=old.codec_file,
+        audio_root=old.audio_root,
+        index=index,
+        shards=shards,
+        rejected=old.rejected,
+        takedown=listed,
+    )
+    for stale in [folder / old.index.name, *folder.glob(f"lengths-{old.fingerprint}-*")]:
+        stale.unlink()
+    frames = sum(split["frames"] for split in old.totals.values()) - sum(s["frames"] for s in new.totals.values())
+    return Taken(new, len(dataset) - sum(shard.samples for shard in shards), frames / old.codec.frame_rate / 3600)
+
+
+def _matching(table: pa.Table, names: list[str], shard: str) -> list[Tombstone]:
+    """The samples of a shard that are to be removed."""
+    wanted = pa.array(names, pa.string())
+    chosen = pc.or_(pc.is_in(table["recording"], wanted), pc.is_in(table["group"], wanted))
+    rows = table.select(["key", "recording", "group"]).filter(chosen).to_pylist()
+    return [{"shard": shard, **row} for row in rows]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises ValueError if another takedown of this folder is under way."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another process is changing this dataset; wait for it to end") from error
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,10 @@
+"""`pack`: the units of a finished run -> a dataset folder.
+
+assemble.py     all of it
+conversation.py turns -> conversations
+ledger.py       what became of every millisecond
+staging.py      conversations set down on disk
+pack.py         -> shuffled shards
+processes.py    work in processes, results in order
+output.py       the output folder: all or nothing
+"""

@@ -1,0 +1,311 @@
+"""`pack`: the units of a finished run -> a dataset folder.
+
+    units' tables -> duplicates and speech rates of the whole set -> for each unit: strict limits, conversations,
+    ledger -> staging -> shuffled shards -> index.parquet, rejects, ledger, duplicates, stages -> dataset.json
+
+Audio is not read and nothing is encoded: limits and conversations can be chosen anew in minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from csm.codec import CodecInfo, SpectralCodec
+from csm.data.dataset import DatasetInfo
+from csm.files import sync
+from data_prep.config import DataPrepConfig, work_folder
+from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
+from data_prep.filters.dedup import HeardRecording, HeardTurn, duplicates
+from data_prep.filters.limits import RateCounts, SourceRates, check
+from data_prep.packing.conversation import EncodedRecording, conversations, split_of
+from data_prep.packing.ledger import KEPT, UNKNOWN_LANG, Fate, account
+from data_prep.packing.output import output_folder
+from data_prep.packing.pack import write_shards
+from data_prep.packing.processes import ordered_map
+from data_prep.packing.staging import StagedUnit
+from data_prep.pipeline import build_stages, run_codec
+from data_prep.planning.plan import Plan, load_plan
+from data_prep.records import Duplicate, LedgerRow, Recording, Reject, Rejection, StageTime
+from data_prep.stages.base import Stage
+from data_prep.tables import read_rows, schema_of, write_rows
+from data_prep.unit.run_unit import StageTable, UnitResults, fingerprints, is_done, stage_tables, unit_results
+
+REJECTS_FILE = "rejects.parquet"
+LEDGER_FILE = "ledger.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
+STAGES_FILE = "stages.parquet"
+_STAGING = "staging"
+_STAGE = "pack"  # as the stage in which something was lost
+
+
+def pack(cfg: DataPrepConfig) -> DatasetInfo:
+    """Writes the dataset `cfg.output` from units that are all done with `cfg`'s options.
+
+    Raises:
+        FileNotFoundError: there is no plan, or no codec.
+        ValueError: units are not done, the output exists, or nothing can be kept; the message says more.
+    """
+    work = work_folder(cfg)
+    plan = load_plan(work)
+    codec = run_codec(cfg)
+    stages = build_stages(cfg, codec)
+    _check_done(work, plan, stages)
+    tables = stage_tables(stages)
+    units = [unit.id for unit in plan.units]
+    dropped, rates = _look_at_all(cfg, plan, tables, units)
+    prep = _prep_hash(cfg, stages)
+    with output_folder(Path(cfg.output), cfg.overwrite) as folder:
+        codec_file = None
+        if isinstance(codec, SpectralCodec):
+            codec.save(folder / CODEC_FILE)
+            sync(folder / CODEC_FILE)
+            codec_file = file_info(folder / CODEC_FILE)
+        staging = folder / _STAGING
+        staging.mkdir()
+        write_rows(folder / DUPLICATES_FILE, dropped, Duplicate)
+        jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
+        done = track(
+            ordered_map(_assemble, jobs, cfg.pack.workers),
+            "Making conversations",
+            len(jobs),
+            console=Console(stderr=True),
+        )
+        rejected = _write_accounts(cfg, folder, plan, done)
+        if not any(path.stat().st_size for path in staging.iterdir() if path.suffix == ".samples"):
+            raise ValueError(_nothing_kept(folder, rejected))
+        shards, index = write_shards(
+            staging, folder, cfg.source, round(cfg.pack.shard_mb * 1e6), cfg.seed, cfg.pack.workers
+        )
+        shutil.rmtree(staging)
+        return write_dataset_json(
+            folder,
+            source=cfg.source,
+            codec=codec.info,
+            codec_file=codec_file,
+            audio_root=_audio_root(cfg),
+            index=index,
+            shards=shards,
+            rejected=dict(rejected.most_common()),
+        )
+
+
+def _check_done(work: Path, plan: Plan, stages: list[Stage]) -> None:
+    current = fingerprints(stages)
+    open_units = [unit.id for unit in plan.units if not is_done(work, unit.id, current)]
+    if open_units:
+        raise ValueError(
+            f"{work}: {len(open_units)} of {len(plan.units)} units are not done with these options (the first: "
+            f"{open_units[0]}); run them: python -m data_prep run, with the same options as this command"
+        )
+
+
+def _prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
+    """What the samples depend on besides the recordings."""
+    options = [asdict(cfg.strict), asdict(cfg.dedup), asdict(cfg.conversation), cfg.seed, fingerprints(stages)]
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+# ----------------------------------------------------------------------------------- what needs the whole set
+
+
+def _look_at_all(
+    cfg: DataPrepConfig, plan: Plan, tables: list[StageTable], units: list[str]
+) -> tuple[list[Duplicate], dict[str, SourceRates | None]]:
+    """Duplicates of the whole set, and each source's speech rates, from the tables of turns and scores alone."""
+    counts: dict[str, RateCounts] = defaultdict(RateCounts)
+    work = work_folder(cfg)
+    needed = [table for table in tables if table.stage in ("turns", "score")]
+
+    def heard() -> Iterator[HeardRecording]:
+        for unit in track(units, "Looking for duplicates", console=Console(stderr=True)):
+            source_of = {recording.id: recording.source for recording in plan.recordings(unit)}
+            results = unit_results(work, unit, needed).results
+            for name, scores in results["score"].items():
+                score_of = {score.number: score for score in scores.turns}
+                turns = []
+                for turn in results["turns"][name].turns:
+                    if turn.rejection is None:
+                        counts[source_of[name]].add(turn)
+                        fingerprint = score_of[turn.number].fingerprint if turn.number in score_of else []
+                        turns.append(HeardTurn(turn.number, turn.end - turn.start, fingerprint, turn.text))
+                yield HeardRecording(name, scores.pcm_sha256, turns)
+
+    found = duplicates(heard(), cfg.dedup)
+    return found, {source: rates.rates() for source, rates in counts.items()}
+
+
+# ------------------------------------------------------------------------------------------------ one unit
+
+
+@dataclass(frozen=True)
+class _Job:
+    cfg: DataPrepConfig
+    unit: str
+    tables: list[StageTable]
+    folder: Path  # of the dataset, being made
+    codec: CodecInfo
+    prep: str
+    rates: dict[str, SourceRates | None]
+
+
+@dataclass
+class _Accounts:
+    """What became of a unit."""
+
+    rejects: list[Reject]
+    ledger: list[LedgerRow]
+    times: list[StageTime]
+
+
+def _assemble(job: _Job) -> _Accounts:
+    """Stages the conversations of a unit; returns what became of all the rest."""
+    work = work_folder(job.cfg)
+    found = unit_results(work, job.unit, job.tables)
+    whole = {reject.recording: reject for reject in found.rejects}
+    recordings = load_plan(work).recordings(job.unit)
+    dropped = _dropped(job.folder, recordings)
+    accounts = _Accounts([], [], found.times)
+    with StagedUnit(job.folder / _STAGING, job.unit) as staged:
+        for recording in recordings:
+            speech, turns = (found.results[stage].get(recording.id) for stage in ("vad", "turns"))
+            repeated = dropped[recording.id]
+            reject = whole.get(recording.id) or _whole_repeats(recording, repeated)
+            fates: dict[int, Fate] = {}
+            if reject is None:
+                samples, fates, rejects = _conversations(recording, found, repeated, job)
+                accounts.rejects += rejects
+                for sample in samples:
+                    staged.add(sample)
+            else:
+                accounts.rejects.append(reject)
+            accounts.ledger += account(recording, speech, turns, fates, reject)
+    return accounts
+
+
+def _dropped(folder: Path, recordings: list[Recording]) -> dict[str, list[Duplicate]]:
+    """What repeats something else, for each recording."""
+    dropped: dict[str, list[Duplicate]] = {recording.id: [] for recording in recordings}
+    chosen = pc.field("recording").isin(list(dropped))
+    for row in pq.read_table(folder / DUPLICATES_FILE, filters=chosen).to_pylist():
+        dropped[row["recording"]].append(Duplicate(**row))
+    return dropped
+
+
+def _whole_repeats(recording: Recording, repeated: list[Duplicate]) -> Reject | None:
+    for duplicate in repeated:
+        if duplicate.turn is None:
+            return _reject(recording, None, _STAGE, _as_rejection(duplicate), None, None)
+    return None
+
+
+def _conversations(
+    recording: Recording, found: UnitResults, repeated: list[Duplicate], job: _Job
+) -> tuple[list[Any], dict[int, Fate], list[Reject]]:
+    cfg = job.cfg
+    turns, scores, encoded = (found.results[stage][recording.id] for stage in ("turns", "score", "encode"))
+    lost: dict[int, tuple[str, Rejection]] = {}  # turn -> stage and why
+    for turn in turns.turns:
+        if turn.rejection is not None:
+            lost[turn.number] = ("turns", turn.rejection)
+    for rejection in encoded.rejected:
+        lost[rejection.number] = ("encode", Rejection(rejection.reason, rejection.message))
+    score_of = {score.number: score for score in scores.turns}
+    repeats = {duplicate.turn: duplicate for duplicate in repeated}
+    ruled_out: dict[int, Rejection] = {}
+    for turn in turns.turns:
+        if turn.number in lost:
+            continue
+        if turn.number in repeats:
+            ruled_out[turn.number] = _as_rejection(repeats[turn.number])
+            continue
+        problem = check(turn, score_of.get(turn.number), cfg.strict, job.rates.get(recording.source))
+        if problem is not None:
+            ruled_out[turn.number] = problem
+    split = split_of(recording.group, recording.split, cfg.pack.val_fraction, cfg.seed)
+    given = EncodedRecording(recording, turns, scores, encoded)
+    samples, ruled_out = conversations(given, ruled_out, job.codec, split, job.prep, cfg.conversation)
+    for number, rejection in ruled_out.items():
+        lost.setdefault(number, (_STAGE, rejection))
+    fates = {turn.number: KEPT for turn in turns.turns}
+    fates |= {number: (stage, rejection.reason) for number, (stage, rejection) in lost.items()}
+    rejects = [
+        _reject(recording, turn.number, *lost[turn.number], turn.start, turn.end)
+        for turn in turns.turns
+        if turn.number in lost
+    ]
+    return samples, fates, rejects
+
+
+def _as_rejection(duplicate: Duplicate) -> Rejection:
+    twin = duplicate.kept_recording
+    twin += "" if duplicate.kept_turn is None else f", turn {duplicate.kept_turn}"
+    return Rejection(duplicate.reason, f"repeats {twin} (similarity {duplicate.similarity:.2f})")
+
+
+def _reject(
+    recording: Recording, turn: int | None, stage: str, why: Rejection, start: float | None, end: float | None
+) -> Reject:
+    return Reject(recording.source, recording.id, recording.audio, turn, stage, why.reason, why.message, start, end)
+
+
+# -------------------------------------------------------------------------------------------------- accounts
+
+
+def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Counter[str]:
+    """Writes rejects, ledger and stage times unit by unit; returns rejects by reason."""
+    planned = plan.rejects()
+    rejected = Counter(reject.reason for reject in planned)
+    files = {REJECTS_FILE: Reject, LEDGER_FILE: LedgerRow, STAGES_FILE: StageTime}
+    writers = {name: pq.ParquetWriter(folder / name, schema_of(cls), compression="zstd") for name, cls in files.items()}
+
+    def write(name: str, rows: list[Any]) -> None:
+        if rows:
+            writers[name].write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(files[name])))
+
+    write(REJECTS_FILE, planned)
+    write(LEDGER_FILE, [_planned_loss(cfg, reject) for reject in planned])
+    for accounts in units:
+        write(REJECTS_FILE, accounts.rejects)
+        write(LEDGER_FILE, accounts.ledger)
+        write(STAGES_FILE, accounts.times)
+        rejected.update(reject.reason for reject in accounts.rejects)
+    for name, writer in writers.items():
+        writer.close()
+        sync(folder / name)
+    return rejected
+
+
+def _planned_loss(cfg: DataPrepConfig, reject: Reject) -> LedgerRow:
+    """A recording that never came into a unit: its length, as far as it is known, on one track."""
+    source = cfg.sources.get(reject.source)
+    lang = (source.lang if source else cfg.lang) or UNKNOWN_LANG
+    ms = round((reject.end or 0.0) * 1000)
+    return LedgerRow(reject.source, lang, reject.recording, reject.stage, reject.reason, ms)
+
+
+def _audio_root(cfg: DataPrepConfig) -> str:
+    """What the samples' `audio` is relative to; of several sources, or of files that lie elsewhere, nothing is said."""
+    inputs = [source.input for source in cfg.sources.values()] or [cfg.input]
+    if len(inputs) != 1 or not Path(inputs[0]).exists():
+        return ""
+    path = Path(inputs[0]).resolve()
+    return str(path if path.is_dir() else path.parent)
+
+
+def _nothing_kept(folder: Path, rejected: Counter[str]) -> str:
+    counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    first = read_rows(folder / REJECTS_FILE, Reject)[0]
+    return f"{folder.with_suffix('')}: nothing could be kept ({counts}); the first: {first.recording}: {first.message}"

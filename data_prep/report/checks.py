@@ -1,0 +1,244 @@
+"""Rules of thumb about a dataset: what each compares, with which limit, and what to say where it is broken.
+
+The limits tell what deserves a look before GPUs are spent; none of them is a law. A rule whose number is not known is
+listed as not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, Packing, TurnMeasures
+from data_prep.report.tables import Flow, RejectGroup
+from data_prep.unit.stage_files import TRANSIENT_REASONS
+
+MAX_FAILED = 0.05
+MIN_KEPT = 1 / 3
+MIN_ENTRIES_USED = 0.10
+MIN_FRAMES_PER_ENTRY = 5
+"""Frames looked at for each entry of a codebook, below which unused entries say nothing about the codec."""
+MAX_GROUP = 0.20
+MAX_ONE_SPEAKER = 0.50
+MAX_CONTEXT = 0.25
+MAX_SHORTENED = 0.01
+MIN_EFFICIENCY = 0.90
+MIN_ROWS = 20  # of a window
+MAX_NARROW = 0.20
+MIN_MEDIAN_OVRL = 2.5
+MAX_UNKNOWN_LICENCE = 0.0
+
+
+@dataclass
+class Check:
+    """One rule, applied."""
+
+    rule: str
+    found: str  # in words
+    broken: bool | None  # None: not checked
+    warning: str  # what it means and what to do; shown where the rule is broken
+
+
+def check_dataset(
+    flow: Flow | None,
+    rejects: list[RejectGroup] | None,
+    contents: Contents,
+    packing: Packing,
+    turns: TurnMeasures,
+    codebooks: Codebooks,
+) -> list[Check]:
+    return [
+        _failures(flow, rejects),
+        _kept(flow),
+        _validation(contents),
+        _leak(contents),
+        _largest_group(contents),
+        _monologues(contents),
+        _context(contents),
+        _too_long(packing, contents),
+        _padding(packing),
+        _narrow(turns),
+        _quality(turns),
+        _codebook_use(codebooks),
+        _licences(contents),
+    ]
+
+
+def percent(share: float) -> str:
+    """One decimal, or two at either end, so that neither a little nor all but a little is rounded away."""
+    digits = 0 if share in (0, 1) else 2 if share < 0.01 or share > 0.99 else 1
+    return f"{100 * share:.{digits}f} %"
+
+
+def _limit(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _share(rule: str, share: float | None, broken: Callable[[float], bool], what: str, warning: str) -> Check:
+    if share is None:
+        return Check(rule, "not known", None, "")
+    return Check(rule, f"{percent(share)} {what}", broken(share), warning)
+
+
+def _failures(flow: Flow | None, rejects: list[RejectGroup] | None) -> Check:
+    """By hours and by recordings, whichever is more: a few long ones that crash are many hours."""
+    share = None
+    if flow is not None:
+        failed = sum(loss.ms for loss in flow.losses if loss.reason in TRANSIENT_REASONS)
+        share = failed / flow.whole.ms_in if flow.whole.ms_in else 0.0
+        if rejects is not None and flow.recordings:
+            count = sum(group.recordings for group in rejects if group.reason in TRANSIENT_REASONS)
+            share = max(share, count / flow.recordings)
+    return _share(
+        f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",
+        share,
+        lambda value: value > MAX_FAILED,
+        "of the recordings, or of their hours, failed",
+        "That is a fault of the run rather than of the recordings: look at the messages below, mend the cause, then "
+        "run python -m data_prep retry, run and pack.",
+    )
+
+
+def _kept(flow: Flow | None) -> Check:
+    share = flow.whole.ms_kept / flow.whole.ms_in if flow is not None and flow.whole.ms_in else None
+    largest = max(flow.losses, key=lambda loss: loss.ms, default=None) if flow is not None else None
+    name = f"{largest.stage}: {largest.reason.replace('_', ' ')}" if largest else ""
+    return _share(
+        f"At least {_limit(MIN_KEPT)} of the hours are kept",
+        share,
+        lambda value: value < MIN_KEPT,
+        "of the hours are kept",
+        f"The largest loss is {name}. See whether its limit suits these recordings; the limits of pack change without "
+        "encoding again.",
+    )
+
+
+def _validation(contents: Contents) -> Check:
+    val = contents.splits.get("val")
+    found = f"{val['hours']:.2f} hours in {val['samples']} conversations" if val else "There is no validation split"
+    return Check(
+        "There is a validation split",
+        found,
+        val is None,
+        "Nothing will tell overfitting from learning. Give some groups to validation: pack.val_fraction=0.01.",
+    )
+
+
+def _leak(contents: Contents) -> Check:
+    if "val" not in contents.splits or "train" not in contents.splits:
+        return Check("Training and validation share no group (show, caller)", "one split only", None, "")
+    count = contents.groups_on_both_sides
+    return Check(
+        "Training and validation share no group (show, caller)",
+        f"{count} of {contents.groups} groups are on both sides of the split",
+        count > 0,
+        "Validation hears voices it was trained on, and will look too good. Give such recordings one split.",
+    )
+
+
+def _largest_group(contents: Contents) -> Check:
+    share = contents.largest_group_frames / contents.frames
+    return _share(
+        f"No group (show, caller) has more than {_limit(MAX_GROUP)} of the speech",
+        share,
+        lambda value: value > MAX_GROUP,
+        f"of the speech is of the largest of {contents.groups} groups, “{contents.largest_group}”",
+        "The model will lean towards its voices and manners. If that is not one show but all, recordings have no "
+        "groups of their own: set the source's group_pattern, or group in the manifest.",
+    )
+
+
+def _monologues(contents: Contents) -> Check:
+    return _share(
+        f"At most {_limit(MAX_ONE_SPEAKER)} of the conversations have one speaker only",
+        contents.one_speaker / contents.conversations,
+        lambda value: value > MAX_ONE_SPEAKER,
+        "of the conversations have one speaker only",
+        "There is little turn-taking to learn from. If more than one person speaks in the recordings, listen below "
+        "whether diarization keeps them apart.",
+    )
+
+
+def _context(contents: Contents) -> Check:
+    return _share(
+        f"At most {_limit(MAX_CONTEXT)} of the speech is context only (never predicted)",
+        1 - contents.loss_frames / contents.frames,
+        lambda value: value > MAX_CONTEXT,
+        "of the speech is context only",
+        "It costs compute and teaches nothing by itself. See conversation.context_overlap and context_ovrl.",
+    )
+
+
+def _too_long(packing: Packing, contents: Contents) -> Check:
+    total = contents.splits[packing.split]["samples"]
+    return _share(
+        f"At most {_limit(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
+        (packing.shortened + packing.left_out) / total,
+        lambda value: value > MAX_SHORTENED,
+        f"of the conversations are longer than a row ({packing.shortened} lose turns, {packing.left_out} are left out)",
+        "Training drops what does not fit. Prepare with a lower conversation.max_positions or max_seconds.",
+    )
+
+
+def _padding(packing: Packing) -> Check:
+    rule = f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled"
+    if packing.rows < MIN_ROWS * packing.windows:  # the last row of a window, filled by chance, is too many of them
+        return Check(rule, f"{packing.rows} rows in {packing.windows} windows are too few to tell", None, "")
+    return _share(
+        rule,
+        packing.efficiency,
+        lambda value: value < MIN_EFFICIENCY,
+        "of the positions of packed rows are filled",
+        "The rest is padding that GPUs compute for nothing: conversations of just over half a row fit badly. See "
+        "conversation.max_positions and max_seconds.",
+    )
+
+
+def _narrow(turns: TurnMeasures) -> Check:
+    return _share(
+        f"At most {_limit(MAX_NARROW)} of the speech ends below {NARROW_BAND / 1000:g} kHz",
+        turns.narrow_share,
+        lambda value: value > MAX_NARROW,
+        f"of the speech ends below {NARROW_BAND / 1000:g} kHz",
+        "The model learns to sound like a telephone, and cannot tell when not to. Prepare it as a dataset of its own "
+        "and give it a smaller weight in the mixture, or set strict.min_bandwidth.",
+    )
+
+
+def _quality(turns: TurnMeasures) -> Check:
+    known = turns.columns["ovrl"][~np.isnan(turns.columns["ovrl"])]
+    rule = f"The median DNSMOS OVRL is at least {MIN_MEDIAN_OVRL}"
+    if not len(known):
+        return Check(rule, "not measured (score.dnsmos=true)", None, "")
+    middle = float(np.median(known))
+    warning = "Half of the turns are noisy or distorted, and the model will sound like them. See strict.min_ovrl."
+    return Check(rule, f"The median DNSMOS OVRL is {middle:.2f}", middle < MIN_MEDIAN_OVRL, warning)
+
+
+def _codebook_use(codebooks: Codebooks) -> Check:
+    rule = f"Every codebook has at least {_limit(MIN_ENTRIES_USED)} of its entries in use"
+    if codebooks.frames < MIN_FRAMES_PER_ENTRY * codebooks.size:
+        return Check(rule, f"too few frames to tell ({codebooks.frames} for {codebooks.size} entries)", None, "")
+    shares = [level.used / codebooks.size for level in codebooks.levels]
+    poor = [number for number, share in enumerate(shares) if share < MIN_ENTRIES_USED]
+    found = f"{percent(min(shares))} of the entries of level {int(np.argmin(shares))}, the least used, occur"
+    return Check(
+        rule,
+        found,
+        bool(poor),
+        f"Levels {', '.join(map(str, poor))} say next to nothing: the wrong codec weights, audio that is nearly silent "
+        "throughout, or a codec fitted to too little.",
+    )
+
+
+def _licences(contents: Contents) -> Check:
+    unknown = sum(totals["frames"] for name, totals in contents.licences.items() if name.lower() in ("", "unknown"))
+    return _share(
+        "Every conversation has a licence",
+        unknown / contents.frames,
+        lambda value: value > MAX_UNKNOWN_LICENCE,
+        "of the speech has no licence",
+        "Nobody will be able to say later what the model may be used for. Set licence of the sources.",
+    )

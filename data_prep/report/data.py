@@ -1,0 +1,339 @@
+"""What a dataset holds, in numbers: its index as a whole, and a random part of its conversations and codes.
+
+Totals, positions and the counts of turns and speakers are exact: they come from the index, batch by batch. What only
+the samples themselves say (times, measures, codes) is looked up in at most `MAX_CONVERSATIONS` of them, drawn from the
+seed, which are all of a smaller dataset. Memory holds some 20 bytes for each conversation and 40 for each turn looked
+at, however many shards there are.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from csm.config import DataConfig
+from csm.data.dataset import ShardedDataset
+from csm.data.lengths import fit, open_lengths
+from csm.data.plan import EpochPlan
+from csm.files import write_atomically
+from data_prep.packing.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
+from data_prep.report.tables import GroupedSums, batches
+
+TURNS_FILE = "report_turns.parquet"
+MAX_CONVERSATIONS = 200_000  # looked at for times and measures
+MAX_CODE_FRAMES = 4_000_000  # looked at for the codebooks: 89 hours at 12.5 frames/s
+MAX_WINDOWS = 4  # of an epoch, packed as training packs them
+
+NARROW_BAND = 4_500.0
+"""Hz. Telephone speech ends at 3.4 to 4 kHz; wideband telephony reaches 7 kHz."""
+
+ROW_POSITIONS = DataConfig().max_positions
+_WINDOW_SHARDS = DataConfig().window_shards
+_WRITE_ROWS = 1 << 16
+
+
+@dataclass
+class Distribution:
+    """A measure over many things. Values beyond the outer edges count in the outermost bins."""
+
+    name: str
+    unit: str
+    of: str  # what has the measure: "turns", "conversations"
+    count: int
+    mean: float
+    quantiles: dict[str, float]  # p1 p5 p25 p50 p75 p95 p99
+    edges: list[float]
+    counts: list[int]
+    below: int  # of the first bin, those that lie before it
+    above: int  # of the last bin, those that lie after it
+
+
+def distribution(name: str, unit: str, of: str, values: np.ndarray, edges: np.ndarray) -> Distribution | None:
+    """None if there are no values; NaN are things without the measure."""
+    values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    if not len(values):
+        return None
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    percents = (1, 5, 25, 50, 75, 95, 99)
+    quantiles = dict(zip((f"p{p}" for p in percents), np.percentile(values, percents).tolist(), strict=True))
+    return Distribution(
+        name, unit, of, len(values), float(values.mean(dtype=np.float64)), quantiles, edges.tolist(), counts.tolist(),
+        int((values < edges[0]).sum()), int((values > edges[-1]).sum()),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the index
+
+
+@dataclass
+class Contents:
+    """Of all conversations."""
+
+    conversations: int
+    turns: int
+    frames: int
+    loss_frames: int  # of the turns that are predicted
+    hours: float
+    recordings: int
+    speakers: int  # for each recording the most that are heard in one conversation, added up
+    one_speaker: int  # conversations with a single speaker
+    groups: int
+    largest_group: str
+    largest_group_frames: int
+    groups_on_both_sides: int  # in train and in val
+    splits: dict[str, dict[str, Any]]
+    sources: dict[str, dict[str, Any]]
+    langs: dict[str, dict[str, Any]]
+    licences: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Columns:
+    """An entry for each conversation, in the order of the index."""
+
+    turns: np.ndarray  # int32
+    speakers: np.ndarray  # int32
+    positions: np.ndarray  # int32, estimated
+
+
+def read_index(dataset: ShardedDataset) -> tuple[Contents, Columns]:
+    info, total = dataset.info, len(dataset)
+    found = Columns(*(np.zeros(total, np.int32) for _ in range(3)))
+    groups = GroupedSums(["group", "split"], {"n_frames": "sum"})
+    recordings = GroupedSums(["recording"], {"n_speakers": "max"})
+    names = ["recording", "group", "split", "n_frames", "n_turns", "n_speakers", "loss_frames", "text_bytes"]
+    loss_frames = start = 0
+    for table in batches(dataset.path / info.index.name, names):
+        groups.add(table)
+        recordings.add(table)
+        frames, turns, text = (table[name].to_numpy() for name in ("n_frames", "n_turns", "text_bytes"))
+        part = slice(start, start + len(table))
+        found.turns[part], found.speakers[part] = turns, table["n_speakers"].to_numpy()
+        found.positions[part] = np.ceil(text / BYTES_PER_TOKEN) + TURN_OVERHEAD * turns + frames
+        loss_frames += pc.sum(table["loss_frames"]).as_py() or 0
+        start = part.stop
+    frames_of: dict[str, int] = {}
+    splits_of: dict[str, set[str]] = {}
+    for row in groups.result().to_pylist():
+        frames_of[row["group"]] = frames_of.get(row["group"], 0) + row["n_frames"]
+        splits_of.setdefault(row["group"], set()).add(row["split"])
+    largest = min(frames_of, key=lambda name: (-frames_of[name], name))
+    speakers = recordings.result()["n_speakers"]
+    totals = info.totals.values()
+    frames = sum(split["frames"] for split in totals)
+    return Contents(
+        conversations=total,
+        turns=sum(split["turns"] for split in totals),
+        frames=frames,
+        loss_frames=loss_frames,
+        hours=frames / dataset.codec.frame_rate / 3600,
+        recordings=len(speakers),
+        speakers=pc.sum(speakers).as_py(),
+        one_speaker=int((found.speakers == 1).sum()),
+        groups=len(frames_of),
+        largest_group=largest,
+        largest_group_frames=frames_of[largest],
+        groups_on_both_sides=sum(len(splits) > 1 for splits in splits_of.values()),
+        splits=info.totals,
+        sources=info.sources,
+        langs=info.langs,
+        licences=info.licences,
+    ), found
+
+
+# --------------------------------------------------------------------------------------------- positions
+
+
+@dataclass
+class Packing:
+    """How the conversations of a split fill rows of `ROW_POSITIONS`, packed as training packs them."""
+
+    split: str
+    exact: bool  # lengths counted by a tokenizer; else estimated
+    tokenizer: str | None  # identity of that tokenizer
+    positions: int  # of all conversations, of all splits
+    rows: int  # looked at
+    windows: int  # looked at
+    windows_in_epoch: int
+    efficiency: float  # share of the rows' positions that hold something
+    shortened: int  # conversations of the split longer than a row: they keep their leading turns
+    left_out: int  # whose first turn alone is longer than a row
+
+
+def measure_packing(dataset: ShardedDataset, columns: Columns, seed: int) -> tuple[Packing, np.ndarray]:
+    """Also the positions of each conversation, int32: from the lengths beside the dataset, else estimated."""
+    counted = sorted(dataset.path.glob(f"lengths-{dataset.info.fingerprint}-*.npy"))
+    if counted:
+        lengths = open_lengths(counted[0], len(dataset))
+        tokenizer = counted[0].stem.rpartition("-")[2]
+    else:
+        # The index does not say how long the first of several turns is. It is taken to fit: while preparing, only a
+        # turn by itself may take more than a row.
+        first = np.where(columns.turns == 1, columns.positions, 1)
+        lengths, tokenizer = np.stack([columns.positions, first]), None
+    split = "train" if "train" in dataset.info.totals else next(iter(dataset.info.totals))
+    shards = dataset.shards(split)
+    plan = EpochPlan(dataset.info.source, shards, lengths, ROW_POSITIONS, _WINDOW_SHARDS, seed)
+    windows = min(plan.windows, MAX_WINDOWS)
+    rows = used = 0
+    for window in range(windows):
+        packed = plan.rows(0, window)
+        rows += len(packed)
+        used += int(np.minimum(lengths[0][packed.samples], ROW_POSITIONS).sum(dtype=np.int64))
+    fitted = fit(shards, lengths, ROW_POSITIONS)
+    return Packing(
+        split=split,
+        exact=tokenizer is not None,
+        tokenizer=tokenizer,
+        positions=int(lengths[0].sum(dtype=np.int64)),
+        rows=rows,
+        windows=windows,
+        windows_in_epoch=plan.windows,
+        efficiency=used / (rows * ROW_POSITIONS) if rows else 0.0,
+        shortened=fitted.shortened,
+        left_out=len(fitted.left_out),
+    ), lengths[0]
+
+
+# ------------------------------------------------------------------------------------- conversations, turns
+
+_MEASURES = ("seconds", "gap", "overlap", "chars_per_second", "ovrl", "lufs", "bandwidth")
+_TURNS_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("key", "source", "lang", "split"), pa.dictionary(pa.int32(), pa.string())),
+        "turn": pa.int32(),
+        "speaker": pa.int32(),
+        "loss": pa.bool_(),
+        **dict.fromkeys(_MEASURES, pa.float32()),
+    }
+)
+"""Of report_turns.parquet: a row for each turn looked at. gap: null for the first turn of a conversation."""
+
+
+@dataclass
+class TurnMeasures:
+    """Of the turns looked at; NaN: not measured.
+
+    columns: name in `_MEASURES` -> float32 [turns]
+    """
+
+    conversations: int
+    columns: dict[str, np.ndarray] = field(repr=False)
+    events: int  # backchannels
+    narrow_share: float | None  # of the seconds whose bandwidth is known
+
+
+def choose(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """At most `count` of the numbers below `total`, ascending: int64."""
+    if total <= count:
+        return np.arange(total)
+    return np.sort(rng.choice(total, count, replace=False, shuffle=False))
+
+
+def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
+    """Reads the json members of samples `numbers` and writes report_turns.parquet."""
+    columns = {name: array("f") for name in _MEASURES}
+    events = 0
+
+    def write(path: Path) -> None:
+        nonlocal events
+        with pq.ParquetWriter(path, _TURNS_SCHEMA, compression="zstd") as writer:
+            rows: list[dict[str, Any]] = []
+            for number in track(numbers.tolist(), "Reading turns", console=Console(stderr=True)):
+                record = dataset.read_record(number)
+                events += len(record["events"])
+                rows += _turn_rows(record)
+                if len(rows) >= _WRITE_ROWS:
+                    _flush(writer, rows, columns)
+                    rows = []
+            _flush(writer, rows, columns)
+
+    write_atomically(dataset.path / TURNS_FILE, write)
+    arrays = {name: np.frombuffer(values, np.float32) for name, values in columns.items()}
+    known = ~np.isnan(arrays["bandwidth"])
+    seconds = float(arrays["seconds"][known].sum(dtype=np.float64))
+    narrow = float(arrays["seconds"][known & (arrays["bandwidth"] < NARROW_BAND)].sum(dtype=np.float64))
+    return TurnMeasures(len(numbers), arrays, events, narrow / seconds if seconds else None)
+
+
+def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    # What was recorded at 8 kHz is narrow, measured or not; at a higher rate only measuring tells.
+    rate = record["sample_rate"]
+    ceiling = rate / 2 if rate and rate / 2 < NARROW_BAND else None
+    for number, turn in enumerate(record["turns"]):
+        seconds, measured = turn["end"] - turn["start"], turn["q"]
+        rows.append(
+            {
+                **{name: record[name] for name in ("key", "source", "lang", "split")},
+                "turn": number,
+                "speaker": turn["spk"],
+                "loss": turn["loss"],
+                "seconds": seconds,
+                "gap": turn["gap"] if number else None,
+                "overlap": turn["overlap"] / seconds,
+                "chars_per_second": len(turn["text"]) / seconds,
+                "ovrl": measured.get("ovrl"),
+                "lufs": measured.get("lufs"),
+                "bandwidth": measured.get("bandwidth", ceiling),
+            }
+        )
+    return rows
+
+
+def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], columns: dict[str, array]) -> None:
+    table = pa.Table.from_pylist(rows, _TURNS_SCHEMA)
+    writer.write_table(table)
+    for name, values in columns.items():
+        values.frombytes(table[name].cast(pa.float32()).to_numpy().astype(np.float32).tobytes())
+
+
+# ------------------------------------------------------------------------------------------------- codebooks
+
+
+@dataclass
+class Level:
+    """One codebook. perplexity: exp of the entropy of its codes; as many entries, used equally, would have it."""
+
+    used: int  # entries that occur
+    perplexity: float
+
+
+@dataclass
+class Codebooks:
+    conversations: int  # looked at
+    frames: int
+    size: int  # entries of each codebook
+    levels: list[Level]
+
+
+def measure_codebooks(dataset: ShardedDataset, numbers: np.ndarray, rng: np.random.Generator) -> Codebooks:
+    """Counts the codes of so many of samples `numbers`, drawn anew, that about `MAX_CODE_FRAMES` are seen.
+
+    Raises ValueError naming shard and key for a sample that cannot be read.
+    """
+    levels, size = dataset.codec.num_codebooks, dataset.codec.codebook_size
+    mean_frames = sum(split["frames"] for split in dataset.info.totals.values()) / len(dataset)
+    numbers = numbers[choose(len(numbers), math.ceil(MAX_CODE_FRAMES / mean_frames), rng)]
+    offsets = (np.arange(levels) * size)[:, None]
+    counts = np.zeros(levels * size, np.int64)
+    frames = 0
+    for number in track(numbers.tolist(), "Reading codes", console=Console(stderr=True)):
+        codes = dataset.read(number).codes
+        counts += np.bincount((codes + offsets).ravel(), minlength=len(counts))
+        frames += codes.shape[1]
+    found = []
+    for level in counts.reshape(levels, size):
+        share = level[level > 0] / level.sum()
+        found.append(Level(int((level > 0).sum()), float(np.exp(-(share * np.log(share)).sum()))))
+    return Codebooks(len(numbers), frames, size, found)

@@ -1,0 +1,280 @@
+"""What the page of a dataset's report shows, as text, and the page itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from csm.data.dataset import DatasetInfo
+from data_prep.packing.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
+from data_prep.report import figures
+from data_prep.report.checks import Check, percent
+from data_prep.report.data import (
+    NARROW_BAND,
+    ROW_POSITIONS,
+    TURNS_FILE,
+    Codebooks,
+    Contents,
+    Distribution,
+    Packing,
+    TurnMeasures,
+)
+from data_prep.report.samples import Heard, view
+from data_prep.report.tables import Duplicates, Flow, Part, RejectGroup, StageRate, stage_order
+
+JSON_FILE = "report.json"
+_LISTED = 12  # sources and languages with a row of their own
+_MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND}
+_NOTES = {
+    "gap_seconds": "negative: it begins before the others have ended",
+    "overlap": "on the same track; calls with a channel for each speaker have none",
+}
+
+
+@dataclass
+class Report:
+    """All that the page says, but for the speech. `flow`, `rejects`, `duplicates` and `rates` are None where the
+    dataset has no such table."""
+
+    info: DatasetInfo
+    seed: int
+    flow: Flow | None
+    rejects: list[RejectGroup] | None
+    duplicates: Duplicates | None
+    rates: list[StageRate] | None
+    contents: Contents
+    packing: Packing
+    turns: TurnMeasures
+    codebooks: Codebooks
+    distributions: dict[str, Distribution]
+    checks: list[Check]
+    heard: list[str]  # keys of the conversations to listen to
+    heard_as: str
+
+
+def render(report: Report, heard: list[Heard]) -> str:
+    """The page; every text in it is escaped, since transcripts are not ours."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("data_prep.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["lower_first"] = lambda text: text[0].lower() + text[1:]
+    page = environment.get_template("data_report.html.j2")
+    return page.render(_view(report), heard=[view(entry) for entry in heard])
+
+
+class _Time:
+    """Track time in one unit over the whole page, so that columns can be compared and added."""
+
+    def __init__(self, total_ms: int) -> None:
+        self.unit, self._ms = ("h", 3_600_000) if total_ms >= 7_200_000 else ("min", 60_000)
+        self._digits = 2 if total_ms / self._ms < 1000 else 1
+
+    def __call__(self, ms: float) -> str:
+        return f"{ms / self._ms:,.{self._digits}f}"
+
+
+def _view(report: Report) -> dict[str, Any]:
+    info, contents, flow = report.info, report.contents, report.flow
+    speech_ms = contents.hours * 3_600_000
+    time = _Time(flow.whole.ms_in if flow else int(speech_ms))
+    median = report.distributions["turn_seconds"].quantiles["p50"]
+    return {
+        "title": info.source,
+        "codec": f"{info.codec.name}, {info.codec.num_codebooks} codebooks of {info.codec.codebook_size}",
+        "fingerprint": info.fingerprint,
+        "bytes": _bytes(sum(shard.size for shard in info.shards)),
+        "shards": len(info.shards),
+        "unit": time.unit,
+        "kept": time(flow.whole.ms_kept if flow else speech_ms),
+        "total": time(flow.whole.ms_in) if flow else None,
+        "share": percent(flow.whole.ms_kept / flow.whole.ms_in) if flow and flow.whole.ms_in else None,
+        "strip": _strip(flow, time) if flow else [],
+        "tiles": [
+            ("Speech", f"{time(speech_ms)} {time.unit}", f"{contents.frames:,} frames"),
+            ("Conversations", f"{contents.conversations:,}", f"of {contents.recordings:,} recordings"),
+            ("Turns", f"{contents.turns:,}", f"median {median:.1f} s"),
+            ("Speakers", f"{contents.speakers:,}", "counted in each recording by itself"),
+            (
+                "Positions",
+                _short(report.packing.positions),
+                "counted by a tokenizer" if report.packing.exact else "estimated, no tokenizer yet",
+            ),
+            (
+                "Padding",
+                percent(1 - report.packing.efficiency),
+                f"of rows of {ROW_POSITIONS} positions",
+            ),
+            (
+                "Context only",
+                percent(1 - contents.loss_frames / contents.frames),
+                "of the speech is never predicted",
+            ),
+            ("Languages", _names(info.langs), _shares(info.langs)),
+            ("Licences", _names(info.licences), _shares(info.licences)),
+            ("Splits", _names(info.totals), _shares(info.totals)),
+        ],
+        "warnings": [check for check in report.checks if check.broken],
+        "checks": report.checks,
+        "flow": flow and _flow_view(flow, time),
+        "taken_down": info.takedown is not None,
+        "plots": [
+            _plot_view(name, measure, figures.histogram(measure, _MARKS.get(name)))
+            for name, measure in report.distributions.items()
+        ],
+        "looked_at": f"{report.turns.conversations:,} of {contents.conversations:,} conversations",
+        "turns_file": TURNS_FILE,
+        "codebooks": report.codebooks,
+        "codebook_plots": {what: figures.levels(report.codebooks, what) for what in ("used", "perplexity")},
+        "code_hours": f"{report.codebooks.frames / info.codec.frame_rate / 3600:,.2f}",
+        "packing": report.packing,
+        "efficiency": percent(report.packing.efficiency),
+        "row_positions": ROW_POSITIONS,
+        "rejects": report.rejects,
+        "duplicates": report.duplicates,
+        "rates": report.rates and [_rate_view(rate) for rate in report.rates],
+        "heard_as": report.heard_as,
+        "missing": _missing(report),
+        "json_file": JSON_FILE,
+        "seed": report.seed,
+    }
+
+
+def _plot_view(name: str, measure: Distribution, figure: str) -> dict[str, Any]:
+    middle, low, high = (figures.number(measure.quantiles[p]) for p in ("p50", "p5", "p95"))
+    return {
+        "title": measure.name,
+        "median": f"{middle} {measure.unit}".strip(),
+        "range": f"{low} to {high}",
+        "of": f"{measure.count:,} {measure.of}",
+        "note": _NOTES.get(name, ""),
+        "figure": figure,
+    }
+
+
+def _strip(flow: Flow, time: _Time) -> list[dict[str, Any]]:
+    """Parts of one bar: what is kept, then what is lost, by stage."""
+    whole = flow.whole
+    parts = [("kept", "kept", whole.ms_kept)]
+    parts += [(stage, "lost", ms) for stage, ms in sorted(whole.lost.items(), key=lambda item: stage_order(item[0]))]
+    return [
+        {"name": name, "kind": kind, "width": 100 * ms / whole.ms_in, "text": f"{time(ms)} {time.unit}"}
+        for name, kind, ms in parts
+        if ms
+    ]
+
+
+def _flow_view(flow: Flow, time: _Time) -> dict[str, Any]:
+    whole, left = flow.whole, flow.whole.ms_in
+    steps = [("in", 0.0, 1.0, f"{time(left)} {time.unit}", "in")]
+    for stage, ms in sorted(whole.lost.items(), key=lambda item: stage_order(item[0])):
+        text = f"{time(ms)} {time.unit}, {percent(ms / whole.ms_in)}"
+        steps.append((f"lost in {stage}", (left - ms) / whole.ms_in, left / whole.ms_in, text, "lost"))
+        left -= ms
+    assert left == whole.ms_kept, "hours in = hours kept + hours lost"
+    steps.append(("kept", 0.0, left / whole.ms_in, f"{time(left)} {time.unit}, {percent(left / whole.ms_in)}", "kept"))
+    return {
+        "figure": figures.waterfall(steps),
+        "ms_in": whole.ms_in,
+        "ms_kept": whole.ms_kept,
+        "ms_lost": sum(whole.lost.values()),
+        "total": time(whole.ms_in),
+        "kept": time(whole.ms_kept),
+        "kept_share": percent(whole.ms_kept / whole.ms_in),
+        "recordings": flow.recordings,
+        "losses": [
+            {
+                "stage": loss.stage,
+                "reason": loss.reason,
+                "recordings": loss.recordings,
+                "time": time(loss.ms),
+                "ms": loss.ms,
+                "share": loss.ms / whole.ms_in,
+                "percent": percent(loss.ms / whole.ms_in),
+            }
+            for loss in flow.losses
+        ],
+        "stages": sorted(whole.lost, key=stage_order),
+        "parts": [
+            (title, [_part_view(name, part, whole, time) for name, part in _listed(parts).items()])
+            for title, parts in (("Source", flow.sources), ("Language", flow.langs))
+        ],
+    }
+
+
+def _listed(parts: dict[str, Part]) -> dict[str, Part]:
+    """The largest; the others as one."""
+    names = list(parts)
+    shown = {name: parts[name] for name in names[:_LISTED]}
+    if len(names) > _LISTED:
+        rest = Part()
+        for name in names[_LISTED:]:
+            rest.ms_in += parts[name].ms_in
+            rest.ms_kept += parts[name].ms_kept
+            for stage, ms in parts[name].lost.items():
+                rest.lost[stage] = rest.lost.get(stage, 0) + ms
+        shown[f"{len(names) - _LISTED} others"] = rest
+    return shown
+
+
+def _part_view(name: str, part: Part, whole: Part, time: _Time) -> dict[str, Any]:
+    return {
+        "name": name,
+        "total": time(part.ms_in),
+        "kept": time(part.ms_kept),
+        "share": percent(part.ms_kept / part.ms_in) if part.ms_in else "",
+        "bar": 100 * part.ms_in / whole.ms_in,
+        "bar_kept": 100 * part.ms_kept / whole.ms_in,
+        "lost": [time(part.lost[stage]) if stage in part.lost else "" for stage in sorted(whole.lost, key=stage_order)],
+    }
+
+
+def _rate_view(rate: StageRate) -> dict[str, Any]:
+    def times(value: float | None) -> str:
+        return figures.number(value) if value else ""
+
+    return {
+        "stage": rate.stage,
+        "backend": ", ".join(rate.backends),
+        "device": ", ".join(rate.devices),
+        "audio": f"{rate.audio_seconds / 3600:,.2f}",
+        "worker_hours": f"{rate.wall_seconds / 3600:,.2f}",
+        "real_time": times(rate.real_time),
+        "real_time_cpu": times(rate.real_time_cpu),
+    }
+
+
+def _missing(report: Report) -> list[str]:
+    tables = {
+        LEDGER_FILE: report.flow,
+        REJECTS_FILE: report.rejects,
+        DUPLICATES_FILE: report.duplicates,
+        STAGES_FILE: report.rates,
+    }
+    return [name for name, content in tables.items() if content is None]
+
+
+def _names(totals: dict[str, dict[str, Any]]) -> str:
+    names = sorted(totals, key=lambda name: -totals[name]["frames"])
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shares(totals: dict[str, dict[str, Any]]) -> str:
+    whole = sum(entry["frames"] for entry in totals.values())
+    entries = sorted(totals.items(), key=lambda item: -item[1]["frames"])[:3]
+    return ", ".join(f"{name} {percent(entry['frames'] / whole)}" for name, entry in entries)
+
+
+def _short(value: int) -> str:
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if value >= size:
+            return f"{figures.number(value / (1000 if letter == 'k' else size))} {letter}"
+    return f"{value:,}"
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{figures.number(size / factor)} {unit}"
+    return f"{figures.number(size / 1000)} kB"

