@@ -111,7 +111,7 @@ def _candidates(codes: np.ndarray, starts: np.ndarray, max_bit_error: float) -> 
     """Pairs (smaller number first) that share a code at an alignment that covers enough, and differ little there."""
     found = [np.zeros(0, np.int64)]
     for partition in range(_PARTITIONS):
-        places = np.flatnonzero(codes % _PARTITIONS == partition)
+        places = np.flatnonzero(codes.astype(np.uint8) % _PARTITIONS == partition)  # of the code's lowest bits
         places = places[np.argsort(codes[places], kind="stable")]
         for distance in range(1, _NEIGHBOURS + 1):
             same = np.flatnonzero(codes[places[:-distance]] == codes[places[distance:]])
