@@ -1,4 +1,4 @@
-"""A killed `prepare` leaves nothing that passes for a dataset, and running it again gives what it would have given."""
+"""A killed `pack` leaves nothing that passes for a dataset, and running it again gives what it would have given."""
 
 import multiprocessing
 import shutil
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from made_recordings import files, noise, turn, write_manifest
+from made_recordings import comparable, noise, turn, write_manifest
 
-from csm.config import DataPrepConfig
 from csm.data.dataset import ShardedDataset
+from data_prep.config import DataPrepConfig
 from data_prep.dataset.verify import verify
-from data_prep.prepare import prepare
+from data_prep.packing.assemble import pack
+from data_prep.planning.plan import make_plan
+from data_prep.run import run
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,8 @@ def calls(tmp_path_factory) -> Path:
 def server() -> multiprocessing.context.BaseContext:
     """Starts processes that have the program loaded already, so that a test can start many."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.prepare"])
+    context.set_forkserver_preload(["data_prep.packing.assemble"])
     return context
-
-
-def comparable(folder: Path) -> dict[str, bytes]:
-    """A dataset's files, apart from the codec's (its container may order entries differently) and its hash."""
-    return {name: data for name, data in files(folder).items() if name.endswith((".tar", ".parquet", ".jsonl"))}
 
 
 def appears(path: Path, pattern: str) -> Callable[[], bool]:
@@ -45,8 +42,8 @@ def appears(path: Path, pattern: str) -> Callable[[], bool]:
 
 
 def kill_when(server, cfg: DataPrepConfig, moment: Callable[[], bool]) -> int:
-    """Runs `prepare(cfg)` in a process and sends SIGKILL at `moment`; returns the process's exit code."""
-    process = server.Process(target=prepare, args=(cfg,))
+    """Runs `pack(cfg)` in a process and sends SIGKILL at `moment`; returns the process's exit code."""
+    process = server.Process(target=pack, args=(cfg,))
     process.start()
     deadline = time.monotonic() + 60
     while process.is_alive() and not moment():
@@ -60,55 +57,68 @@ def kill_when(server, cfg: DataPrepConfig, moment: Callable[[], bool]) -> int:
 
 def moments(out: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     partial = out.with_name("out.partial")
-    yield "folder made, codec being fitted", partial.exists
+    yield "folder made", partial.exists
     yield "codec saved", appears(partial, "codec.safetensors")
-    yield "encoding", appears(partial, "staging")
+    yield "making conversations", appears(partial, "staging/*")
     yield "writing shards", appears(partial, "*000003.tar")
     yield "index written", appears(partial, "index.parquet")
     yield "description written", appears(partial, "dataset.json")
     yield "renamed", appears(out, "dataset.json")
 
 
-def test_killed_at_any_moment_then_run_again(calls, config, server, tmp_path):
-    reference = config(calls, output=str(tmp_path / "reference"), shard_mb=0.002)
-    prepare(reference)
+@pytest.fixture(scope="module")
+def units(calls, make_config, tmp_path_factory) -> Callable[..., DataPrepConfig]:
+    """`units(output, **options)`: options to pack units that are done."""
+    work = tmp_path_factory.mktemp("units") / "work"
+
+    def make(output: Path, **options) -> DataPrepConfig:
+        return make_config(calls, output, work=str(work), **{"pack.shard_mb": 0.002, **options})
+
+    cfg = make(work)
+    make_plan(cfg)
+    run(cfg)
+    return make
+
+
+def test_killed_at_any_moment_then_run_again(units, server, tmp_path):
+    pack(units(tmp_path / "reference"))
     expected = comparable(tmp_path / "reference")
     out = tmp_path / "out"
-    cfg = config(calls, shard_mb=0.002)
+    cfg = units(out)
     killed = 0
     for name, moment in moments(out):
         killed += kill_when(server, cfg, moment) == -signal.SIGKILL
         if out.exists():  # all or nothing
-            assert verify(out) == [] and comparable(out) == expected, name
+            assert verify(out, 1) == [] and comparable(out) == expected, name
             shutil.rmtree(out)
         else:
             with pytest.raises(FileNotFoundError):
                 ShardedDataset(out)
     assert killed >= 3  # the first moments leave much work undone
-    prepare(cfg)
+    pack(cfg)
     assert comparable(out) == expected
     assert not out.with_name("out.partial").exists()
 
 
-def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(calls, config, server, tmp_path):
+def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(units, server, tmp_path):
     out = tmp_path / "out"
-    prepare(config(calls, limit=5))
+    pack(units(out))
     for moment in (
-        appears(tmp_path / "out.partial", "staging"),
+        appears(tmp_path / "out.partial", "staging/*"),
         appears(tmp_path / "out.partial", "dataset.json"),
         (tmp_path / "out.old").exists,
     ):
-        kill_when(server, config(calls, limit=7, overwrite=True), moment)
+        kill_when(server, units(out, overwrite=True, **{"conversation.max_turns": 2}), moment)
         if out.exists():
-            assert verify(out) == [] and len(ShardedDataset(out)) in (5, 7)
-    prepare(config(calls, limit=3, overwrite=True))
-    assert len(ShardedDataset(out)) == 3
+            assert verify(out, 1) == [] and len(ShardedDataset(out)) in (12, 48)
+    pack(units(out, overwrite=True, **{"conversation.max_turns": 4}))
+    assert len(ShardedDataset(out)) == 24
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_run_that_ended_between_its_two_renames_gets_the_old_dataset_back(calls, config, tmp_path):
-    prepare(config(calls, limit=4))
+def test_run_that_ended_between_its_two_renames_gets_the_old_dataset_back(units, tmp_path):
+    pack(units(tmp_path / "out"))
     (tmp_path / "out").rename(tmp_path / "out.old")
     with pytest.raises(ValueError, match="already holds a prepared dataset"):
-        prepare(config(calls, limit=4))
-    assert len(ShardedDataset(tmp_path / "out")) == 4
+        pack(units(tmp_path / "out"))
+    assert len(ShardedDataset(tmp_path / "out")) == 12
