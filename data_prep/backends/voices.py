@@ -12,7 +12,6 @@ import torch
 
 FRAMES_PER_SECOND = 100
 DIM = 256
-MIN_FRAMES = 20
 _BATCH = 64
 _LOUDNESS = -30.0  # dBFS that quiet speech is raised to, as in the encoder's training
 

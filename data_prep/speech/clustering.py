@@ -2,9 +2,10 @@
 
 The number of speakers follows from the tree of Ward's method, read from its root: a cluster is two speakers if the
 mean embeddings of its halves lie apart by `cluster_threshold`. The nearer in size the halves are, the less distance is
-asked for (to BALANCED of it): recordings of one voice split off small groups of odd utterances at distances that two
-similar voices on a telephone line do not reach. The constants were set on recordings of one to three voices, among
-them a telephone call, and belong to this encoder.
+asked for (to BALANCED of it), if both are large: recordings of one voice split off small groups of odd utterances at
+distances that two similar voices on a telephone line do not reach. Windows across a change of speaker would make
+clusters of their own; those whose sound changes most are left out. The constants were set on recordings of one to
+three voices, among them the telephone call of the tests, and belong to this encoder.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from itertools import pairwise
 import numpy as np
 from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
 
-from data_prep.backends.voices import FRAMES_PER_SECOND, Voices
+from data_prep.backends.voices import DIM, FRAMES_PER_SECOND, Voices
 from data_prep.config import DiarizeConfig
 from data_prep.records import Span
 
 WINDOW = 160  # frames (1.6 s), what the encoder was trained on
 HOP = 25
 FINE_WINDOW = 100
-MIN_VOICE_WINDOWS = 10  # a smaller cluster is no speaker: 2.5 s of windows
+MIN_VOICE_WINDOWS = 10  # a smaller cluster is no speaker
 MAX_WINDOWS = 4000  # that are clustered, since the tree takes memory by their square; the others join the nearest voice
 MAX_READ_SECONDS = 60.0
 BALANCED = 0.58
+SURE_WINDOWS = 20  # both halves must have for less than the full distance
+STEADY_SHARE = 0.7  # of the windows, those that change least from their first to their last second, are clustered
 SWITCH_PENALTY = 0.1
 """Cosine similarity, summed over steps, that another speaker must gain to be taken for one."""
 
@@ -38,6 +41,7 @@ class _Piece:
     start: float
     end: float
     coarse: np.ndarray  # [windows, 256]; empty if it is too short
+    change: np.ndarray  # [windows], cosine distance of the first and the last second of each
     fine: np.ndarray  # [steps, 256]
 
 
@@ -53,8 +57,7 @@ def cluster_speakers(
         cfg: `cluster_threshold`, `max_speakers`.
     """
     pieces = [_embedded(voices, read, start, end) for span in spans for start, end in _short(span)]
-    windows = np.concatenate([piece.coarse for piece in pieces]) if pieces else np.zeros((0, 1))
-    means = speaker_means(windows, cfg.cluster_threshold, cfg.max_speakers)
+    means = speaker_means(_steady_windows(pieces), cfg.cluster_threshold, cfg.max_speakers)
     found: list[tuple[float, float, int]] = []
     for piece in pieces:
         steps = most_likely(piece.fine @ means.T) if len(means) > 1 else np.zeros(len(piece.fine), int)
@@ -98,7 +101,9 @@ def _halves(node: ClusterNode) -> list[ClusterNode] | None:
 
 def _are_two(small: ClusterNode, large: ClusterNode, windows: np.ndarray, threshold: float) -> bool:
     share = small.count / (small.count + large.count)
-    needed = threshold * min(1.0, BALANCED / (4 * share * (1 - share)))
+    needed = threshold
+    if small.count >= SURE_WINDOWS:
+        needed *= min(1.0, BALANCED / (4 * share * (1 - share)))
     return 1 - float((_mean(small, windows) @ _mean(large, windows).T).item()) > needed
 
 
@@ -140,7 +145,17 @@ def _embedded(voices: Voices, read: Callable[[float, float], np.ndarray], start:
         fine = [mel]
     else:
         fine = [mel[first : first + FINE_WINDOW] for first in range(0, len(mel) - FINE_WINDOW + 1, HOP)]
-    return _Piece(start, end, voices.embed(coarse), voices.embed(fine))
+    found, seconds = voices.embed(coarse), voices.embed(fine)
+    last = (WINDOW - FINE_WINDOW) // HOP  # steps from the first to the last second of a window
+    change = np.array([1 - seconds[i] @ seconds[i + last] for i in range(len(found))])
+    return _Piece(start, end, found, change, seconds)
+
+
+def _steady_windows(pieces: Sequence[_Piece]) -> np.ndarray:
+    """Embeddings of the windows to be clustered, [n, 256]."""
+    windows = np.concatenate([np.zeros((0, DIM), np.float32), *(piece.coarse for piece in pieces)])
+    change = np.concatenate([np.zeros(0), *(piece.change for piece in pieces)])
+    return windows[change <= np.quantile(change, STEADY_SHARE)] if len(windows) else windows
 
 
 def _stretches(steps: np.ndarray, piece: _Piece) -> list[tuple[float, float, int]]:

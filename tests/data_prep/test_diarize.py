@@ -8,7 +8,7 @@ import jiwer
 import numpy as np
 import pytest
 import soundfile
-from heard import demo_recordings, item, recording
+from heard import demo_recordings, demo_turns, item, recording
 
 from csm.evaluation.text_norm import load_normalizer
 from data_prep.audio.recording import RecordingAudio
@@ -120,13 +120,12 @@ def test_channels_are_speakers(cluster):
 
 
 def voices(tmp_path: Path) -> list[Item]:
-    """One voice in pieces, then two voices: a telephone system's and the caller's."""
-    demo = demo_recordings()
-    both = np.concatenate(list(demo.values()))[: 30 * RATE]
-    one = np.concatenate([demo["leave-message"][round(1.54 * RATE) : round(4.65 * RATE)]] * 8)
+    """Half a minute of one voice, a telephone system's; and of two, with the caller's between."""
+    both = list(demo_recordings().values())
+    system = [audio for name, audio in demo_turns(2.5).items() if name.endswith((" 1", " 3"))]
     made = []
-    for name, samples in (("one", one), ("both", both)):
-        of_voices = item(tmp_path / f"{name}.wav", samples[None], RATE, [])
+    for name, pieces in (("one", system), ("both", both)):
+        of_voices = item(tmp_path / f"{name}.wav", np.concatenate(pieces)[None, : 30 * RATE], RATE, [])
         (of_voices.results["vad"],) = VadStage(VadConfig()).process([of_voices])
         made.append(of_voices)
     return made
