@@ -132,7 +132,7 @@ def _verify(cfg: DataPrepConfig) -> int:
 
 
 def _report(cfg: DataPrepConfig) -> int:
-    print(write_report(cfg.output, cfg.seed))
+    print(write_report(cfg.output, cfg.seed, cfg.report.conversations))
     return 0
 
 

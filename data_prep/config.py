@@ -184,6 +184,11 @@ class PackConfig:
     workers: int = 0  # processes; 0: as many as processors
 
 
+@dataclass
+class ReportConfig:
+    conversations: int = 20  # to listen to, drawn from `seed`; decoded by the codec
+
+
 class ExecutorKind(Enum):
     inline = "inline"  # this process
     local = "local"
@@ -236,6 +241,7 @@ class DataPrepConfig:
     conversation: ConversationConfig = field(default_factory=ConversationConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # of `lengths`
     pack: PackConfig = field(default_factory=PackConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
 

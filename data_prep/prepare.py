@@ -31,7 +31,7 @@ def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:
         first = summary.failures[0]
         raise RuntimeError(f"{len(summary.failures)} units failed; the first, {first.unit}: {first.message}")
     dataset = pack(cfg)
-    write_report(cfg.output, cfg.seed)
+    write_report(cfg.output, cfg.seed, cfg.report.conversations)
     return dataset, summary
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from csm.config import CodecConfig, CodecKind, TrainConfig, register_schemas
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.llama_tokenizer import save_llama_tokenizer
 
@@ -56,7 +56,7 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo recordings, prepared with 5 codebooks of 23."""
     output = tmp_path_factory.mktemp("small") / "demo"
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
-    prepare_demo_dataset(DataPrepConfig(output=str(output), codec=codec))
+    prepare_demo_dataset(DataPrepConfig(output=str(output), codec=codec, report=ReportConfig(conversations=1)))
     return output
 
 

@@ -38,17 +38,18 @@ from data_prep.report.data import (
     read_index,
 )
 from data_prep.report.page import JSON_FILE, Report, render
-from data_prep.report.samples import CONVERSATIONS, listen
+from data_prep.report.samples import listen
 from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejects
 
 REPORT_FILE = "report.html"
 SCHEMA_VERSION = 1
 
 
-def write_report(path: str | Path, seed: int = 1234) -> Path:
+def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) -> Path:
     """Writes report.html, report.json and report_turns.parquet into the dataset `path`; returns report.html's path.
 
     seed: draws what is looked at and what is listened to; equal seeds give equal reports.
+    conversations: how many to listen to, at most.
 
     Raises:
         FileNotFoundError: no dataset is there, or a file it names is missing.
@@ -64,7 +65,7 @@ def write_report(path: str | Path, seed: int = 1234) -> Path:
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
     flow, rejects = read_flow(dataset.path), read_rejects(dataset.path)
-    heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), CONVERSATIONS, rng)))
+    heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), conversations, rng)))
     report = Report(
         info=dataset.info,
         seed=seed,

@@ -22,9 +22,8 @@ from csm.config import CodecConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample, Turn
 
-CONVERSATIONS = 20
-MAX_AUDIO_SECONDS = 60.0
-"""Of a player. At 4 kB/s, and a third more as base64, 20 such players are 6.4 MB; the spectral codec decodes 11 s of
+MAX_AUDIO_SECONDS = 30.0
+"""Of a player. At 4 kB/s, and a third more as base64, 20 such players are 3.2 MB; the spectral codec decodes 11 s of
 them in a second of one processor."""
 
 _MP3_COMPRESSION = 0.8  # of libsndfile, 0..1: about 4 kB/s for speech at 24 kHz

@@ -13,7 +13,7 @@ import webdataset as wds
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.data.index import INDEX_SCHEMA, footer_sha256, write_index_file
-from data_prep.config import DataPrepConfig, PackConfig
+from data_prep.config import DataPrepConfig, PackConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.data.made_datasets import made_dataset
 
@@ -23,7 +23,9 @@ def prepared(tmp_path_factory) -> Path:
     """The demo recordings with a small codec, in several tiny shards."""
     output = tmp_path_factory.mktemp("data") / "demo"
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
-    prepare_demo_dataset(DataPrepConfig(output=str(output), codec=codec, pack=PackConfig(shard_mb=0.008)))
+    prepare_demo_dataset(
+        DataPrepConfig(output=str(output), codec=codec, pack=PackConfig(shard_mb=0.008), report=ReportConfig(0))
+    )
     return output
 
 

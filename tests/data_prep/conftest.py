@@ -16,6 +16,7 @@ def make_config() -> Callable[..., DataPrepConfig]:
         cfg = DataPrepConfig(input=str(input_path), output=str(output), codec=codec)
         cfg.executor = ExecutorConfig(ExecutorKind.inline)
         cfg.pack.workers = 1
+        cfg.report.conversations = 1
         for name, value in options.items():
             *groups, option = name.split(".")
             node = cfg

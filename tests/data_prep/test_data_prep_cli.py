@@ -15,7 +15,7 @@ from data_prep.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "strict=off"]
-SMALL += ["executor=inline", "pack.workers=1"]
+SMALL += ["executor=inline", "pack.workers=1", "report.conversations=1"]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from csm.data.dataset import ShardedDataset
 from csm.data.sources import ONLY_SOURCE
 from csm.training.checkpoint_io import check_whole
 from csm.training.run import train
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 from tests.training.forked import Run
@@ -174,7 +174,7 @@ def test_what_cannot_change_midway(run_dir, resume, small_dataset, tmp_path):
     other = tmp_path / "other"
     codec = CodecConfig(kind=CodecKind.spectral, path=str(small_dataset / "codec.safetensors"))
     codec.num_codebooks, codec.codebook_size = 5, 23
-    prepare_demo_dataset(DataPrepConfig(output=str(other), codec=codec, limit=3))
+    prepare_demo_dataset(DataPrepConfig(output=str(other), codec=codec, limit=3, report=ReportConfig(0)))
     with pytest.raises(ValueError, match=r"settings \(dataset\.data: [0-9a-f]{16} -> [0-9a-f]{16}\)"):
         resume(f"data.path={other}")
 

@@ -17,7 +17,7 @@ from csm.checkpoint.training import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind
 from csm.training.loggers import read_lines
 from csm.training.run import train
-from data_prep.config import DataPrepConfig
+from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.conftest import ROOT, compose_train
 
@@ -103,7 +103,7 @@ def test_the_end_is_kept_whatever_the_cadence_and_without_validation(tiny_overri
     """Five steps, a checkpoint every three, no split "val"."""
     output = str(tmp_path / "train-only")
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
-    prepare_demo_dataset(DataPrepConfig(output=output, codec=codec, limit=4))
+    prepare_demo_dataset(DataPrepConfig(output=output, codec=codec, limit=4, report=ReportConfig(0)))
     best = train(compose_train([*tiny_overrides, f"data.path={output}", "trainer.max_steps=5"]))
     assert best is None
     checkpoints = tmp_path / "run" / "checkpoints"
