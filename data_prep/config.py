@@ -181,7 +181,7 @@ class ConversationConfig:
 class PackConfig:
     shard_mb: float = 512.0  # a shard is closed once it holds this many 10^6 bytes
     val_fraction: float = 0.0  # share of groups (hash of the group name) that goes to split "val"
-    workers: int = 0  # processes; 0: as many as processors
+    workers: int = 0  # processes; 0: as many as processors, or one for little work
 
 
 @dataclass

@@ -153,7 +153,7 @@ def rebuild(folder: Path, workers: int = 0) -> DatasetInfo:
     codecs: list[CodecInfo] = []
 
     def tables() -> Iterator[pa.Table]:
-        indexed = ordered_map(index_shard, paths, workers)
+        indexed = ordered_map(index_shard, paths, workers, sum(path.stat().st_size for path in paths))
         for number, shard in enumerate(track(indexed, "Reading shards", len(paths), console=Console(stderr=True))):
             if old and shard.info.sha256 != old.shards[number].sha256:
                 where = folder / shard.info.name

@@ -49,7 +49,7 @@ def verify(path: str | Path, workers: int = 0) -> list[str]:
 
     Hashes every file that `dataset.json` names, reads and checks every sample of every shard, and compares it with its
     row in the index; then looks at the dataset as a whole: keys, links between conversations, groups, totals.
-    workers: processes; 0: as many as processors.
+    workers: processes, see `ordered_map`.
 
     Raises FileNotFoundError or ValueError if the dataset cannot even be opened.
     """
@@ -72,7 +72,8 @@ def verify(path: str | Path, workers: int = 0) -> list[str]:
         _Shard(number, shard, dataset.samples_of(number).start, taken.get(shard.name, set()))
         for number, shard in enumerate(info.shards)
     ]
-    found = ordered_map(partial(_verify_shard, folder, index, info.codec), shards, workers)
+    size = sum(shard.size for shard in info.shards)
+    found = ordered_map(partial(_verify_shard, folder, index, info.codec), shards, workers, size)
     links = []
     for shard in track(found, "Verifying shards", len(shards), console=Console(stderr=True)):
         problems += shard.problems

@@ -48,6 +48,7 @@ LEDGER_FILE = "ledger.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 STAGES_FILE = "stages.parquet"
 _STAGING = "staging"
+_UNIT_BYTES = 1000  # that stages leave of a second of audio, about
 _STAGE = "pack"  # as the stage in which something was lost
 
 
@@ -76,9 +77,10 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
         staging = folder / _STAGING
         staging.mkdir()
         write_rows(folder / DUPLICATES_FILE, dropped, Duplicate)
+        size = round(sum(unit.seconds for unit in plan.units) * _UNIT_BYTES)
         jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
         done = track(
-            ordered_map(_assemble, jobs, cfg.pack.workers),
+            ordered_map(_assemble, jobs, cfg.pack.workers, size),
             "Making conversations",
             len(jobs),
             console=Console(stderr=True),

@@ -48,7 +48,7 @@ def write_shards(
     and the index beside them.
 
     The content id makes shard names unique among datasets: caches of WebDataset shards go by the name alone. A shard
-    is closed once it holds `shard_bytes`. workers: processes; 0: as many as processors.
+    is closed once it holds `shard_bytes`. workers: processes, see `ordered_map`.
 
     Raises ValueError if nothing is staged, or two samples have one key.
     """
@@ -56,7 +56,8 @@ def write_shards(
     infos: list[ShardInfo] = []
 
     def tables() -> Iterator[pa.Table]:
-        written = ordered_map(_write_shard, shards, workers)
+        size = sum(path.stat().st_size for path in staging.iterdir())
+        written = ordered_map(_write_shard, shards, workers, size)
         for number, shard in enumerate(track(written, "Writing shards", len(shards), console=Console(stderr=True))):
             infos.append(shard.info)
             yield shard.numbered(number)

@@ -20,9 +20,9 @@ def squared_or_raised(number: int) -> int:
 
 def test_results_keep_their_order_and_errors_arrive():
     for workers in (1, 2):
-        assert list(ordered_map(squared_or_raised, range(5), workers)) == [0, 1, 4, 9, 16]
+        assert list(ordered_map(squared_or_raised, range(5), workers, 0)) == [0, 1, 4, 9, 16]
         with pytest.raises(ValueError, match="five"):
-            list(ordered_map(squared_or_raised, range(40), workers))
+            list(ordered_map(squared_or_raised, range(40), workers, 0))
 
 
 def write_pid_and_wait(folder: str) -> None:
@@ -39,7 +39,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = (
         "from data_prep.packing.processes import ordered_map\n"
         "from tests.data_prep.test_processes import write_pid_and_wait\n"
-        f"list(ordered_map(write_pid_and_wait, [{str(tmp_path)!r}] * 2, 2))"
+        f"list(ordered_map(write_pid_and_wait, [{str(tmp_path)!r}] * 2, 2, 0))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 120
