@@ -15,6 +15,7 @@ recordings -> plan -> units -> stages -> conversations -> shards + index -> data
     packing/          `pack`: units -> dataset
     report/           `report`: a page to look at before training
     dataset/          `index`, `verify`, `takedown`, `mix`
+    processes.py      workers on this machine
     prepare.py        all in a row
     demo/             bundled recordings
 """

@@ -22,8 +22,8 @@ CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; com
 
 CONVERSATION_SECONDS = 120.0  # of data_prep/config.py, ConversationConfig.max_seconds
 TURN_SECONDS = 5.0
-SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 330  # tar headers and padding, npy header, the sample's own JSON fields
-TURN_OVERHEAD = 88  # JSON of a turn without its text
+SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 522  # tar headers and padding, npy header, the sample's own JSON fields
+TURN_OVERHEAD = 195  # JSON of a turn without its text and, where it was recognised, the times of its words
 BYTES_PER_TEXT_TOKEN = 4.0
 
 

@@ -20,7 +20,7 @@ from csm.data.sample import REMEDY, SCHEMA_VERSION
 from csm.files import write_atomically
 from data_prep.dataset.shard import index_shard
 from data_prep.dataset.tombstones import TOMBSTONES_FILE, keep_living, keys_by_shard, read_tombstones
-from data_prep.packing.processes import ordered_map
+from data_prep.processes import ordered_map
 
 CODEC_FILE = "codec.safetensors"
 

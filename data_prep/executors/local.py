@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ import torch
 from data_prep.config import DataPrepConfig
 from data_prep.executors.base import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.pipeline import Worker
+from data_prep.processes import end_with_parent, worker_context
 from data_prep.unit.run_unit import UnitReport
 
 MAX_DEATHS = 20
@@ -54,7 +52,7 @@ def number_of_workers(cfg: DataPrepConfig) -> int:
 def run_local(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
-    """Spawned processes, one for each worker, each with its own models; see `Executor`.
+    """Processes, one for each worker, each with its own models; see `Executor`.
 
     A process that dies (a decoder's segmentation fault, the kernel's memory killer, a timeout) is replaced, and its
     unit goes on where it was.
@@ -107,7 +105,7 @@ class _Process:
     def __init__(self, cfg: DataPrepConfig, slot: int) -> None:
         self.slot = slot
         self.unit: str | None = None
-        context = multiprocessing.get_context("spawn")
+        context = worker_context()
         self.connection, theirs = context.Pipe()
         gpu = str(int(slot * cfg.executor.gpus_per_worker)) if cfg.executor.gpus_per_worker > 0 else None
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, _Setup(cfg, gpu)), daemon=True)
@@ -136,7 +134,7 @@ class _Process:
 
 def _serve(connection: Connection, setup: _Setup) -> None:
     """Runs units as they come, until the other side is gone."""
-    Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     if setup.visible_gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpu
     worker = None
@@ -150,9 +148,3 @@ def _serve(connection: Connection, setup: _Setup) -> None:
             connection.send(worker.run(unit, lambda stage, seconds: connection.send((stage, seconds))))
         except UNIT_ERRORS as error:
             connection.send(UnitFailure.of(unit, error))
-
-
-def _die_with_parent() -> None:
-    """A killed run leaves no worker behind that would go on with a unit which the next run wants to take."""
-    wait([parent_process().sentinel])
-    os._exit(1)

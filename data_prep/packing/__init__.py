@@ -5,6 +5,5 @@ conversation.py turns -> conversations
 ledger.py       what became of every millisecond
 staging.py      conversations set down on disk
 pack.py         -> shuffled shards
-processes.py    work in processes, results in order
 output.py       the output folder: all or nothing
 """

@@ -34,10 +34,10 @@ from data_prep.packing.conversation import EncodedRecording, conversations, spli
 from data_prep.packing.ledger import KEPT, UNKNOWN_LANG, Fate, account
 from data_prep.packing.output import output_folder
 from data_prep.packing.pack import write_shards
-from data_prep.packing.processes import ordered_map
 from data_prep.packing.staging import StagedUnit
 from data_prep.pipeline import build_stages, run_codec
 from data_prep.planning.plan import Plan, load_plan
+from data_prep.processes import ordered_map
 from data_prep.records import Duplicate, LedgerRow, Recording, Reject, Rejection, StageTime
 from data_prep.stages.base import Stage
 from data_prep.tables import read_rows, schema_of, write_rows

@@ -25,8 +25,8 @@ from csm.files import write_atomically
 from data_prep.dataset.index import write_index
 from data_prep.dataset.shard import IndexedShard, index_shard
 from data_prep.packing.conversation import slug
-from data_prep.packing.processes import ordered_map
 from data_prep.packing.staging import StagedSamples, read_staging, staged_file
+from data_prep.processes import ordered_map
 
 
 @dataclass(frozen=True)

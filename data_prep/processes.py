@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine, with results in the order of the work."""
+"""Processes of this machine: how workers are started, and work spread over them with results in the order of the work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,33 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-
 LITTLE_BYTES = 64 << 20
 """Reading and writing these takes less time than starting processes."""
+
+
+def worker_context() -> ForkServerContext:
+    """Workers are forked from a server that has loaded the libraries once, which takes seconds, and not from this
+    process, which may hold threads (of torch, of pyarrow) or a GPU that forking would cut off."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.pipeline", "data_prep.dataset.shard"])
+    return context
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, however it ended: else a worker would go on writing
+    into a folder that the next run may have begun to fill."""
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, size: int) -> Iterator[Result]:
@@ -32,20 +51,10 @@ def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers:
     if workers <= 1:
         yield from map(function, jobs)
         return
-    # Forked from a server that has loaded the libraries, and not from this process, which may hold threads (of torch,
-    # of pyarrow) that forking would cut off.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.dataset.shard"])
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, worker_context(), initializer=_start_worker) as pool:
         yield from pool.map(function, jobs)
 
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the first process speaks for all
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Else a worker would go on writing into a folder that the next run may have begun to fill."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()
