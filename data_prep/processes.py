@@ -1,4 +1,4 @@
-"""Processes of this machine: how workers are started, and work spread over them with results in the order of the work."""
+"""Processes of this machine: how workers are started, and work spread over them, results in order."""
 
 from __future__ import annotations
 
