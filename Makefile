@@ -1,12 +1,13 @@
 # The two set-up commands:
 #   make quickstart   installs, then prepares, trains, evaluates and exports the demo (CPU, no download of models)
-#   make test         installs, then runs the tests
+#   make test         installs, then runs the tests (10 minutes)
+#   make test-slow    the tests that start many processes: kills, clusters, executors (CI runs both)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-slow lint
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +36,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .

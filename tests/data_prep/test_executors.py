@@ -15,6 +15,8 @@ from data_prep.run import retry, run, status
 from data_prep.unit.attempts import ATTEMPTS_FILE
 from data_prep.unit.run_unit import unit_folder
 
+pytestmark = pytest.mark.slow
+
 RATE = 8000
 OPTIONS = {"plan.unit_hours": 12 / 3600, "pack.shard_mb": 0.005, "encode.fit_minutes": 0.3}
 

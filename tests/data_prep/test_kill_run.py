@@ -15,6 +15,8 @@ from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
 from data_prep.run import status
 
+pytestmark = pytest.mark.slow
+
 RATE = 8000
 FILES = 200
 

@@ -18,6 +18,8 @@ from csm.training.run import train
 from tests.conftest import ROOT, compose_train
 from tests.training.test_train import command, last_weights
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["trainer.max_steps=2", "trainer.val_every_steps=2", "trainer.checkpoint_every_steps=2"]
 STEADY = ["optim.eps=1e-2"]  # updates in proportion to gradients: rounding is not blown up to a full step
 ON_CPU = ["trainer=slurm", "trainer.accelerator=cpu", "strategy=ddp"]

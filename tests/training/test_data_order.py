@@ -50,6 +50,7 @@ def last_checkpoint(folder: Path) -> dict:
     return read_training_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_ranks_end_together_and_a_killed_run_goes_on_with_fewer(tiny_overrides, small_dataset, tmp_path, monkeypatch):
     """A mixture of 3 + 2 epochs: two gloo processes to its end; two, killed after step 5, then one to its end."""
     overrides = [*tiny_overrides, *LONG, *mixture(small_dataset, 3, 2), "data.rows_per_microbatch=1"]

@@ -100,6 +100,7 @@ def test_lora_averages_the_adapters_only(tiny_overrides, tmp_path):
     assert different and all(name.endswith("_proj.weight") for name in different)
 
 
+@pytest.mark.slow
 def test_sharded_run_with_a_skipped_step_has_the_averages_of_one_process(tiny_overrides, tmp_path):
     """FSDP2 on two gloo processes, of which one gets a bad batch in the second of four steps; read from the sharded
     checkpoint. A large Adam epsilon keeps updates proportional to gradients."""

@@ -88,6 +88,7 @@ def whole_of_two(small_dataset, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_at_random_moments(small_dataset, tmp_path):
     """One run. A quarter of the kills falls into the start and the first steps, a quarter somewhere after the first new
     checkpoint, and half of them into the writing of a checkpoint, which half of the runs do in the background."""
@@ -174,6 +175,7 @@ def linger_in_validation() -> None:
     CSMTrainingModule.validation_step = validation_step
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_of_a_run_during_validation(small_dataset, tmp_path):
     """Data workers outlive it; the validation is done anew on resuming; a SIGTERM requeues no job."""
     average = ["trainer.ema_decay=0.9", "trainer.validate_ema=true"]  # in the place of the weights at that moment

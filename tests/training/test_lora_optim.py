@@ -32,6 +32,7 @@ def test_optimizer_sees_adapters_without_decay_and_nothing_frozen():
         assert settings == (0.5 if name.startswith("backbone.") else 2.0, 0.0), name
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tiny_overrides, tmp_path):
     """1 process x 2 microbatches = 2 gloo processes x 1, with almost all parameters frozen.
 

@@ -144,6 +144,7 @@ def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
     assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
 
 
+@pytest.mark.slow
 def test_fsdp_resumes_bit_for_bit_and_one_process_takes_over(one, fsdp, folder, overrides):
     half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
     launch([*overrides, *half, f"run_dir={folder / 'resumed'}", "strategy=fsdp", *TWO])
@@ -161,6 +162,7 @@ def test_fsdp_resumes_bit_for_bit_and_one_process_takes_over(one, fsdp, folder, 
     check_same_run(one, folder / "taken-over")
 
 
+@pytest.mark.slow
 def test_tensor_parallel_run_takes_over_from_one_process(one, folder, overrides):
     """Two steps of one process, two of two that share every matrix of the backbone and recompute activations."""
     half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
@@ -171,6 +173,7 @@ def test_tensor_parallel_run_takes_over_from_one_process(one, folder, overrides)
     check_same_run(one, folder / "tensor")
 
 
+@pytest.mark.slow
 def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
     run = [*overrides, f"run_dir={folder / 'zero2'}", "strategy=deepspeed_zero2", *TWO]
     launch([*run, "trainer.max_steps=2", "trainer.val_every_steps=2"], ZERO)

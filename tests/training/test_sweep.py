@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
 from csm.checkpoint.training import read_training_checkpoint
 from csm.training.loggers import read_lines
 from tests.training.test_train import run
+
+pytestmark = pytest.mark.slow
 
 ONE_STEP = ["trainer.max_steps=1", "trainer.val_every_steps=1", "trainer.checkpoint_every_steps=1"]
 
