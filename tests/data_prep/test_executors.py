@@ -1,14 +1,20 @@
 """Who runs the units, how many at once and in what order changes nothing in the dataset."""
 
 import json
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import soundfile
+import submitit
 from made_recordings import comparable, noise, turn, write_manifest
 
 from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
+from data_prep.executors.slurm import UnitTask
+from data_prep.fit_codec import fit_codec
 from data_prep.planning.plan import make_plan
 from data_prep.prepare import prepare
 from data_prep.run import retry, run, status
@@ -80,3 +86,27 @@ def test_what_crashed_is_left_out_and_retry_brings_it_in(manifest, make_config, 
     assert run(cfg).rejected == {} and status(cfg).rejected == {}
     prepare(cfg)
     assert comparable(tmp_path / "out") == expected
+
+
+def test_a_slurm_task_that_is_stopped_is_queued_again_and_goes_on(manifest, make_config, tmp_path):
+    """As at its time limit: submitit's signal in the middle of the work, through its local executor."""
+    options = {**OPTIONS, "limit": 12, "score.dnsmos": True}  # which takes its time
+    prepare(make_config(manifest, tmp_path / "reference", **options))
+    cfg = make_config(manifest, tmp_path / "out", **options)
+    plan = make_plan(cfg)
+    work = work_folder(cfg)
+    fit_codec(cfg, plan, work)
+    job = submitit.AutoExecutor(tmp_path / "slurm", cluster="local").submit(UnitTask(), cfg, [u.id for u in plan.units])
+    deadline = time.monotonic() + 120
+    while not list((work / "units").glob("*/done.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    controller = job._process.pid
+    (task,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(task), signal.SIGUSR2)
+    outcomes = job.result()
+    assert job.paths.stdout.read_text().count("Starting with") == 2
+    assert [outcome.unit for outcome in outcomes] == [unit.id for unit in plan.units]
+    assert outcomes[0].repeated == [] and outcomes[-1].repeated  # some was done before it was stopped, the rest after
+    prepare(cfg)
+    assert comparable(tmp_path / "out") == comparable(tmp_path / "reference")
