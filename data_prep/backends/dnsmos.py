@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.records import MODEL_RATE
+from data_prep.stages.base import ModelUnavailable
 
 WINDOW = int(9.01 * MODEL_RATE)  # samples that the model hears at once
 MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same answer
@@ -45,7 +46,7 @@ class Dnsmos:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         wanted = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
         if wanted not in onnxruntime.get_available_providers():
-            raise ValueError(
+            raise ModelUnavailable(
                 f"score.device={device}: onnxruntime offers no {wanted}; install onnxruntime-gpu, or use cpu"
             )
         self._session = onnxruntime.InferenceSession(weights, options, providers=[wanted])

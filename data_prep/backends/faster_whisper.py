@@ -9,6 +9,7 @@ import numpy as np
 from data_prep.backends.whisper import BUNDLED, MAX_CLIP_SECONDS, Recognized, bundled_model
 from data_prep.config import TranscribeConfig
 from data_prep.records import MODEL_RATE, Word
+from data_prep.stages.base import ModelUnavailable
 
 _SLOT = int(MAX_CLIP_SECONDS * MODEL_RATE)
 
@@ -25,7 +26,7 @@ class FasterWhisper:
         try:
             from faster_whisper import BatchedInferencePipeline, WhisperModel
         except ImportError as error:
-            raise ValueError("faster-whisper is not installed: pip install faster-whisper") from error
+            raise ModelUnavailable("faster-whisper is not installed: pip install faster-whisper") from error
         kind, _, index = cfg.device.partition(":")
         compute_type = cfg.compute_type
         if compute_type == "auto":
@@ -39,7 +40,7 @@ class FasterWhisper:
                 "it: download it and set transcribe.model to the folder, or to 'bundled' for a small English one"
             ) from error
         except RuntimeError as error:
-            raise ValueError(f"transcribe.model={cfg.model} does not load: {error}") from error
+            raise ModelUnavailable(f"transcribe.model={cfg.model} does not load: {error}") from error
         self._pipeline = BatchedInferencePipeline(self._model)
         self._cfg = cfg
 
@@ -51,7 +52,9 @@ class FasterWhisper:
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
         if not self._model.model.is_multilingual and lang != "en":
             # the library would go on in English
-            raise ValueError(f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another")
+            raise ModelUnavailable(
+                f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another"
+            )
         found: list[Recognized] = []
         for first in range(0, len(clips), self._cfg.batch_size):
             found += self._batch(clips[first : first + self._cfg.batch_size], lang)

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from data_prep.records import MODEL_RATE
+from data_prep.stages.base import ModelUnavailable
 
 _CONFIG = "config.yaml"
 
@@ -39,7 +40,7 @@ class Pyannote:
             from pyannote.audio import Pipeline
             from pyannote.audio.telemetry import set_telemetry_metrics
         except ImportError as error:
-            raise ValueError(
+            raise ModelUnavailable(
                 f"pyannote.audio cannot be imported ({error}): pip install pyannote.audio, "
                 "or set diarize.backend=cluster"
             ) from error
@@ -48,7 +49,7 @@ class Pyannote:
             pipeline = Pipeline.from_pretrained(model)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{model} does not load as a pyannote pipeline: {reason}") from error
+            raise ModelUnavailable(f"{model} does not load as a pyannote pipeline: {reason}") from error
         if pipeline is None:  # so the library says that the hub gave nothing
             raise FileNotFoundError(
                 f"{model}: no such folder, and the hub does not give it; accept its terms there and log in with "

@@ -7,6 +7,7 @@ import torch
 
 from data_prep.config import VadConfig
 from data_prep.records import MODEL_RATE, Span
+from data_prep.stages.base import ModelUnavailable
 
 FRAME = 512
 """Samples at 16 kHz for which the model gives one probability: 32 ms."""
@@ -22,7 +23,9 @@ class Silero:
         try:
             from silero_vad import load_silero_vad
         except ImportError as error:
-            raise ValueError("silero-vad is not installed: pip install silero-vad, or set vad.backend=none") from error
+            raise ModelUnavailable(
+                "silero-vad is not installed: pip install silero-vad, or vad.backend=none"
+            ) from error
         finally:
             torch.set_num_threads(threads)  # its import sets them to 1 for the whole process
         self.session = load_silero_vad(sequence=True, sampling_rate=MODEL_RATE).session

@@ -13,6 +13,7 @@ from csm.evaluation.hub import EvaluatorUnavailable, fetch_model
 from data_prep.backends.whisper import BUNDLED, UNSPACED, Recognized
 from data_prep.config import TranscribeConfig
 from data_prep.records import MODEL_RATE, Word
+from data_prep.stages.base import ModelUnavailable
 
 
 class TransformersWhisper:
@@ -27,7 +28,7 @@ class TransformersWhisper:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         if cfg.model == BUNDLED:
-            raise ValueError("transcribe.model=bundled is for transcribe.backend=faster_whisper")
+            raise ModelUnavailable("transcribe.model=bundled is for transcribe.backend=faster_whisper")
         try:
             folder = fetch_model(cfg.model)
         except EvaluatorUnavailable as error:
@@ -42,10 +43,12 @@ class TransformersWhisper:
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"transcribe.model={cfg.model} does not load as a Whisper model: {reason}") from error
+            raise ModelUnavailable(
+                f"transcribe.model={cfg.model} does not load as a Whisper model: {reason}"
+            ) from error
         self._options = self._model.generation_config
         if getattr(self._options, "alignment_heads", None) is None:
-            raise ValueError(
+            raise ModelUnavailable(
                 f"transcribe.model={cfg.model} cannot time words: its generation_config.json has no alignment_heads"
             )
         self._model.to(cfg.device).eval()
@@ -69,7 +72,9 @@ class TransformersWhisper:
     @torch.inference_mode()
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
         if not self._multilingual and lang != "en":
-            raise ValueError(f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another")
+            raise ModelUnavailable(
+                f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another"
+            )
         found: list[Recognized] = []
         for first in range(0, len(clips), self._cfg.batch_size):
             found += self._batch(clips[first : first + self._cfg.batch_size], lang)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from data_prep.stages.base import ModelUnavailable
+
 FRAMES_PER_SECOND = 100
 DIM = 256
 _BATCH = 64
@@ -23,7 +25,7 @@ class Voices:
         try:
             from resemblyzer import VoiceEncoder, normalize_volume, wav_to_mel_spectrogram
         except ImportError as error:
-            raise ValueError(
+            raise ModelUnavailable(
                 "resemblyzer is not installed: pip install --no-deps resemblyzer and "
                 "pip install librosa webrtcvad-wheels, or set diarize.backend=single"
             ) from error

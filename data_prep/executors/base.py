@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_prep.config import DataPrepConfig
+from data_prep.stages.base import ModelUnavailable
 from data_prep.unit.run_unit import UnitLocked, UnitReport
 
 
@@ -20,7 +21,8 @@ class UnitFailure:
 
     @classmethod
     def of(cls, unit: str, error: BaseException) -> UnitFailure:
-        return cls(unit, str(error), not isinstance(error, (UnitLocked, ValueError)))
+        of_this_unit = isinstance(error, (UnitLocked, ValueError)) and not isinstance(error, ModelUnavailable)
+        return cls(unit, str(error), not of_this_unit)
 
 
 UNIT_ERRORS = (OSError, RuntimeError, ValueError, ImportError)

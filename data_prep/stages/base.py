@@ -26,6 +26,10 @@ class Unusable(Exception):
         self.reason, self.message = reason, message
 
 
+class ModelUnavailable(ValueError):
+    """A model, or what it needs, is not here or cannot do what is asked; no recording is at fault, the run ends."""
+
+
 @dataclass
 class Item:
     """A recording on its way through the stages."""

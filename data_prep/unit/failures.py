@@ -7,6 +7,8 @@ from enum import Enum
 
 import torch
 
+from data_prep.stages.base import ModelUnavailable
+
 
 class Failure(Enum):
     transient = "transient"  # may pass: tried again
@@ -33,7 +35,7 @@ _NOTHING_HELPS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.E
 def classify(error: BaseException) -> Failure:
     """Fatal: a full disk; a missing model or library (missing audio is `Unusable`); and every CUDA fault but lack of
     memory, after which a process's device context is dead."""
-    if isinstance(error, (ImportError, FileNotFoundError)):
+    if isinstance(error, (ImportError, FileNotFoundError, ModelUnavailable)):
         return Failure.fatal
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return Failure.transient

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.records import Locator, Recording, Span
-from data_prep.stages.base import Unusable
+from data_prep.stages.base import ModelUnavailable, Unusable
 from data_prep.unit import run_unit as unit_module
 from data_prep.unit.run_unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
 from data_prep.unit.stage_files import StageFiles
@@ -141,7 +141,12 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path, monkeypa
 
 
 def test_missing_model_or_full_disk_ends_the_run_and_rejects_nobody(tmp_path):
-    for error in (FileNotFoundError("no such model"), ModuleNotFoundError("no whisper"), OSError(28, "disk full")):
+    for error in (
+        ModelUnavailable("no silero"),
+        FileNotFoundError("no such model"),
+        ModuleNotFoundError("no whisper"),
+        OSError(28, "disk full"),
+    ):
         stage = Doubling()
         stage.misbehaves["a"] = raising(error)
         with pytest.raises(type(error)):
