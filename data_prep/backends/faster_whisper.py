@@ -19,7 +19,7 @@ class FasterWhisper:
 
     Raises:
         FileNotFoundError: the weights are neither here nor can they be fetched.
-        ValueError: the package is missing, or the weights do not load.
+        ModelUnavailable: the package is missing, or the weights do not load.
     """
 
     def __init__(self, cfg: TranscribeConfig) -> None:

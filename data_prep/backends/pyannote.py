@@ -31,7 +31,7 @@ class Pyannote:
     """A loaded pipeline.
 
     Raises:
-        ValueError: pyannote.audio is not installed, or the pipeline does not load.
+        ModelUnavailable: pyannote.audio is not installed, or the pipeline does not load.
         FileNotFoundError: its weights are neither here nor can they be fetched.
     """
 

@@ -21,7 +21,7 @@ class TransformersWhisper:
 
     Raises:
         FileNotFoundError: the weights are neither here nor can they be fetched.
-        ValueError: the weights do not load, or the model cannot time words.
+        ModelUnavailable: the weights do not load, or the model cannot time words.
     """
 
     def __init__(self, cfg: TranscribeConfig) -> None:

@@ -19,7 +19,7 @@ _LOUDNESS = -30.0  # dBFS that quiet speech is raised to, as in the encoder's tr
 
 
 class Voices:
-    """The loaded encoder. Raises ValueError if the package is not installed."""
+    """The loaded encoder. Raises ModelUnavailable if the package is not installed."""
 
     def __init__(self, device: str) -> None:
         try:

@@ -39,7 +39,7 @@ class Recognizer(Protocol):
         ...
 
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
-        """Text and words of each clip, in order. Raises ValueError if the model does not know the language."""
+        """Text and words of each clip, in order. Raises ModelUnavailable if it does not know the language."""
         ...
 
 
