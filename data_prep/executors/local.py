@@ -126,7 +126,9 @@ class _Process:
             return None
 
     def end(self) -> int | None:
-        self.connection.close()
+        self.connection.close()  # upon which an idle worker ends by itself
+        if self.unit is None:
+            self.process.join(10)
         self.process.terminate()
         self.process.join()
         return self.process.exitcode
