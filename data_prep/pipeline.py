@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from csm.codec import Codec, load_codec
+from csm.codec import Codec, SpectralCodec, load_codec
 from csm.config import CodecKind
 from data_prep.config import DataPrepConfig, work_folder
 from data_prep.planning.plan import load_plan
@@ -26,8 +26,6 @@ def run_codec(cfg: DataPrepConfig) -> Codec:
         fitted = work_folder(cfg) / CODEC_FILE
         if not fitted.is_file():
             raise FileNotFoundError(f"{fitted}: the codec is not fitted yet; start with: python -m data_prep run")
-        from csm.codec import SpectralCodec
-
         return SpectralCodec.load(fitted, cfg.codec.device)
     return load_codec(cfg.codec)
 

@@ -39,7 +39,6 @@ class RunSummary:
     already_done: int
     failures: list[UnitFailure] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)  # reason -> recordings, of the units run now
-    seconds: float = 0.0  # of audio in the units run now
 
 
 def run(cfg: DataPrepConfig) -> RunSummary:
@@ -60,7 +59,6 @@ def run(cfg: DataPrepConfig) -> RunSummary:
 
     def on_report(report: UnitReport) -> None:
         summary.rejected.update(report.rejected)
-        summary.seconds += report.seconds
 
     with _progress() as progress:
         bar = progress.add_task("Running stages", total=sum(unit.seconds for unit in waiting))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.backends.whisper import BUNDLED, MAX_CLIP_SECONDS, Recognized, bundled_model
+from data_prep.backends.whisper import BUNDLED, MAX_CLIP_SECONDS, Recognized, bundled_model, in_batches
 from data_prep.config import TranscribeConfig
 from data_prep.records import MODEL_RATE, Word
 from data_prep.stages.base import ModelUnavailable
@@ -50,15 +50,7 @@ class FasterWhisper:
         return [dict(self._model.detect_language(clip)[2]) for clip in clips]
 
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
-        if not self._model.model.is_multilingual and lang != "en":
-            # the library would go on in English
-            raise ModelUnavailable(
-                f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another"
-            )
-        found: list[Recognized] = []
-        for first in range(0, len(clips), self._cfg.batch_size):
-            found += self._batch(clips[first : first + self._cfg.batch_size], lang)
-        return found
+        return in_batches(self._batch, clips, lang, self._cfg, self._model.model.is_multilingual)
 
     def _batch(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
         """One batch: the clips lie in one signal, 30 s apart, as the library wants them, in memory that is bounded."""

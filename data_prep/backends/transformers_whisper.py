@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csm.evaluation.hub import EvaluatorUnavailable, fetch_model
-from data_prep.backends.whisper import BUNDLED, UNSPACED, Recognized
+from data_prep.backends.whisper import BUNDLED, UNSPACED, Recognized, in_batches
 from data_prep.config import TranscribeConfig
 from data_prep.records import MODEL_RATE, Word
 from data_prep.stages.base import ModelUnavailable
@@ -71,14 +71,7 @@ class TransformersWhisper:
 
     @torch.inference_mode()
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
-        if not self._multilingual and lang != "en":
-            raise ModelUnavailable(
-                f"transcribe.model={self._cfg.model} knows only English, not {lang!r}: choose another"
-            )
-        found: list[Recognized] = []
-        for first in range(0, len(clips), self._cfg.batch_size):
-            found += self._batch(clips[first : first + self._cfg.batch_size], lang)
-        return found
+        return in_batches(self._batch, clips, lang, self._cfg, self._multilingual)
 
     def _features(self, clips: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The mask tells where a clip ends: words are timed inside it, not in the silence that fills it up to 30 s."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from data_prep.config import TranscribeConfig
 from data_prep.records import Word
 from data_prep.stages.base import ModelUnavailable
 
@@ -41,6 +42,21 @@ class Recognizer(Protocol):
     def transcribe(self, clips: Sequence[np.ndarray], lang: str) -> list[Recognized]:
         """Text and words of each clip, in order. Raises ModelUnavailable if it does not know the language."""
         ...
+
+
+def in_batches(
+    recognize: Callable[[Sequence[np.ndarray], str], list[Recognized]],
+    clips: Sequence[np.ndarray],
+    lang: str,
+    cfg: TranscribeConfig,
+    multilingual: bool,
+) -> list[Recognized]:
+    """`recognize(batch, lang)` over all clips. Raises ModelUnavailable for a language that an English model lacks, in
+    which it would go on in English."""
+    if not multilingual and lang != "en":
+        raise ModelUnavailable(f"transcribe.model={cfg.model} knows only English, not {lang!r}: choose another")
+    starts = range(0, len(clips), cfg.batch_size)
+    return [found for first in starts for found in recognize(clips[first : first + cfg.batch_size], lang)]
 
 
 def bundled_model() -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from data_prep.report.data import ROW_POSITIONS, Codebooks, Distribution
+from data_prep.report.data import Codebooks, Distribution
 
 _WIDTH, _HEIGHT = 340, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 8, 18, 24
@@ -93,10 +93,6 @@ def histogram(measure: Distribution, mark: float | None = None) -> Markup:
     parts.append(f'<circle class="median" cx="{x(middle):.1f}" cy="{y}" r="3.5"/>')
     label = f"{measure.name}: median {number(middle)} {measure.unit}, middle 90 % {number(p5)} to {number(p95)}"
     return _svg(_WIDTH, _HEIGHT, label, parts, "plot")
-
-
-def positions_mark(measure: Distribution) -> float | None:
-    return float(ROW_POSITIONS) if measure.name.startswith("Positions") else None
 
 
 def waterfall(steps: list[tuple[str, float, float, str, str]]) -> Markup:

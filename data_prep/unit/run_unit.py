@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ class UnitReport:
     seconds: float
     repeated: list[str]  # stages that were run now; the others had been done
     rejected: dict[str, int]  # reason -> recordings, over all stages
-    times: list[StageTime] = field(default_factory=list)  # of all stages, whenever they ran
 
 
 class UnitLocked(RuntimeError):
@@ -63,10 +62,15 @@ class UnitLocked(RuntimeError):
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
-    """Stage name -> 12 hex digits over its options and those of all stages it depends on."""
+    """Stage name -> 12 hex digits over its options and those of all stages it depends on.
+
+    An option `device` says where results are computed, not what they are: units that a GPU ran are done for a `pack`
+    on a machine without one.
+    """
     found: dict[str, str] = {}
     for stage in stages:
-        options = json.dumps(asdict(stage.options), sort_keys=True, default=str)
+        values = {name: value for name, value in asdict(stage.options).items() if name != "device"}
+        options = json.dumps(values, sort_keys=True, default=str)
         own = [stage.name, str(stage.version), options, *(found[name] for name in stage.reads)]
         found[stage.name] = hashlib.sha256("\n".join(own).encode()).hexdigest()[:12]
     return found
@@ -175,8 +179,7 @@ class _Run:
                 report.repeated.append(stage.name)
             else:
                 self.progress(stage.name, sum(recording.seconds for recording in alive))
-            results[stage.name], rejects, took = files.read()
-            report.times.append(took)
+            results[stage.name], rejects, _ = files.read()
             for reject in rejects:
                 report.rejected[reject.reason] = report.rejected.get(reject.reason, 0) + 1
             self.progress(stage.name, sum(r.seconds for r in self.recordings) - sum(r.seconds for r in alive))

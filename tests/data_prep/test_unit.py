@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.config import DiarizeConfig, TranscribeConfig
 from data_prep.records import Locator, Recording, Span
 from data_prep.stages.base import ModelUnavailable, Unusable
+from data_prep.stages.diarize import DiarizeStage
+from data_prep.stages.transcribe import TranscribeStage
 from data_prep.unit import run_unit as unit_module
 from data_prep.unit.run_unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
 from data_prep.unit.stage_files import StageFiles
@@ -97,6 +100,14 @@ def test_changed_options_repeat_the_stage_and_its_descendants_only(tmp_path):
     changed[1].options = Options(3.0)
     assert run_unit(tmp_path, UNIT, recordings("a", "b"), changed).repeated == ["second", "third"]
     assert run_unit(tmp_path, UNIT, recordings("a", "b"), stages()).repeated == []  # the first results are kept
+
+
+def test_what_a_gpu_ran_is_done_for_a_machine_without_one():
+    for stage, cfg in ((DiarizeStage, DiarizeConfig), (TranscribeStage, TranscribeConfig)):
+        of_cpu, of_gpu = stage(cfg(device="cpu")), stage(cfg(device="cuda"))
+        of_cpu.reads = of_gpu.reads = ()
+        assert fingerprints([of_cpu]) == fingerprints([of_gpu])
+        assert of_gpu.device == "cuda"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
