@@ -49,6 +49,13 @@ def number_of_workers(cfg: DataPrepConfig) -> int:
     return max(1, len(os.sched_getaffinity(0)) // options.cpus_per_worker)
 
 
+def gpu_of(slot: int, gpus_per_worker: float) -> str:
+    """Name of a worker's GPU among those that this process may use (CUDA_VISIBLE_DEVICES, where it is set)."""
+    number = int(slot * gpus_per_worker + 1e-6)
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",")[number] if allowed else str(number)
+
+
 def run_local(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
@@ -107,7 +114,7 @@ class _Process:
         self.unit: str | None = None
         context = worker_context()
         self.connection, theirs = context.Pipe()
-        gpu = str(int(slot * cfg.executor.gpus_per_worker)) if cfg.executor.gpus_per_worker > 0 else None
+        gpu = gpu_of(slot, cfg.executor.gpus_per_worker) if cfg.executor.gpus_per_worker > 0 else None
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, _Setup(cfg, gpu)), daemon=True)
         self.process.start()
         theirs.close()  # so that the process's death is seen as the end of the connection
