@@ -105,15 +105,16 @@ class CSM(nn.Module):
         states: [M, D], backbone states before each frame; codes: [M, K-1], c_0..c_{K-2} of the frames.
         Returns [K-1, M, V]: entry i-1 predicts c_i, from h and c_0..c_{i-1}.
         """
-        return self._decode(states, self.embed_codes(codes))
+        return torch.bmm(self._decode(states, self.embed_codes(codes)), self.audio_head)
 
     def _decode(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """`DecoderStates` of csm/model/depth.py."""
         # Both are projected before they are joined: the copy is half as wide.
         projected = (self.projection(states)[:, None], self.projection(embeddings))
         inputs = torch.cat(projected, dim=1)  # [M, K, d]
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # the same for every frame
         hidden = self.decoder(inputs, positions)  # [M, K, d]
-        return torch.bmm(hidden[:, 1:].transpose(0, 1), self.audio_head)  # [K-1, M, d] x [K-1, d, V]
+        return hidden[:, 1:].transpose(0, 1)  # [K-1, M, d]
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -143,14 +144,16 @@ class CSM(nn.Module):
         slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
         embedded, slot_embeddings = self._embed(tokens, mask, slot_codes[:, :-1])
         states = self.backbone(embedded, positions, attention_mask)  # [B, S, D]
-        c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
         decoder = decoder_sums(
             self._decode,
-            [self.projection.weight, *self.decoder.parameters(), self.audio_head],
+            [self.projection.weight, *self.decoder.parameters()],
+            self.audio_head,
             states[rows, slots - 1].flatten(0, 1),  # [B*N, D]
             slot_embeddings,
             slot_codes,
             slot_weights.flatten(),
             chunk,
         )
+        # Only now, that they need not lie beside the decoder's activations.
+        c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
         return loss_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights, decoder)

@@ -4,6 +4,9 @@ The decoder turns every frame into a sequence of K positions, so its activations
 frames are used (all of them, in validation or with decoder_frame_ratio=1). Frames do not depend on one another, so
 they are taken in chunks; in training each chunk is differentiated as soon as it was computed, while its activations
 are at hand: they never exist for more than one chunk, and nothing is computed twice.
+
+The head over codebooks is the decoder's largest matrix by far (31 x 1024 x 2051 of the 1B model), and the gradient of
+each chunk is added to that of the ones before in place: there is one tensor of that size, whatever the chunks.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DecoderLogits = Callable[[Tensor, Tensor], Tensor]
-"""(states [m, D], embeddings of c_0..c_{K-2} [m, K-1, D]) -> logits of c_1..c_{K-1}, [K-1, m, V]."""
+DecoderStates = Callable[[Tensor, Tensor], Tensor]
+"""(backbone states [m, D], embeddings of c_0..c_{K-2} [m, K-1, D]) -> states that predict c_1..c_{K-1}, [K-1, m, d]."""
 
 
 @dataclass
@@ -34,8 +37,9 @@ class DecoderSums:
 
 
 def decoder_sums(
-    logits_of: DecoderLogits,
+    states_of: DecoderStates,
     parameters: list[Tensor],
+    head: Tensor,
     states: Tensor,
     embeddings: Tensor,
     codes: Tensor,
@@ -44,26 +48,30 @@ def decoder_sums(
 ) -> DecoderSums:
     """Runs the depth decoder over M frames.
 
-    logits_of:  the decoder, a function of its two arguments and of `parameters`
+    states_of:  the decoder, a function of its two arguments and of `parameters`
+    head:       [K-1, d, V], from its states to logits
     states:     [M, D]; embeddings: [M, K-1, D]; codes: [M, K]; weights: [M], 0 = frame that does not count
     chunk:      frames per pass, at most. None: all at once, differentiated by autograd as anything else, which is what
                 strategies that exchange parameters during the backward pass (FSDP, DeepSpeed) need
     """
     frames = codes.shape[0]
     if chunk is None:
-        return _sums(logits_of, states, embeddings, codes, weights)
+        return _sums(torch.bmm(states_of(states, embeddings), head), codes, weights)
     chunk = min(chunk, frames)
     if padding := -frames % chunk:  # whole chunks only: one shape, so nothing is compiled twice
         states, embeddings = F.pad(states, (0, 0, 0, padding)), F.pad(embeddings, (0, 0, 0, 0, 0, padding))
         codes, weights = F.pad(codes, (0, 0, 0, padding)), F.pad(weights, (0, padding))
-    trained = [parameter for parameter in parameters if parameter.requires_grad and torch.is_grad_enabled()]
-    outputs = _ChunkedSums.apply(logits_of, chunk, states, embeddings, codes, weights, *trained)
+    if torch.is_grad_enabled():
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+    else:
+        trained, head = [], head.detach()
+    outputs = _ChunkedSums.apply(states_of, chunk, head, states, embeddings, codes, weights, *trained)
     total, losses, correct, all_right = outputs
     return DecoderSums(total, losses, correct, all_right[:frames])
 
 
-def _sums(logits_of: DecoderLogits, states: Tensor, embeddings: Tensor, codes: Tensor, weights: Tensor) -> DecoderSums:
-    logits = logits_of(states, embeddings)  # [K-1, M, V]
+def _sums(logits: Tensor, codes: Tensor, weights: Tensor) -> DecoderSums:
+    """logits: [K-1, M, V]"""
     expected = codes[:, 1:].T  # [K-1, M]
     nats = F.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), reduction="none").view_as(expected)
     losses = (nats * weights).sum(dim=1)  # [K-1]
@@ -74,15 +82,16 @@ def _sums(logits_of: DecoderLogits, states: Tensor, embeddings: Tensor, codes: T
 
 
 class _ChunkedSums(torch.autograd.Function):
-    """`_sums` chunk by chunk. The gradient of `total` is computed in forward and only scaled in backward, which is
+    """The sums chunk by chunk. The gradient of `total` is computed in forward and only scaled in backward, which is
     exact because the objective is linear in `total`. Autograd sees the decoder's parameters as inputs of this
     function, so hooks on their gradients (DDP's) run once, in the backward pass, as for any other parameter."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        logits_of: DecoderLogits,
+        states_of: DecoderStates,
         chunk: int,
+        head: Tensor,
         states: Tensor,
         embeddings: Tensor,
         codes: Tensor,
@@ -90,25 +99,32 @@ class _ChunkedSums(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = (states, embeddings)
-        wanted = ctx.needs_input_grad[2:4]
-        differentiate = any(wanted) or bool(parameters)
+        wanted = ctx.needs_input_grad[3:5]
+        trains_head = ctx.needs_input_grad[2]
+        head_gradient = torch.zeros_like(head) if trains_head else None
+        differentiate = any(wanted) or trains_head or bool(parameters)
         gradients = [torch.empty_like(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
         parameter_gradients: list[Tensor] = []
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
+        head = head.detach().to(dtype).requires_grad_(trains_head)  # once for all chunks
         sums: list[DecoderSums] = []
         for start in range(0, codes.shape[0], chunk):
             part = slice(start, start + chunk)
             leaves = [tensor[part].detach().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
             with torch.set_grad_enabled(differentiate):
-                result = _sums(logits_of, *leaves, codes[part], weights[part])
+                logits = _HeadProduct.apply(states_of(*leaves).to(dtype), head, head_gradient)
+                result = _sums(logits, codes[part], weights[part])
+            del logits
             sums.append(result)
             if not differentiate:
                 continue
-            sources = [leaf for leaf in leaves if leaf.requires_grad]
-            # As any backward pass: outside of autocast.
-            with torch.autocast(states.device.type, enabled=False):
-                found = torch.autograd.grad(result.total, (*sources, *parameters))
+            # The head comes out as unused, its gradient being where it belongs already.
+            sources = [leaf for leaf in (*leaves, *parameters, head) if leaf.requires_grad]
+            with torch.autocast(device, enabled=False):  # as any backward pass
+                found = torch.autograd.grad(result.total, sources, allow_unused=True)
             result.total = result.total.detach()
-            rest = iter(found)
+            rest = iter(found[:-1] if trains_head else found)
             for gradient in gradients:
                 if gradient is not None:
                     gradient[part] = next(rest)
@@ -116,7 +132,8 @@ class _ChunkedSums(torch.autograd.Function):
                 torch._foreach_add_(parameter_gradients, list(rest))
             else:
                 parameter_gradients = [gradient.contiguous() for gradient in rest]
-        ctx.gradients, ctx.parameter_gradients = gradients, parameter_gradients
+            del found, rest
+        ctx.gradients = [head_gradient, *gradients], parameter_gradients
         total, losses, correct = (
             torch.stack([getattr(result, name) for result in sums]).sum(0) for name in ("total", "losses", "correct")
         )
@@ -127,8 +144,30 @@ class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, parameter_gradients = ctx.gradients, ctx.parameter_gradients
-        ctx.gradients = ctx.parameter_gradients = None  # handed on: they may be freed as soon as they are used
+        gradients, parameter_gradients = ctx.gradients
+        ctx.gradients = None  # handed on: they may be freed as soon as they are used
         present = [gradient for gradient in (*gradients, *parameter_gradients) if gradient is not None]
         torch._foreach_mul_(present, scale)
         return (None, None, *gradients, None, None, *parameter_gradients)
+
+
+class _HeadProduct(torch.autograd.Function):
+    """Logits [K-1, m, V] = states [K-1, m, d] x head [K-1, d, V], both of one dtype. The head's gradient is added to
+    `gradient`, unless that is None, and not handed on."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Tensor, gradient: Tensor | None) -> Tensor:
+        ctx.save_for_backward(states, head)
+        ctx.gradient = gradient
+        return torch.bmm(states, head)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        states, head = ctx.saved_tensors
+        if ctx.gradient is not None:
+            if ctx.gradient.dtype == upstream.dtype:
+                ctx.gradient.baddbmm_(states.transpose(1, 2), upstream)
+            else:  # autocast: sums in the parameter's dtype
+                ctx.gradient += torch.bmm(states.transpose(1, 2), upstream)
+        return torch.bmm(upstream, head.transpose(1, 2)), None, None
