@@ -21,9 +21,15 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 
-from csm.checkpoint.sharded import is_sharded
+from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, write_sharded
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
 from csm.training.parallel import check_splits
@@ -101,11 +107,39 @@ class ShardedStrategy(ModelParallelStrategy):
         if not self._options.cpu_offload:
             super().model_to_device()
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """All ranks write, and come back together. What keeps one from it is put down on rank 0, which then leaves the
+        earlier checkpoints where they are; the others learn of it at the next step (csm/training/preemption.py)."""
+        stop = self.checkpoint_io.stop
+        path, failed = self.broadcast((str(filepath), stop.error is not None))
+        if failed:
+            return
+        content = dict(checkpoint)
+        (optimizer,) = content.pop("optimizer_states")
+        state = {WEIGHTS: content.pop("state_dict"), OPTIMIZER: optimizer}
+        try:
+            write_sharded(Path(path), state, content)
+        except OSError as error:  # on all ranks
+            if self.is_global_zero:
+                stop.error = error
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = Path(self.broadcast(str(checkpoint_path)))
-        if is_sharded(path):  # by any number of ranks
-            return super().load_checkpoint(path, weights_only)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # of a run on whole weights
+        return self.checkpoint_io.candidates.load(
+            lambda path: self._load_sharded(path) if is_sharded(path) else self._load_whole(path)
+        )
+
+    def _load_sharded(self, path: Path) -> dict[str, Any]:
+        """Of a run on any number of ranks."""
+        module, (optimizer,) = self.model, self.optimizers
+        state = {WEIGHTS: get_model_state_dict(module), OPTIMIZER: get_optimizer_state_dict(module, optimizer)}
+        content = load_sharded(path, state)
+        module.load_state_dict(state[WEIGHTS])
+        set_optimizer_state_dict(module, optimizer, state[OPTIMIZER], options=StateDictOptions(cpu_offload=True))
+        return content
+
+    def _load_whole(self, path: Path) -> dict[str, Any]:
+        """Of a run whose ranks had whole weights."""
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name, parameter in self.lightning_module.named_parameters():
             assign(parameter, checkpoint["state_dict"][name])
         (optimizer,) = self.optimizers
