@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+REMEDY = "copy it again, or use an earlier checkpoint"
 _READ = 1 << 20  # bytes at a time
 _DOS_FOLDER = 0x10  # the attribute with which torch takes a record for an empty one
 

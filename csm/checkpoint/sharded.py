@@ -27,13 +27,12 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from csm.checkpoint.archive import check_archive, unwritten, writing
+from csm.checkpoint.archive import REMEDY, check_archive, unwritten, writing
 from csm.checkpoint.tensors import LazyTensor, Weights, load_pickled
 
 META, INDEX = "meta.pt", ".metadata"
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # parts of a checkpoint
 INDEX_CRC = "index_crc32"  # key in meta.pt; checkpoints of earlier versions lack it
-REMEDY = "copy it again, or use an earlier checkpoint"
 _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 _NAMES = {
     ("collections", "OrderedDict"),

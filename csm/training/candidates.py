@@ -53,8 +53,10 @@ class Candidates:
     def load(self, read: Callable[[Path], T], look_into: Callable[[Path], None] = lambda _: None) -> T:
         """`read(path)` of the first that is whole to all ranks, on all of them. All must call it together.
 
-        `look_into(path)` comes before and may raise on any rank; `read` on any if it does not communicate, otherwise on
-        all or none. Raises ValueError on all ranks if no candidate is left, naming what some rank has found.
+        look_into: called with the path before, may raise ValueError on any rank
+        read: may raise ValueError on any rank if it does not communicate, otherwise on all or none
+
+        Raises ValueError on all ranks if no candidate is left, naming what some rank has found.
         """
         agreement = RankAgreement()
         number, problem = max(agreement.gather((self._number, self._problem)))
@@ -82,8 +84,9 @@ class Candidates:
 
     def _problem_of_any(self, agreement: RankAgreement, task: Callable[[], None]) -> str | None:
         """What the first rank that has a problem says."""
-        problems = agreement.gather(self._problem_of(task))
-        return next((str(problem) for problem in problems if problem is not None), None)
+        problem = self._problem_of(task)
+        problems = agreement.gather(None if problem is None else str(problem))
+        return next((text for text in problems if text is not None), None)
 
     def _problem_of(self, task: Callable[[], None]) -> Exception | None:
         try:
