@@ -50,7 +50,7 @@ def writing() -> Iterator[None]:
             cause = cause.__context__  # torch's errors come while it deals with the stream's
         if cause is None:
             raise
-        raise cause from error
+        raise cause from None
 
 
 def unwritten(partial: Path, reason: str) -> OSError:

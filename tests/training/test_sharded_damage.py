@@ -7,6 +7,8 @@ import io
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +20,10 @@ import torch.distributed.checkpoint as dcp
 
 from csm.checkpoint.archive import check_archive
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, read_sharded, write_sharded
+from csm.checkpoint.source import open_checkpoint
 from csm.errors import user_errors
 from csm.training.candidates import Candidates, check_whole
-from tests.conftest import TINY_OVERRIDES
+from tests.conftest import ROOT, TINY_OVERRIDES
 from tests.training.forked import Run, finished, launcher_variables, server
 
 STEPS = ["trainer.val_every_steps=100", "trainer.checkpoint_every_steps=2", "trainer.max_steps=4", "ckpt_path=last"]
@@ -130,10 +133,14 @@ def test_one_process_that_takes_over_falls_back_too(small_dataset, trained, run_
 # ------------------------------------------------------------------------------------------------ full disks
 
 
-def small_files_for_rank_1() -> None:
+def small_files_only() -> None:
     """A limit on the size of files is what a full disk is to the program: a write that fails in the middle."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def small_files_for_rank_1() -> None:
     if os.environ["RANK"] == "1":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        small_files_only()
 
 
 def test_rank_that_cannot_write_its_part_ends_the_run(small_dataset, trained, run_dir, tmp_path):
@@ -148,6 +155,53 @@ def test_rank_that_cannot_write_its_part_ends_the_run(small_dataset, trained, ru
     assert "Traceback" not in run.output() + run.output(1)
     for name in ("last.ckpt", "previous.ckpt"):
         assert_same(*(folder / "checkpoints" / name for folder in (run_dir, trained)))
+
+
+# ------------------------------------------------------------------------------------------------- DeepSpeed
+
+
+def run_zero(overrides: list[str], before: Callable[[], None] | None = None) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs of two processes under ZeRO 2; `before` is called in the second."""
+    processes = []
+    variables = {**os.environ, **launcher_variables(2), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    for rank in range(2):
+        own = {**variables, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(ROOT / "tests" / "training" / "zero_on_cpu.py"), *overrides]
+        command += ["strategy=deepspeed_zero2", "trainer.devices=2"]
+        process = subprocess.Popen(
+            command,
+            env=own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=before if rank else None,
+        )
+        processes.append(process)
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.mark.slow
+def test_deepspeed_on_a_full_disk_and_with_a_flipped_bit(small_dataset, tmp_path):
+    command = overrides(small_dataset, tmp_path / "run")
+    codes, outputs = run_zero(command)
+    assert codes == [0, 0], outputs[0]
+    whole = open_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").load_model().state_dict()
+
+    codes, outputs = run_zero([*command, "trainer.max_steps=50"], before=small_files_only)
+    assert codes == [1, 1] and "Traceback" in outputs[1]  # the script, unlike train.py, leaves errors as they are
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert f"OSError: checkpoint {last} cannot be written (rank 1: File too large)" in outputs[0]
+    assert "OSError: another process could not write" in outputs[1]
+
+    (file,) = (last / "checkpoint").glob("*rank_1*_optim_states.pt")
+    damage(file, "one bit")
+    codes, outputs = run_zero(command)
+    assert codes == [0, 0], outputs[0]
+    (warning,) = [line for line in "".join(outputs).splitlines() if "continuing from the one before it" in line]
+    assert f"{last} is damaged: {file.name}: the content of its record" in warning
+    weights = open_checkpoint(last).load_model().state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights.items())
 
 
 # -------------------------------------------------------------------------------------------- two bare processes
@@ -179,7 +233,7 @@ def _task(task: Callable[[int, Path], None], rank: int, folder: Path, variables:
 
 def write_with_large_content(rank: int, folder: Path) -> None:
     if rank == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        small_files_only()
     write_sharded(folder / "last.ckpt.partial", {WEIGHTS: {"weight": torch.ones(5)}}, {"csm": torch.ones(100_000)})
 
 
