@@ -106,7 +106,7 @@ def check_whole(path: Path) -> None:
     """Raises FileNotFoundError or ValueError, saying what is wrong, if a checkpoint is missing or damaged.
 
     A file is read in full, by the CRC-32 of its records. The folder of a sharded checkpoint, which may be too large for
-    that, must have all its parts, those of FSDP in full length; their contents are checked when they are loaded.
+    that, must have all its parts, those of FSDP in full length; their contents are checked by the ranks that load them.
     """
     if path.is_dir():
         if is_zero(path):
