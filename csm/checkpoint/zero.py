@@ -19,9 +19,10 @@ from zipfile import BadZipFile
 
 import torch
 
+from csm.checkpoint.archive import REMEDY, check_archive
 from csm.checkpoint.tensors import LazyTensor, Weights, load_pickled
 
-TAG = "checkpoint"
+TAG, LATEST = "checkpoint", "latest"
 _CLASSES = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -30,7 +31,7 @@ _CLASSES = {
 
 
 def is_zero(path: Path) -> bool:
-    return (path / "latest").is_file() and (path / TAG).is_dir()
+    return (path / LATEST).is_file() and (path / TAG).is_dir()
 
 
 def read_zero(path: Path) -> tuple[dict[str, Any], Weights]:
@@ -53,6 +54,15 @@ def read_zero(path: Path) -> tuple[dict[str, Any], Weights]:
     return content, {
         name: LazyTensor(tuple(tensor.shape), torch.float32, tensor.contiguous) for name, tensor in tensors.items()
     }
+
+
+def check_contents(path: Path, rank: int, ranks: int) -> None:
+    """Reads this rank's share of the files, each being read by one. Raises ValueError naming one that has changed."""
+    for file in sorted((path / TAG).glob("*.pt"))[rank::ranks]:
+        try:
+            check_archive(file)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path} is damaged: {file.name}: {error} ({REMEDY})") from None
 
 
 def _check(file: Path) -> None:

@@ -33,29 +33,28 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class Checkpoints(Checkpoint):
-    """Saves at step boundaries, and ends training there when a signal asks for it.
+    """Saves at step boundaries, and ends training there when a signal asks for it."""
 
-    resumed: the checkpoint that this run continues, None for a new one
-    """
-
-    def __init__(self, folder: Path, options: TrainerConfig, writer: CheckpointWriter, resumed: Path | None) -> None:
+    def __init__(self, folder: Path, options: TrainerConfig, writer: CheckpointWriter) -> None:
         self.folder, self.options, self.writer = folder.resolve(), options, writer
-        self.newest = (resumed or folder / LAST).resolve()
+        self.newest = self.folder / LAST
         """The checkpoint that holds the state of training."""
         self.best_loss = math.inf
-        self._resumed = resumed is not None
-        self._validation_due = False
+        self._resumed = False
+        self.validation_due = False
+        """Whether the validation of the newest step is still to be done (csm/training/loop.py)."""
         self._saved: tuple[int, dict[str, Any]] | None = None  # step and own state of the newest checkpoint
 
     # ------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "validation_due": self._validation_due}
+        return {"best_loss": self.best_loss, "validation_due": self.validation_due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.newest, self._resumed = self.writer.candidates.chosen.resolve(), True
         if self.newest.parent == self.folder:  # otherwise best.ckpt is another run's
             self.best_loss = state["best_loss"]
-        self._validation_due = state["validation_due"]
+        self.validation_due = state["validation_due"]
 
     # ------------------------------------------------------------------------------------------------- hooks
 
@@ -63,21 +62,16 @@ class Checkpoints(Checkpoint):
         if self._resumed:
             self._saved = (trainer.global_step, self.state_dict())
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: CSMTrainingModule, *_: Any) -> None:
-        if self._validation_due:  # resumed from before the validation of a step, which Lightning leaves out then
-            _validate(trainer)
-            self._validation_due = False
-
     def on_train_batch_end(self, trainer: L.Trainer, module: CSMTrainingModule, *_: Any) -> None:
         step = trainer.global_step
-        # Lightning's own rule.
-        self._validation_due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        loop = trainer.fit_loop
+        self.validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # as Lightning will ask next
         if step % self.options.checkpoint_every_steps == 0 or self._is_kept(step):
             self._save_once(trainer)
         self._end_if_asked(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
-        self._validation_due = True
+        self.validation_due = True
         self._save_once(trainer)  # validation may be long, and best.ckpt has to be of this step
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: CSMTrainingModule, *_: Any) -> None:
@@ -91,7 +85,7 @@ class Checkpoints(Checkpoint):
                 newest, best = self.newest, self.folder / BEST
                 self.writer.run(lambda: _link(newest, best))
             self.best_loss = loss
-        self._validation_due = False
+        self.validation_due = False
 
     def on_train_end(self, trainer: L.Trainer, module: CSMTrainingModule) -> None:
         if self._saved != (trainer.global_step, self.state_dict()):
@@ -124,9 +118,8 @@ class Checkpoints(Checkpoint):
         """All ranks take part. The file of a strategy that writes files may be finished in the background."""
         step, last, temporary = trainer.global_step, self.folder / LAST, partial(self.folder / LAST)
         if trainer.is_global_zero:
+            self.writer.run(lambda: _make_place(temporary))
             self.writer.wait()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove(temporary)
         trainer.strategy.barrier()
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
@@ -139,15 +132,9 @@ class Checkpoints(Checkpoint):
         self._saved = (step, self.state_dict())
 
 
-def _validate(trainer: L.Trainer) -> None:
-    """What Lightning does at the end of a step with a validation (`_TrainingEpochLoop.on_advance_end`)."""
-    loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
-    first_iteration = connector._first_loop_iter
-    loop.restarting = False
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
-    connector._first_loop_iter = first_iteration
+def _make_place(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)
 
 
 def _publish(temporary: Path, last: Path, before: Path | None) -> None:

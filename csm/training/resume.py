@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from, and whether it may."""
+"""Which checkpoints a run may continue from: where they are, and whether they belong to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from csm.checkpoint.training import EXTRAS, config_of, plain_config, read_parts
 from csm.checkpoint.zero import is_zero
 from csm.config import TrainConfig
-from csm.training.checkpoint_io import check_whole
 from csm.training.checkpointing import LAST, PREVIOUS
 from csm.training.strategies import DEEPSPEED
 
@@ -35,32 +34,20 @@ FIXED = (
 """What no run can change midway: which tensors there are, and the order of the data, where a checkpoint has a place."""
 
 
-def find_checkpoint(config: TrainConfig) -> Path | None:
-    """The checkpoint to resume from, None to start from the beginning.
-
-    With ckpt_path=last a damaged one gives way to the one before it, with a warning. Raises FileNotFoundError or
-    ValueError if the checkpoint asked for is missing or damaged, or if all are.
-    """
+def find_checkpoints(config: TrainConfig) -> list[Path]:
+    """The checkpoint to resume from, then the one to take if that is damaged; none to start from the beginning."""
     if config.ckpt_path is None:
-        return None
+        return []
     if config.ckpt_path != "last":
-        path = Path(config.ckpt_path)
-        check_whole(path)
-        return path
+        return [Path(config.ckpt_path)]
     folder = Path(config.run_dir) / "checkpoints"
     last, previous = folder / LAST, folder / PREVIOUS
-    if not last.exists() and not previous.exists():
-        log.info("no checkpoint in %s yet: starting from the beginning", folder)
-        return None
-    try:
-        check_whole(last)
-        return last
-    except (FileNotFoundError, ValueError) as error:
-        if not previous.exists():
-            raise
-        log.warning("%s; continuing from the one before it, %s", error, previous)
-    check_whole(previous)
-    return previous
+    if previous.exists():
+        return [last, previous]  # a kill may have left no last one
+    if last.exists():
+        return [last]
+    log.info("no checkpoint in %s yet: starting from the beginning", folder)
+    return []
 
 
 def check_same_run(path: Path, extras: dict[str, Any], config: TrainConfig) -> None:

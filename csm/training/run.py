@@ -24,12 +24,13 @@ from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.callbacks import AudioSamples, StepProgressBar
+from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.checkpointing import Checkpoints
 from csm.training.heap import return_freed_memory
 from csm.training.module import CSMTrainingModule
 from csm.training.preemption import listening
-from csm.training.resume import check_same_run, find_checkpoint
+from csm.training.resume import check_same_run, find_checkpoints
 from csm.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ def train(config: TrainConfig) -> float | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.trainer.return_freed_memory:
         return_freed_memory()
-    resumed = find_checkpoint(config)
     if config.data.demo:
         from data_prep.demo import prepare_demo  # only here does training touch data preparation
 
@@ -60,8 +60,8 @@ def train(config: TrainConfig) -> float | None:
     codec_file = dataset.codec_file if config.codec.kind is CodecKind.spectral else None
     fingerprints = {name: source.dataset.info.fingerprint for name, source in sources.items()}
     extras = checkpoint_extras(config, fingerprints, dataset.codec, codec_file, tokenizer)
-    if resumed is not None:
-        check_same_run(resumed, extras, config)
+    candidates = Candidates(find_checkpoints(config), lambda path: check_same_run(path, extras, config))
+    candidates.look()
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -69,14 +69,14 @@ def train(config: TrainConfig) -> float | None:
         model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
-    module = CSMTrainingModule(config, model, extras, resumed=resumed is not None)
+    module = CSMTrainingModule(config, model, extras, resumed=candidates.chosen is not None)
     data = CSMDataModule(config, sources, tokenizer)
     log.info("%s: %.1fM parameters", config.name, sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     for each in datasets:
         log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)
 
-    writer = CheckpointWriter(module.stop, config.trainer.async_checkpoint)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.trainer, writer, resumed)
+    writer = CheckpointWriter(module.stop, config.trainer.async_checkpoint, candidates)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.trainer, writer)
     callbacks: list[Callback] = [checkpoints, StepProgressBar()]
     validated = [each for each in datasets if len(each.shards("val"))]
     if not validated:
@@ -88,7 +88,7 @@ def train(config: TrainConfig) -> float | None:
 
     trainer = build_trainer(config, run_dir, callbacks, writer)
     with listening(module.stop, config.trainer.requeue):
-        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=candidates.chosen, weights_only=True)
         if trainer.is_global_zero:
             checkpoint = open_checkpoint(checkpoints.newest, averaged=config.trainer.validate_ema)
             export(checkpoint, run_dir / "export", overwrite=True)

@@ -6,13 +6,15 @@ gradients are summed over ranks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -21,12 +23,23 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 
-from csm.checkpoint.sharded import is_sharded
+from csm.checkpoint.archive import unwritten, writing
+from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, write_sharded
+from csm.checkpoint.zero import LATEST, TAG, check_contents
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
 from csm.training.parallel import check_splits
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # slow to import
 
 DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
 SHARDING = (StrategyName.fsdp, *DEEPSPEED)
@@ -101,11 +114,39 @@ class ShardedStrategy(ModelParallelStrategy):
         if not self._options.cpu_offload:
             super().model_to_device()
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """All ranks write, and come back together. What keeps one from it is put down on rank 0, which then leaves the
+        earlier checkpoints where they are; the others learn of it at the next step (csm/training/preemption.py)."""
+        stop = self.checkpoint_io.stop
+        path, failed = self.broadcast((str(filepath), stop.error is not None))
+        if failed:
+            return
+        content = dict(checkpoint)
+        (optimizer,) = content.pop("optimizer_states")
+        state = {WEIGHTS: content.pop("state_dict"), OPTIMIZER: optimizer}
+        try:
+            write_sharded(Path(path), state, content)
+        except OSError as error:  # on all ranks
+            if self.is_global_zero:
+                stop.error = error
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = Path(self.broadcast(str(checkpoint_path)))
-        if is_sharded(path):  # by any number of ranks
-            return super().load_checkpoint(path, weights_only)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # of a run on whole weights
+        return self.checkpoint_io.candidates.load(
+            lambda path: self._load_sharded(path) if is_sharded(path) else self._load_whole(path)
+        )
+
+    def _load_sharded(self, path: Path) -> dict[str, Any]:
+        """Of a run on any number of ranks."""
+        module, (optimizer,) = self.model, self.optimizers
+        state = {WEIGHTS: get_model_state_dict(module), OPTIMIZER: get_optimizer_state_dict(module, optimizer)}
+        content = load_sharded(path, state)
+        module.load_state_dict(state[WEIGHTS])
+        set_optimizer_state_dict(module, optimizer, state[OPTIMIZER], options=StateDictOptions(cpu_offload=True))
+        return content
+
+    def _load_whole(self, path: Path) -> dict[str, Any]:
+        """Of a run whose ranks had whole weights."""
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name, parameter in self.lightning_module.named_parameters():
             assign(parameter, checkpoint["state_dict"][name])
         (optimizer,) = self.optimizers
@@ -146,6 +187,30 @@ class ZeroStrategy(DeepSpeedStrategy):
     def __init__(self, options: StrategyConfig, bf16: bool, grad_clip: float) -> None:
         super().__init__(config=zero_config(options, bf16, grad_clip))
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """As `ShardedStrategy.save_checkpoint`."""
+        stop = self.checkpoint_io.stop
+        path, failed = self.broadcast((Path(filepath), stop.error is not None))
+        if failed:
+            return
+        content = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        with _noting_errors(self.deepspeed_engine.checkpoint_engine) as errors:
+            self.deepspeed_engine.save_checkpoint(path, client_state=content, tag=TAG, save_latest=False)
+        reasons: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(reasons, str(errors[0].strerror) if errors else None)
+        failed = [f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
+        if self.is_global_zero and failed:
+            stop.error = unwritten(path, failed[0])
+        elif self.is_global_zero:
+            self.checkpoint_io.run(lambda: (path / LATEST).write_text(TAG))
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        read = super().load_checkpoint
+        return self.checkpoint_io.candidates.load(
+            lambda path: read(path, weights_only),
+            look_into=lambda path: check_contents(path, self.global_rank, self.world_size),
+        )
+
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Passes inside do not end the optimizer step."""
@@ -162,6 +227,31 @@ class ZeroStrategy(DeepSpeedStrategy):
     def gradient_norm(self) -> Tensor:
         """2-norm [] of all gradients before clipping, known after the optimizer's step."""
         return torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), device=self.root_device)
+
+
+@contextmanager
+def _noting_errors(files: CheckpointEngine) -> Iterator[list[OSError]]:
+    """Within the block DeepSpeed writes on, whatever it cannot write: its ranks wait for one another afterwards."""
+    errors: list[OSError] = []
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            with open(path, "wb") as stream, writing():
+                torch.save(state_dict, stream)
+        except OSError as error:
+            errors.append(error)
+
+    def makedirs(path: str, exist_ok: bool = False) -> None:
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            errors.append(error)
+
+    files.save, files.makedirs = save, makedirs
+    try:
+        yield errors
+    finally:
+        del files.save, files.makedirs
 
 
 def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[str, Any]:

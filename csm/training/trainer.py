@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from csm.config import TrainConfig, TrainerConfig
 from csm.training.checkpoint_io import CheckpointWriter
+from csm.training.loop import FitLoop
 from csm.training.preemption import without_lightning_signals
 from csm.training.strategies import SHARDING, build_strategy, check_strategy
 
@@ -28,11 +29,12 @@ def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback],
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
     try:
-        trainer = without_lightning_signals(_lightning_trainer(config, run_dir, callbacks, writer))
+        trainer = _lightning_trainer(config, run_dir, callbacks, writer)
     except MisconfigurationException as error:  # such as a GPU asked for where there is none
         raise ValueError(f"trainer.accelerator={options.accelerator}: {error}") from None
     check_strategy(config, trainer)
-    return trainer
+    trainer.fit_loop = FitLoop(trainer)
+    return without_lightning_signals(trainer)
 
 
 def _lightning_trainer(

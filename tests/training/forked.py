@@ -27,7 +27,9 @@ def server() -> ForkServerContext:
 
 
 class Run:
-    """`train.py` with these overrides in one process for each rank, `before` being called first in each."""
+    """`train.py` with these overrides in one process for each rank, `before` being called first in each.
+
+    strategy: of more than one"""
 
     def __init__(
         self,
@@ -36,12 +38,13 @@ class Run:
         ranks: int = 1,
         environment: dict[str, str] | None = None,
         before: Callable[[], None] | None = None,
+        strategy: str = "ddp",
     ) -> None:
         self.logs = [log.with_name(f"{log.name}-{rank}") for rank in range(ranks)]
         variables = environment or {}
         if ranks > 1:
-            overrides = [*overrides, "strategy=ddp", f"trainer.devices={ranks}"]
-            variables |= _launcher_variables(ranks)
+            overrides = [*overrides, f"strategy={strategy}", f"trainer.devices={ranks}"]
+            variables |= launcher_variables(ranks)
         self.processes: list[ForkServerProcess] = []
         for rank, file in enumerate(self.logs):
             own = variables | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
@@ -68,8 +71,8 @@ class Run:
         return self.logs[rank].read_text()
 
 
-def finished(overrides: list[str], log: Path, ranks: int = 1) -> Run:
-    run = Run(overrides, log, ranks)
+def finished(overrides: list[str], log: Path, ranks: int = 1, strategy: str = "ddp") -> Run:
+    run = Run(overrides, log, ranks, strategy=strategy)
     assert run.wait() == [0] * ranks, "".join(run.output(rank) for rank in range(ranks))
     return run
 
@@ -82,7 +85,7 @@ def wait_for(condition: Callable[[], bool], run: Run, seconds: float = 60) -> No
         time.sleep(0.0005)
 
 
-def _launcher_variables(ranks: int) -> dict[str, str]:
+def launcher_variables(ranks: int) -> dict[str, str]:
     """What torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

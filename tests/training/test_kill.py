@@ -193,6 +193,41 @@ def test_sigterm_to_all_processes_of_a_run_during_validation(small_dataset, tmp_
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
+def count_validations() -> None:
+    step = CSMTrainingModule.validation_step
+
+    def validation_step(self: CSMTrainingModule, *arguments: object) -> None:
+        print("validating")
+        step(self, *arguments)
+
+    CSMTrainingModule.validation_step = validation_step
+
+
+@pytest.mark.parametrize(("end", "number"), [("max_steps", signal.SIGKILL), ("max_epochs", signal.SIGTERM)])
+def test_validation_of_the_last_step_is_done_after_all_and_once(end, number, small_dataset, tmp_path):
+    """Stopped in the middle of it, the run has nothing left to train. The last step of the data is validated whatever
+    its number."""
+
+    def command(name: str) -> list[str]:
+        run = overrides(small_dataset, tmp_path / name, max_steps=3)
+        if end == "max_steps":
+            return run
+        sources = f"+data.sources={{a: {{path: {small_dataset}, max_epochs: 1}}}}"
+        return [*run, "data.path=null", sources, "trainer.max_steps=1000", "trainer.val_every_steps=1000"]
+
+    run = Run(command("run"), tmp_path / "log", before=linger_in_validation)
+    wait_for(lambda: run.logs[0].exists() and "validating" in run.output(), run)
+    os.kill(run.processes[0].pid, number)
+    assert run.wait() == [75 if number == signal.SIGTERM else -9], run.output()
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    for validates in (True, False):
+        run = Run(command("run"), tmp_path / "log", before=count_validations)
+        assert run.wait() == [0], run.output()
+        assert ("validating" in run.output()) == validates
+    finished(command("whole"), tmp_path / "log")
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+
+
 def wait_in_vain(is_listening: Event) -> None:
     with listening(StopRequest(), requeue=False):
         is_listening.set()

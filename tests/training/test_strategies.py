@@ -25,6 +25,7 @@ from csm.checkpoint.training import config_of, read_parts
 from csm.checkpoint.zero import TAG, is_zero
 from csm.config import OptimConfig
 from csm.model.csm import CSM
+from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.optim import parameter_groups
 from csm.training.preemption import StopRequest
@@ -231,7 +232,9 @@ def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one,
 def test_options_that_do_not_go_together(options, expected, overrides, tmp_path):
     config = compose_train([*overrides, *options])
     with pytest.raises(ValueError, match=expected):
-        build_trainer(config, tmp_path, [], CheckpointWriter(StopRequest(), background=False))
+        build_trainer(
+            config, tmp_path, [], CheckpointWriter(StopRequest(), background=False, candidates=Candidates([], print))
+        )
 
 
 def test_deepspeed_computes_in_bf16_over_fp32_and_offloads_what_its_stage_shards(overrides):
