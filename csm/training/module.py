@@ -25,6 +25,7 @@ from torch import Tensor
 
 from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
+from csm.data.datamodule import data_ranks
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
@@ -34,7 +35,7 @@ from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
 from csm.training.optim import build_optimizer, lr_factor, numbered_state
-from csm.training.parallel import data_ranks, parallelize, reshard, whole_model
+from csm.training.parallel import parallelize, reshard, whole_model
 from csm.training.preemption import StopRequest
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.throughput import Doing, Stopwatch, throughput_metrics
