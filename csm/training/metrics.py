@@ -105,14 +105,14 @@ class IntervalSums:
         work = timed if self._restored_work is None else timed + self._restored_work
         return {"norms": self._norm_names, "sums": sums, "work": work, "timed_work": timed}
 
-    def load_state(self, state: dict[str, Any], rank: int, device: torch.device) -> None:
-        """Continues the interval of a checkpoint: its sums are rank 0's from now on."""
+    def load_state(self, state: dict[str, Any], data_rank: int, device: torch.device) -> None:
+        """Continues the interval of a checkpoint: its sums are those of data rank 0, of all its copies, from now on."""
         self._reset()
         if not state:
             return
         losses, norms, count = _split(state["sums"], len(state["norms"]))
         self._norm_names = state["norms"]
-        self._sums = torch.cat((losses if rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
+        self._sums = torch.cat((losses if data_rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
         self._work = torch.zeros_like(state["work"], device=device)
         self._restored_work = state["work"]
 

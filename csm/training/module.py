@@ -108,12 +108,12 @@ class CSMTrainingModule(L.LightningModule):
         if self.ema is not None and self.global_step == 0:
             self.ema.reset(self.model)
         self._parts = trainable_parts(self.model)
-        _, self._data_ranks = data_ranks(self.trainer)
+        data_rank, self._data_ranks = data_ranks(self.trainer)
         self._copies = self.trainer.world_size // self._data_ranks  # tensor-parallel ranks count the same rows
         self._interval = IntervalSums(self._copies)
         self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self.agreement)
         if self._restored is not None:
-            self._interval.load_state(self._restored["interval"], self.global_rank, self.device)
+            self._interval.load_state(self._restored["interval"], data_rank, self.device)
             self._health.load_state(self._restored["health"])
         self._clock = Stopwatch(self.device)
         self._clock.now(Doing.waiting)

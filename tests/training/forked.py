@@ -27,7 +27,10 @@ def server() -> ForkServerContext:
 
 
 class Run:
-    """`train.py` with these overrides in one process for each rank, `before` being called first in each."""
+    """`train.py` with these overrides in one process for each rank, `before` being called first in each.
+
+    strategy: of more than one rank
+    """
 
     def __init__(
         self,
@@ -36,11 +39,12 @@ class Run:
         ranks: int = 1,
         environment: dict[str, str] | None = None,
         before: Callable[[], None] | None = None,
+        strategy: str = "ddp",
     ) -> None:
         self.logs = [log.with_name(f"{log.name}-{rank}") for rank in range(ranks)]
         variables = environment or {}
         if ranks > 1:
-            overrides = [*overrides, "strategy=ddp", f"trainer.devices={ranks}"]
+            overrides = [*overrides, f"strategy={strategy}", f"trainer.devices={ranks}"]
             variables |= _launcher_variables(ranks)
         self.processes: list[ForkServerProcess] = []
         for rank, file in enumerate(self.logs):
@@ -68,8 +72,8 @@ class Run:
         return self.logs[rank].read_text()
 
 
-def finished(overrides: list[str], log: Path, ranks: int = 1) -> Run:
-    run = Run(overrides, log, ranks)
+def finished(overrides: list[str], log: Path, ranks: int = 1, strategy: str = "ddp") -> Run:
+    run = Run(overrides, log, ranks, strategy=strategy)
     assert run.wait() == [0] * ranks, "".join(run.output(rank) for rank in range(ranks))
     return run
 
