@@ -48,6 +48,8 @@ def test_lines_equal_the_steps_done_by_hand(tiny_overrides, tmp_path):
         assert line["train/perplexity_c0"] == pytest.approx(math.exp(losses[0]), rel=1e-5)
         assert line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(decoder, rel=1e-5)
         assert line["train/loss"] == pytest.approx(losses[0].item() + decoder, rel=1e-5)
+        assert line["train/accuracy_top5_c0"] == pytest.approx((sums.top5 / sums.frames).item())
+        assert line["train/entropy_c0"] == pytest.approx((sums.entropy / sums.frames).item(), rel=1e-5)
         assert line["train/eos_recall"] == pytest.approx((sums.eos[1] / sums.eos[0]).item())
         for part, name in (("", ""), ("backbone", "_backbone"), ("decoder", "_decoder"), ("embeddings", "_embeddings")):
             expected = sum(steps[number].norms[part] for number in numbers) / 2
