@@ -90,8 +90,7 @@ def test_round_trip_bit_for_bit(source, exported, layout, tmp_path, mimi_weights
         file.unlink()
 
 
-def test_hf_directory_works_offline(exported, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_hf_directory_works_offline(exported, hub_cache):
     for layout in ("hf", "all"):
         processor = AutoProcessor.from_pretrained(exported[layout])
         model, loading = CsmForConditionalGeneration.from_pretrained(exported[layout], output_loading_info=True)
@@ -194,7 +193,7 @@ def test_bf16_export_halves_the_model_and_keeps_the_codec(source, tmp_path, mimi
     assert load_model(tmp_path / "hf").audio_head.dtype == torch.bfloat16
 
 
-def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch):
+def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, hub_cache):
     for generator in (
         load_csm_1b(str(exported["all"]), "cpu", codec_path=str(mimi_weights)),
         load_csm_1b(exported["all"] / "model.safetensors", device="cpu", codec_path=str(mimi_weights)),
@@ -204,7 +203,6 @@ def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch)
         assert audio.ndim == 1
         with pytest.raises(ValueError, match="too long"):  # 200 positions leave no room for Sesame's default of 90 s
             generator.generate("Hello.", 0, [])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for call in (
         lambda: load_csm_1b("cpu"),
         lambda: load_csm_1b(device="cpu"),
@@ -214,22 +212,19 @@ def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch)
             call()
 
 
-def test_readme_snippet_of_sesames_api(exported, mimi_weights, tmp_path, monkeypatch):
+def test_readme_snippet_of_sesames_api(exported, mimi_weights, hub_cache, tmp_path, monkeypatch):
     """README's code as it stands, offline, from a hub cache that holds sesame/csm-1b and Mimi."""
     from moshi.models import loaders
 
-    cache = tmp_path / "hub"
     files = {file.name: file for file in exported["sesame"].iterdir()}
     for repo, contents in (("sesame/csm-1b", files), (loaders.DEFAULT_REPO, {loaders.MIMI_NAME: mimi_weights})):
-        root = cache / f"models--{repo.replace('/', '--')}"
+        root = hub_cache / f"models--{repo.replace('/', '--')}"
         snapshot = root / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
         (root / "refs").mkdir()
         (root / "refs" / "main").write_text("0" * 40)
         for name, file in contents.items():
             (snapshot / name).symlink_to(file)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     snippet = next(block for block in readme.split("```python\n") if "load_csm_1b(device=device)" in block)
