@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm import Segment, load_csm_1b, load_generator, load_model
+from csm.audio import load_audio
 from csm.checkpoint.export import LAYOUTS, export
 from csm.checkpoint.native import write_native
 from csm.checkpoint.source import open_checkpoint
@@ -90,9 +92,11 @@ def test_round_trip_bit_for_bit(source, exported, layout, tmp_path, mimi_weights
         file.unlink()
 
 
-def test_hf_directory_works_offline(exported, hub_cache):
+def test_hf_directory_works_offline(exported, hub_cache, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for layout in ("hf", "all"):
         processor = AutoProcessor.from_pretrained(exported[layout])
+        assert not caplog.records, "transformers has something to say about the tokenizer"
         model, loading = CsmForConditionalGeneration.from_pretrained(exported[layout], output_loading_info=True)
         assert not any(loading.values()), loading
         assert all(not parameter.is_meta for parameter in model.parameters())
@@ -108,6 +112,27 @@ def test_hf_directory_works_offline(exported, hub_cache):
         assert model.generation_config.suppress_tokens == [2048, 2049, 2050]
         assert model.depth_decoder.generation_config.suppress_tokens == [2048, 2049, 2050]
         assert (model.generation_config.top_k, model.generation_config.max_new_tokens) == (50, 125)
+
+
+def test_what_transformers_saves_is_read_again(exported, tmp_path, mimi_weights):
+    model = CsmForConditionalGeneration.from_pretrained(exported["hf"], dtype="float32")
+    model.save_pretrained(tmp_path / "saved")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "saved" / name).symlink_to(exported["hf"] / name)
+    saved, expected = open_checkpoint(tmp_path / "saved"), open_checkpoint(exported["hf"])
+    assert saved.config == expected.config
+    weights = saved.load_model().state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.load_model().state_dict().items())
+    assert saved.read_codec("cpu").identity == MimiCodec.load(mimi_weights).identity
+
+
+def test_code_on_the_model_card_speaks(exported, hub_cache, tmp_path, monkeypatch):
+    card = (exported["hf"] / "README.md").read_text()
+    code = next(block for block in card.split("```python\n") if "from transformers" in block).split("```")[0]
+    (tmp_path / "hf").symlink_to(exported["hf"])  # the card calls it by its folder's name
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("output_audio=True", "output_audio=True, max_new_tokens=6"), {})
+    assert len(load_audio(tmp_path / "hello.wav", RATE)) == 6 * 1920
 
 
 def test_all_layouts_speak_alike(exported, mimi_weights):
