@@ -29,8 +29,7 @@ def server() -> ForkServerContext:
 class Run:
     """`train.py` with these overrides in one process for each rank, `before` being called first in each.
 
-    strategy: of more than one rank
-    """
+    strategy: of more than one"""
 
     def __init__(
         self,
@@ -45,7 +44,7 @@ class Run:
         variables = environment or {}
         if ranks > 1:
             overrides = [*overrides, f"strategy={strategy}", f"trainer.devices={ranks}"]
-            variables |= _launcher_variables(ranks)
+            variables |= launcher_variables(ranks)
         self.processes: list[ForkServerProcess] = []
         for rank, file in enumerate(self.logs):
             own = variables | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
@@ -86,7 +85,7 @@ def wait_for(condition: Callable[[], bool], run: Run, seconds: float = 60) -> No
         time.sleep(0.0005)
 
 
-def _launcher_variables(ranks: int) -> dict[str, str]:
+def launcher_variables(ranks: int) -> dict[str, str]:
     """What torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
