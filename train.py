@@ -3,7 +3,7 @@
 Exit code 0:  trained to the end.
           2:  something in the request or on the disk is wrong; one line says what and how to mend it.
           75: stopped by SIGTERM or SIGUSR1 and saved; the same command continues.
-          1:  anything else, with a traceback.
+          1:  anything else, with a traceback. torchrun makes 1 of all codes but 0.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ class PlanConfig:
     gpus_per_node: int = 8
     hours: float = 1000.0  # of audio in the dataset
     epochs: float = 1.0
-    mfu: float = 0.4  # share of the peak that is reached
+    mfu: float = 0.4  # share of the peak that a device reaches, by what it computes (csm/model/flops.py)
     text_tokens_per_second: float = 3.0  # of audio
 
 

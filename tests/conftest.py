@@ -6,8 +6,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import reset_sessions
 from hydra import compose, initialize_config_dir
 from moshi.models import loaders
 from moshi.quantization.core_vq import EuclideanCodebook
@@ -49,6 +51,20 @@ def loggers_are_on() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("csm") and isinstance(logger, logging.Logger):
             logger.disabled = False
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The hub's cache for one test, empty at first; there is no network.
+
+    The client keeps its sessions, and they keep whether they are offline: one of an earlier test would wait for the
+    network through all its retries.
+    """
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    reset_sessions()
+    yield tmp_path / "hub"
+    reset_sessions()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import pickle
 
-import huggingface_hub.constants
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
@@ -111,8 +110,7 @@ def test_a_tokenizer_without_bos_or_eos_is_refused(tmp_path):
     assert HFTokenizer.load(tmp_path).eos_id == HFTokenizer.load(tmp_path).vocab_size - 1
 
 
-def test_unreachable_or_unreadable_tokenizers_say_how_to_go_on(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_unreachable_or_unreadable_tokenizers_say_how_to_go_on(source, tmp_path, hub_cache):
     with pytest.raises(FileNotFoundError, match=r"give tokenizer\.path=PATH or use tokenizer=bytes") as caught:
         load_tokenizer(TokenizerConfig(path="nobody/no-such-tokenizer"))
     assert "\n" not in str(caught.value)

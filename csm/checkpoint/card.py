@@ -12,8 +12,7 @@ HF_SNIPPET = """
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 processor = AutoProcessor.from_pretrained("{name}")
-model = CsmForConditionalGeneration.from_pretrained("{name}")
-model.codec_model.float()  # loading in bfloat16 would cast the codec too
+model = CsmForConditionalGeneration.from_pretrained("{name}", dtype="float32")  # bfloat16 would round the codec too
 conversation = [{{"role": "0", "content": [{{"type": "text", "text": "Hello."}}]}}]
 inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
 audio = model.generate(**inputs, output_audio=True)

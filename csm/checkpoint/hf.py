@@ -14,6 +14,10 @@ from csm.config import RESERVED_CODES, CSMConfig, RopeConfig, TransformerConfig
 MAX_NEW_FRAMES = 125
 """10 s, as in the released generation_config.json."""
 
+TRANSFORMERS_VERSION = "4.57.0"
+"""Whose config.json this is. Without a version, transformers 4.57.3 and later take the tokenizer of any local directory
+for one of Mistral's with a known mistake, and advise to change it."""
+
 
 def write_config(
     config: CSMConfig,
@@ -43,6 +47,7 @@ def write_config(
     return {
         "architectures": ["CsmForConditionalGeneration"],
         "model_type": "csm",
+        "transformers_version": TRANSFORMERS_VERSION,
         **shared,
         **_stack(config.backbone),
         "max_position_embeddings": config.max_positions,

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ParallelStrategy
 from torch.utils.data import DataLoader, Sampler
 
 from csm.config import CSMConfig, TrainConfig
@@ -20,7 +21,6 @@ from csm.data.rows import TrainRows, ValidationRows
 from csm.data.sources import Source, cache_folder
 from csm.data.stream import Cursor, MixtureSource, RankShare, StepSampler, StepSpec, is_finished
 from csm.text import TextTokenizer
-from csm.training.parallel import data_ranks
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: 
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's text table {model.text_vocab_size}; "
             f"set model.text_vocab_size={tokenizer.vocab_size}"
         )
+
+
+def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
+    """(number of this rank, how many there are) among the ranks that train on different rows."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, ParallelStrategy):
+        return 0, 1
+    numbers = strategy.distributed_sampler_kwargs  # of the mesh's data-parallel dimension, where there is a mesh
+    return numbers["rank"], numbers["num_replicas"]
 
 
 class CSMDataModule(L.LightningDataModule):

@@ -19,7 +19,7 @@ activation checkpointing computes a second time.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csm.config import CSMConfig, TransformerConfig
 
@@ -63,6 +63,10 @@ class TrainingFlops:
         Selective checkpointing keeps the results of matrix products, so there HFU equals MFU.
         """
         return self.model + self.blocks / 3
+
+    def on_each_of(self, ranks: int) -> TrainingFlops:
+        """What each of `ranks` tensor-parallel ranks computes of it: a share of the backbone, and all the rest."""
+        return replace(self, backbone=self.backbone / ranks, backbone_attention=self.backbone_attention / ranks)
 
 
 def linear_parameters(stack: TransformerConfig) -> int:

@@ -20,6 +20,8 @@ from csm.config import LossConfig
 from csm.frames import is_eos_frame
 from csm.model.depth import DecoderSums
 
+ENTROPY_POSITIONS = 512  # at a time
+
 
 class LossSums(NamedTuple):
     """Sums over the frames of a microbatch; add them up, then divide by the number of frames.
@@ -31,6 +33,8 @@ class LossSums(NamedTuple):
     decoder:  [] fp32, weighted sum of the mean cross entropy of codebooks 1..K-1; its second part, with its gradient
     losses:   [K] fp32, weighted sum of the cross entropy of each codebook, for reporting
     correct:  [K] fp32, weighted number of frames whose most likely code is right
+    top5:     [] fp32, number of frames whose codebook 0 is among the five most likely codes
+    entropy:  [] fp32, sum of the entropy (nats) of the distribution predicted for codebook 0
     frames:   [] fp32, number of supervised frames
     eos:      [2] fp32, (end-of-speech frames seen by both stacks, those predicted in all K codebooks)
     """
@@ -39,6 +43,8 @@ class LossSums(NamedTuple):
     decoder: Tensor
     losses: Tensor
     correct: Tensor
+    top5: Tensor
+    entropy: Tensor
     frames: Tensor
     eos: Tensor
 
@@ -47,14 +53,15 @@ class LossSums(NamedTuple):
         return (config.c0_weight * self.c0 + config.decoder_weight * self.decoder) / total_frames
 
     def stacked(self) -> Tensor:
-        """What is reported, in one detached vector `[2K + 3]`, for adding up and for a single all-reduce."""
-        return torch.cat((self.losses, self.correct, self.frames[None], self.eos)).detach()
+        """What is reported, in one detached vector `[2K + 5]`, for adding up and for a single all-reduce."""
+        single = torch.stack((self.top5, self.entropy, self.frames))
+        return torch.cat((self.losses, self.correct, single, self.eos)).detach()
 
     @staticmethod
     def from_stacked(vector: Tensor) -> LossSums:
-        codebooks = (vector.numel() - 3) // 2
-        losses, correct, frames, eos = vector.split((codebooks, codebooks, 1, 2))
-        return LossSums(losses[0], losses[1:].mean(), losses, correct, frames[0], eos)
+        codebooks = (vector.numel() - 5) // 2
+        losses, correct, single, eos = vector.split((codebooks, codebooks, 3, 2))
+        return LossSums(losses[0], losses[1:].mean(), losses, correct, *single, eos)
 
 
 def loss_sums(
@@ -71,6 +78,7 @@ def loss_sums(
     c0 = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     with torch.no_grad():
         c0_right = c0_logits.argmax(-1) == codes[..., 0]  # [B, S]
+        five = c0_logits.topk(5).indices == codes[..., :1]  # [B, S, 5]
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
         ends = is_eos_frame(codes[rows, slots]) & (slot_weights > 0)  # [B, N]
         found = ends & c0_right[rows, slots] & decoder.all_right.view_as(ends)
@@ -79,6 +87,17 @@ def loss_sums(
             decoder=decoder.total,
             losses=torch.cat((c0.detach()[None], decoder.losses)),
             correct=torch.cat(((c0_right & targets).sum()[None].float(), decoder.correct)),
+            top5=(five.any(-1) & targets).sum().float(),
+            entropy=torch.where(targets, _entropy(c0_logits), 0.0).sum(),
             frames=targets.sum().float(),
             eos=torch.stack((ends.sum(), found.sum())).float(),
         )
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """In nats, `[B, S, V]` -> fp32 `[B, S]`; a few positions at a time, to need no second tensor of that size."""
+    parts = []
+    for part in logits.flatten(0, 1).split(ENTROPY_POSITIONS):
+        nats = part.float().log_softmax(-1)
+        parts.append(-nats.exp().mul_(nats).sum(-1))
+    return torch.cat(parts).view(logits.shape[:-1])

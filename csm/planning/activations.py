@@ -37,6 +37,7 @@ class Saved:
     autocast: int
     bf16: int
     kept_by: tuple[Recompute, ...] = (NONE,)
+    split: bool = False  # dealt out to tensor-parallel ranks; what is not exists on each of them
 
 
 def _width(stack: TransformerConfig, length: int) -> int:
@@ -60,20 +61,20 @@ BLOCK = (
     Saved("input of the block, to compute it again", _width, 4, 4, 2, (SELECTIVE, FULL)),
     Saved("attn_norm: 1 / root mean square", _one, 4, 4, 4),
     Saved("input of q_proj, k_proj, v_proj", _width, 4, 3 * 2, 2),
-    Saved("queries", _width, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("keys", _kv, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("values", _kv, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, 4, (NONE, SELECTIVE)),
-    Saved("attention: result", _width, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("input of o_proj: the result, heads joined", _width, 4, 2, 2),
+    Saved("queries", _width, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("keys", _kv, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("values", _kv, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("attention: log-sum-exp of every head", lambda stack, _: stack.heads, 4, 4, 4, (NONE, SELECTIVE), split=True),
+    Saved("attention: result", _width, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("input of o_proj: the result, heads joined", _width, 4, 2, 2, split=True),
     Saved("result of o_proj", _width, 4, 2, 2, (SELECTIVE,)),
     Saved("input of the MLP, read by mlp_norm", _width, 4, 4, 4),
     Saved("mlp_norm: 1 / root mean square", _one, 4, 4, 4),
     Saved("input of gate_proj and up_proj", _width, 4, 2 * 2, 2),
-    Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("silu of it", _ffn, 4, 2, 2),
-    Saved("result of up_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE)),
-    Saved("their product, input of down_proj", _ffn, 4, 2, 2),
+    Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("silu of it", _ffn, 4, 2, 2, split=True),
+    Saved("result of up_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
+    Saved("their product, input of down_proj", _ffn, 4, 2, 2, split=True),
     Saved("result of down_proj", _width, 4, 2, 2, (SELECTIVE,)),
 )
 
@@ -95,35 +96,40 @@ def saved_bytes(
     length: int,
     precision: Precision,
     recompute: Recompute = NONE,
+    ranks: int = 1,
 ) -> int:
-    """Bytes per position of a list of tensors."""
+    """Bytes per position of a list of tensors, on each of `ranks` tensor-parallel ranks."""
     return sum(
-        tensor.elements(stack, length) * getattr(tensor, precision.name)
+        tensor.elements(stack, length) // (ranks if tensor.split else 1) * getattr(tensor, precision.name)
         for tensor in tensors
         if recompute in tensor.kept_by
     )
 
 
 def stack_bytes(
-    stack: TransformerConfig, length: int, precision: Precision, recompute: Recompute, masked: bool
+    stack: TransformerConfig, length: int, precision: Precision, recompute: Recompute, masked: bool, ranks: int = 1
 ) -> float:
-    """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included.
+    """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included, on
+    each of `ranks` tensor-parallel ranks.
 
     While a block is computed again, all that it would keep without `recompute` is there as well.
     """
     block = BLOCK + MASKED_BLOCK if masked else BLOCK
-    total = stack.layers * saved_bytes(block, stack, length, precision, recompute)
+    kept = saved_bytes(block, stack, length, precision, recompute, ranks)
+    total = stack.layers * kept
     if recompute is not NONE:
-        total += saved_bytes(block, stack, length, precision) - saved_bytes(block, stack, length, precision, recompute)
+        total += saved_bytes(block, stack, length, precision, ranks=ranks) - kept
     return total + saved_bytes(FINAL_NORM, stack, length, precision)
 
 
-def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute) -> float:
-    """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep."""
+def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute, ranks: int = 1) -> float:
+    """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep, on each of `ranks`
+    tensor-parallel ranks."""
     embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
     head_input = config.backbone.dim * HEAD_INPUT[precision]
     rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
-    return stack_bytes(config.backbone, length, precision, recompute, masked=True) + embedding + rope + head_input
+    stack = stack_bytes(config.backbone, length, precision, recompute, masked=True, ranks=ranks)
+    return stack + embedding + rope + head_input
 
 
 def decoder_bytes(config: CSMConfig, precision: Precision, recompute: Recompute) -> float:
@@ -140,11 +146,11 @@ def decoder_input_bytes(config: CSMConfig, precision: Precision) -> float:
     return (2 if precision is Precision.bf16 else 4) * config.num_codebooks * config.backbone.dim
 
 
-def block_transient_bytes(stack: TransformerConfig, precision: Precision) -> float:
+def block_transient_bytes(stack: TransformerConfig, precision: Precision, ranks: int = 1) -> float:
     """Bytes per position of the gradients alive at once while a block is differentiated: those of gate, silu and up,
     beside that of the residual stream, in place of the product that is gone by then."""
     element = 4 if precision is Precision.fp32 else 2
-    return 2 * stack.ffn_dim * element + stack.dim * 4
+    return 2 * stack.ffn_dim // ranks * element + stack.dim * 4
 
 
 def logits_bytes(precision: Precision) -> int:

@@ -10,6 +10,7 @@ from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
 from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
+from csm.training.parallel import check_tensor_parallel
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
@@ -59,13 +60,15 @@ class Plan:
     rows_per_step: int
     rows_per_microbatch: int
     microbatches: int  # on one device
+    data_ranks: int  # devices, or groups of tensor-parallel ones, that train on different rows
     memory: dict[str, MemoryPlan]  # by trainer.recompute
     host_memory_per_node: float
     positions_per_step: int
     audio_frames_per_step: float
     decoder_frames_per_step: float
-    flops_per_step: float
-    hardware_flops_per_step: float  # with trainer.recompute=full
+    flops_per_step: float  # each counted once, as for MFU
+    device_flops_per_step: float  # of one device, what tensor-parallel ranks all compute included
+    hardware_flops_per_step: float  # of all devices, with trainer.recompute=full
     step_seconds: float | None
     positions_per_second: float | None
     steps: int
@@ -85,8 +88,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     strategy = config.strategy
     if strategy.name is StrategyName.single and gpus > 1:
         raise ValueError(f"strategy=single is for one device, and gpus={gpus}; choose strategy=ddp or strategy=fsdp")
-    if strategy.tensor_parallel_size != 1:
-        raise ValueError("tensor parallelism is not planned for; plan with strategy.tensor_parallel_size=1")
+    check_tensor_parallel(config, gpus)
     for name in ("hours", "epochs", "mfu", "gpus_per_node"):
         if getattr(options, name) <= 0:
             raise ValueError(f"{name}={getattr(options, name)} must be greater than 0")
@@ -95,16 +97,25 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     precision = _precision(config, gpu)
     data, notes = config.data, []
     rows, per_microbatch = data.rows_per_step, data.rows_per_microbatch
-    if rows % (per_microbatch * gpus):
-        rows = math.ceil(rows / (per_microbatch * gpus)) * per_microbatch * gpus
+    sharing = strategy.tensor_parallel_size
+    data_ranks = gpus // sharing
+    if rows % (per_microbatch * data_ranks):
+        rows = math.ceil(rows / (per_microbatch * data_ranks)) * per_microbatch * data_ranks
+        dealt = f"{data_ranks} devices" if sharing == 1 else f"{data_ranks} groups of {sharing} devices"
         notes.append(
-            f"data.rows_per_step={data.rows_per_step} is no multiple of {gpus} devices x data.rows_per_microbatch="
+            f"data.rows_per_step={data.rows_per_step} is no multiple of {dealt} x data.rows_per_microbatch="
             f"{per_microbatch}; planned with data.rows_per_step={rows}"
         )
-    microbatches = rows // (per_microbatch * gpus)
+    microbatches = rows // (per_microbatch * data_ranks)
+    if sharing > options.gpus_per_node:
+        notes.append(
+            f"strategy.tensor_parallel_size={sharing} exceeds gpus_per_node={options.gpus_per_node}: activations would "
+            "travel between nodes in every block, for which no time is planned"
+        )
 
     parameters = Parameters.of(config.model, config.lora)
-    state = training_state(strategy, parameters, gpus, precision, microbatches > 1)
+    own = parameters.on_each_of(sharing, config.model)
+    state = training_state(strategy, own, data_ranks, precision, microbatches > 1)
     audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
     slots = _slots(config, audio_share)
     # Strategies that exchange weights during the backward pass need the decoder in one piece.
@@ -112,7 +123,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots, chunk)
     memory = {}
     for level in Recompute:
-        peak = peak_memory(config.model, parameters, state, microbatch, precision, level)
+        peak = peak_memory(config.model, own, state, microbatch, precision, level, sharing)
         allocator = _allocator_share(config, gpu) * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
@@ -124,7 +135,8 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     flops = training_flops(
         config.model, Work(positions, rows * data.max_positions**2, round(audio_frames), rows * slots)
     )
-    seconds = None if gpu is None else flops.model / (gpus * gpu.peak_flops * options.mfu)
+    on_device = flops.on_each_of(sharing)  # of all rows; a device has those of its data rank
+    seconds = None if gpu is None else on_device.model / data_ranks / (gpu.peak_flops * options.mfu)
     frames = options.hours * 3600 * FRAME_RATE
     steps = math.ceil(frames * options.epochs / audio_share / positions)
     if config.lora.rank:
@@ -141,13 +153,15 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         rows_per_step=rows,
         rows_per_microbatch=per_microbatch,
         microbatches=microbatches,
+        data_ranks=data_ranks,
         memory=memory,
         host_memory_per_node=state.host * min(gpus, options.gpus_per_node),
         positions_per_step=positions,
         audio_frames_per_step=audio_frames,
         decoder_frames_per_step=rows * slots,
         flops_per_step=flops.model,
-        hardware_flops_per_step=flops.hardware_full_checkpointing,
+        device_flops_per_step=on_device.model / data_ranks,
+        hardware_flops_per_step=on_device.hardware_full_checkpointing * sharing,
         step_seconds=seconds,
         positions_per_second=None if seconds is None else positions / seconds,
         steps=steps,
@@ -165,11 +179,11 @@ def remedy(config: TrainConfig, options: PlanConfig, plan: Plan) -> str | None:
     """The smallest change of the batch or the strategy with which the plan fits, as overrides; None if none does."""
     if any(memory.fits for memory in plan.memory.values()):
         return None
-    strategies = {"": config.strategy}
+    strategies, sharing = {"": config.strategy}, config.strategy.tensor_parallel_size
     if plan.gpus > 1:
-        strategies["strategy=fsdp"] = StrategyConfig(StrategyName.fsdp)
+        strategies["strategy=fsdp"] = StrategyConfig(StrategyName.fsdp, tensor_parallel_size=sharing)
     strategies["strategy=fsdp_offload"] = StrategyConfig(
-        StrategyName.fsdp, cpu_offload=True, reduce_every_microbatch=True
+        StrategyName.fsdp, cpu_offload=True, tensor_parallel_size=sharing, reduce_every_microbatch=True
     )
     fewer = [rows for rows in (4, 2, 1) if rows < config.data.rows_per_microbatch]
     for word, strategy in strategies.items():

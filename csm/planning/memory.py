@@ -11,12 +11,13 @@ largest sum is the peak. Gradients are freed between steps, so the forward pass 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from csm.config import CSMConfig, LoraConfig, Recompute, StrategyConfig, StrategyName
 from csm.model.csm import CSM
+from csm.model.flops import linear_parameters
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
     Precision,
@@ -53,6 +54,18 @@ class Parameters:
             total[part] = total.get(part, 0) + parameter.numel()
             trained[part] = trained.get(part, 0) + parameter.numel() * parameter.requires_grad
         return Parameters(total, trained, sum(p.numel() for p in model.backbone.layers[0].parameters()))
+
+    def on_each_of(self, ranks: int, config: CSMConfig) -> Parameters:
+        """Those of each of `ranks` tensor-parallel ranks, before FSDP: slices of the backbone's matrices, and
+        all the rest (csm/training/parallel.py)."""
+        layers, matrices = config.backbone.layers, linear_parameters(config.backbone)
+        others = matrices - matrices // ranks
+        return replace(
+            self,
+            total=self.total | {"backbone": self.total["backbone"] - others},
+            trained=self.trained | {"backbone": self.trained["backbone"] - others},
+            block=self.block - others // layers,
+        )
 
     @property
     def count(self) -> int:
@@ -95,7 +108,8 @@ def training_state(
 ) -> State:
     """Weights, Adam moments and buffers of one of `devices`; fp32 master weights throughout.
 
-    accumulates: a step has more than one microbatch.
+    parameters, devices: under tensor parallelism those of one of its ranks, and the data-parallel ones
+    accumulates: a step has more than one microbatch
     """
     total, trained, name = parameters.count, parameters.trained_count, strategy.name
     if name in (StrategyName.single, StrategyName.ddp):
@@ -194,19 +208,23 @@ def peak_memory(
     microbatch: Microbatch,
     precision: Precision,
     recompute: Recompute,
+    ranks: int = 1,
 ) -> Memory:
-    """The moment of an optimizer step at which the most memory is in use."""
+    """The moment of an optimizer step at which the most memory is in use.
+
+    parameters, state: of one of the `ranks` that share the backbone's matrices (tensor parallelism)
+    """
     vocab, codebooks, positions = config.audio_vocab_size, config.num_codebooks, microbatch.positions
     chunk = min(microbatch.chunk or microbatch.frames, microbatch.frames)
     chunks = -(-microbatch.frames // chunk)
     frames = chunks * chunk  # the last chunk is filled up
-    backbone = positions * backbone_bytes(config, microbatch.length, precision, recompute)
+    backbone = positions * backbone_bytes(config, microbatch.length, precision, recompute, ranks)
     decoder = chunk * decoder_bytes(config, precision, recompute)
     inputs = frames * decoder_input_bytes(config, precision)
     c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
     softmax = logits_bytes(precision)
     decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision)
-    backbone_blocks = positions * block_transient_bytes(config.backbone, precision)
+    backbone_blocks = positions * block_transient_bytes(config.backbone, precision, ranks)
 
     def gradients(*parts: str) -> float:
         return state.gradient_share * sum(parameters.trained[part] for part in parts)
@@ -215,7 +233,7 @@ def peak_memory(
     first = state.first_gradients
     of_decoder = gradients("audio_head", "decoder", "projection")
     # Added to the first one. Sharded strategies have a whole gradient of the table among their buffers.
-    table = 4 * parameters.trained["audio_embeddings"] if first and state.gradient_share == 4 else 0
+    table = 4 * parameters.trained["audio_embeddings"] if first and state.buffers == Buffers() else 0
     if microbatch.chunk is None:
         inputs_and_gradients, found = inputs, gradients("audio_head")
     else:

@@ -56,12 +56,14 @@ def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Con
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False)
     trained = "" if plan.trained_parameters == plan.parameters else f" ({_count(plan.trained_parameters)} trained)"
+    sharing = plan.strategy.tensor_parallel_size
     devices = f"{plan.gpus} x {plan.gpu}" + (f" on {plan.nodes} nodes" if plan.nodes > 1 else "")
     console.print(
         f"{_count(plan.parameters)} parameters{trained}, {devices}, strategy {plan.strategy.name.value}"
         f"{' with CPU offload' if plan.strategy.cpu_offload else ''}, "
         f"{plan.precision.value}, step of {plan.rows_per_step} rows = "
-        f"{plan.microbatches} x {plan.rows_per_microbatch} on each device",
+        f"{plan.microbatches} x {plan.rows_per_microbatch} on each "
+        f"{'device' if sharing == 1 else f'group of {sharing} tensor-parallel devices'}",
         highlight=False,
     )
     console.print(_memory_table(plan))
@@ -107,9 +109,13 @@ def _work_table(plan: Plan, options: PlanConfig) -> Table:
         f"{plan.audio_frames_per_step:,.0f} / {plan.decoder_frames_per_step:,.0f}",
     )
     table.add_row("model FLOPs per step", f"{plan.flops_per_step:.3e}")
+    computed = plan.gpus * plan.device_flops_per_step
+    if plan.strategy.tensor_parallel_size > 1:
+        table.add_row("with what tensor-parallel devices all compute", f"{computed:.3e}")
     table.add_row("with trainer.recompute=full", f"{plan.hardware_flops_per_step:.3e}")
     if plan.step_seconds is not None:
-        table.add_row(f"step time at {options.mfu:.0%} MFU", f"{plan.step_seconds:.3f} s")
+        mfu = options.mfu * plan.flops_per_step / computed
+        table.add_row(f"step time at {mfu:.0%} MFU", f"{plan.step_seconds:.3f} s")
         table.add_row(
             "positions/s, per GPU", f"{plan.positions_per_second:,.0f}, {plan.positions_per_second / plan.gpus:,.0f}"
         )

@@ -105,27 +105,27 @@ class IntervalSums:
         work = timed if self._restored_work is None else timed + self._restored_work
         return {"norms": self._norm_names, "sums": sums, "work": work, "timed_work": timed}
 
-    def load_state(self, state: dict[str, Any], rank: int, device: torch.device) -> None:
-        """Continues the interval of a checkpoint: its sums are rank 0's from now on."""
+    def load_state(self, state: dict[str, Any], data_rank: int, device: torch.device) -> None:
+        """Continues the interval of a checkpoint: its sums are those of data rank 0, of all its copies, from now on."""
         self._reset()
         if not state:
             return
         losses, norms, count = _split(state["sums"], len(state["norms"]))
         self._norm_names = state["norms"]
-        self._sums = torch.cat((losses if rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
+        self._sums = torch.cat((losses if data_rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
         self._work = torch.zeros_like(state["work"], device=device)
         self._restored_work = state["work"]
 
     def _reset(self) -> None:
-        self._step: Tensor | None = None  # [2K + 3], see LossSums.stacked
-        self._sums: Tensor | None = None  # [2K + 3 + norms + 1]: losses, norms, number of steps not skipped
+        self._step: Tensor | None = None  # [2K + 5], see LossSums.stacked
+        self._sums: Tensor | None = None  # [2K + 5 + norms + 1]: losses, norms, number of steps not skipped
         self._work: Tensor | None = None  # int64 [5], see _work
         self._restored_work: Tensor | None = None  # of all ranks, from before this process
         self._norm_names: list[str] = []
 
 
 def _split(values: Tensor, num_norms: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses [2K + 3], norms, number of steps)."""
+    """(losses [2K + 5], norms, number of steps)."""
     losses, norms, count = values.split((values.numel() - num_norms - 1, num_norms, 1))
     return losses, norms, count[0]
 
@@ -154,7 +154,9 @@ def loss_metrics(sums: LossSums, prefix: str) -> dict[str, float]:
         f"{prefix}/loss_c0": losses[0],
         f"{prefix}/loss_decoder": _mean(losses[1:]),
         f"{prefix}/perplexity_c0": math.exp(min(losses[0], 700.0)),  # exp(710) is no float any more
+        f"{prefix}/entropy_c0": _ratio(float(sums.entropy), frames),
         f"{prefix}/accuracy_c0": accuracies[0],
+        f"{prefix}/accuracy_top5_c0": _ratio(float(sums.top5), frames),
         f"{prefix}/accuracy_decoder": _mean(accuracies[1:]),
         f"{prefix}/eos_recall": _ratio(float(sums.eos[1]), float(sums.eos[0])),
     }

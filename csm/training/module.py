@@ -25,6 +25,7 @@ from torch import Tensor
 
 from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
+from csm.data.datamodule import data_ranks
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
@@ -34,7 +35,7 @@ from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
 from csm.training.optim import build_optimizer, lr_factor, numbered_state
-from csm.training.parallel import data_ranks, parallelize, reshard, whole_model
+from csm.training.parallel import parallelize, reshard, whole_model
 from csm.training.preemption import StopRequest
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.throughput import Doing, Stopwatch, throughput_metrics
@@ -107,12 +108,12 @@ class CSMTrainingModule(L.LightningModule):
         if self.ema is not None and self.global_step == 0:
             self.ema.reset(self.model)
         self._parts = trainable_parts(self.model)
-        _, self._data_ranks = data_ranks(self.trainer)
+        data_rank, self._data_ranks = data_ranks(self.trainer)
         self._copies = self.trainer.world_size // self._data_ranks  # tensor-parallel ranks count the same rows
         self._interval = IntervalSums(self._copies)
         self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self.agreement)
         if self._restored is not None:
-            self._interval.load_state(self._restored["interval"], self.global_rank, self.device)
+            self._interval.load_state(self._restored["interval"], data_rank, self.device)
             self._health.load_state(self._restored["health"])
         self._clock = Stopwatch(self.device)
         self._clock.now(Doing.waiting)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csm.config import LoraConfig, Recompute, TransformerConfig
+from csm.config import LoraConfig, Recompute, StrategyName, TrainConfig
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.model.transformer import Transformer
@@ -50,13 +48,20 @@ def parallelize(
         _shard(model, mesh["data_parallel"], bf16, cpu_offload)
 
 
-def check_splits(config: TransformerConfig, size: int) -> None:
-    """Raises ValueError if a stack's matrices cannot be split between `size` tensor-parallel ranks."""
-    for name in ("heads", "kv_heads", "ffn_dim"):
-        if getattr(config, name) % size:
-            raise ValueError(
-                f"strategy.tensor_parallel_size={size} does not divide model.backbone.{name}={getattr(config, name)}"
-            )
+def check_tensor_parallel(config: TrainConfig, devices: int) -> None:
+    """Raises ValueError if `devices` cannot form groups of `strategy.tensor_parallel_size` ranks that share the
+    backbone's matrices."""
+    name, size, backbone = config.strategy.name, config.strategy.tensor_parallel_size, config.model.backbone
+    if name is not StrategyName.fsdp and size != 1:
+        raise ValueError(f"strategy.tensor_parallel_size belongs to strategy=fsdp, not to strategy={name.value}")
+    if size < 1 or devices % size:
+        raise ValueError(f"strategy.tensor_parallel_size={size} does not divide the number of devices, {devices}")
+    for dimension in ("heads", "kv_heads", "ffn_dim"):
+        value = getattr(backbone, dimension)
+        if value % size:
+            raise ValueError(f"strategy.tensor_parallel_size={size} does not divide model.backbone.{dimension}={value}")
+    if size > 1 and config.lora.rank:
+        raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
 
 
 def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
@@ -106,15 +111,6 @@ def reshard(model: CSM) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
-    """(number of this rank, how many there are) among the ranks that train on different rows."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, ParallelStrategy):
-        return 0, 1
-    numbers = strategy.distributed_sampler_kwargs  # of the mesh's data-parallel dimension, where there is a mesh
-    return numbers["rank"], numbers["num_replicas"]
 
 
 @torch.no_grad()

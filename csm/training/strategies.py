@@ -36,7 +36,7 @@ from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded,
 from csm.checkpoint.zero import LATEST, TAG, check_contents
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
-from csm.training.parallel import check_splits
+from csm.training.parallel import check_tensor_parallel
 
 if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # slow to import
@@ -65,7 +65,7 @@ def build_strategy(config: TrainConfig, bf16: bool) -> Strategy | str:
 def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
     """Raises ValueError for options that do not go together, or not with the trainer's devices."""
     options, devices = config.strategy, trainer.num_devices * trainer.num_nodes
-    name, size = options.name, options.tensor_parallel_size
+    name = options.name
     if name in DEEPSPEED and not isinstance(trainer.accelerator, CUDAAccelerator):
         raise ValueError(f"strategy={name.value} needs CUDA devices; strategy=fsdp shards on any")
     if name is StrategyName.deepspeed_zero3 and config.trainer.compile:
@@ -77,14 +77,9 @@ def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
         )
     if options.cpu_offload and name not in SHARDING:
         raise ValueError(f"strategy.cpu_offload=true needs strategy=fsdp or deepspeed_zero2/3, not {name.value}")
-    if name is not StrategyName.fsdp and (size != 1 or options.reduce_every_microbatch):
-        option = "tensor_parallel_size" if size != 1 else "reduce_every_microbatch"
-        raise ValueError(f"strategy.{option} belongs to strategy=fsdp, not to strategy={name.value}")
-    if size < 1 or devices % size:
-        raise ValueError(f"strategy.tensor_parallel_size={size} does not divide the number of devices, {devices}")
-    check_splits(config.model.backbone, size)
-    if size > 1 and config.lora.rank:
-        raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
+    if name is not StrategyName.fsdp and options.reduce_every_microbatch:
+        raise ValueError(f"strategy.reduce_every_microbatch belongs to strategy=fsdp, not to strategy={name.value}")
+    check_tensor_parallel(config, devices)
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -44,23 +44,16 @@ def cache_repo(cache: Path, repo: str, folder: Path) -> Path:
     return snapshot
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def test_repo_ids_are_read_through_the_cache(sesame_folder, cache):
+def test_repo_ids_are_read_through_the_cache(sesame_folder, hub_cache):
     folder, model = sesame_folder
-    cache_repo(cache, "someone/tiny-csm", folder)
+    cache_repo(hub_cache, "someone/tiny-csm", folder)
     loaded = load_model("someone/tiny-csm")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_interrupted_download(sesame_folder, cache):
+def test_interrupted_download(sesame_folder, hub_cache):
     folder, _ = sesame_folder
-    snapshot = cache_repo(cache, "someone/tiny-csm", folder)
+    snapshot = cache_repo(hub_cache, "someone/tiny-csm", folder)
     (snapshot / "model.safetensors").unlink()  # the hub's client leaves what is incomplete out of the snapshot
     with pytest.raises(FileNotFoundError, match="is not a model directory"):
         load_model("someone/tiny-csm")

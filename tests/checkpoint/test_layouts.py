@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm import Segment, load_csm_1b, load_generator, load_model
+from csm.audio import load_audio
 from csm.checkpoint.export import LAYOUTS, export
 from csm.checkpoint.native import write_native
 from csm.checkpoint.source import open_checkpoint
@@ -90,10 +92,11 @@ def test_round_trip_bit_for_bit(source, exported, layout, tmp_path, mimi_weights
         file.unlink()
 
 
-def test_hf_directory_works_offline(exported, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_hf_directory_works_offline(exported, hub_cache, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for layout in ("hf", "all"):
         processor = AutoProcessor.from_pretrained(exported[layout])
+        assert not caplog.records, "transformers has something to say about the tokenizer"
         model, loading = CsmForConditionalGeneration.from_pretrained(exported[layout], output_loading_info=True)
         assert not any(loading.values()), loading
         assert all(not parameter.is_meta for parameter in model.parameters())
@@ -109,6 +112,27 @@ def test_hf_directory_works_offline(exported, monkeypatch):
         assert model.generation_config.suppress_tokens == [2048, 2049, 2050]
         assert model.depth_decoder.generation_config.suppress_tokens == [2048, 2049, 2050]
         assert (model.generation_config.top_k, model.generation_config.max_new_tokens) == (50, 125)
+
+
+def test_what_transformers_saves_is_read_again(exported, tmp_path, mimi_weights):
+    model = CsmForConditionalGeneration.from_pretrained(exported["hf"], dtype="float32")
+    model.save_pretrained(tmp_path / "saved")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "saved" / name).symlink_to(exported["hf"] / name)
+    saved, expected = open_checkpoint(tmp_path / "saved"), open_checkpoint(exported["hf"])
+    assert saved.config == expected.config
+    weights = saved.load_model().state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.load_model().state_dict().items())
+    assert saved.read_codec("cpu").identity == MimiCodec.load(mimi_weights).identity
+
+
+def test_code_on_the_model_card_speaks(exported, hub_cache, tmp_path, monkeypatch):
+    card = (exported["hf"] / "README.md").read_text()
+    code = next(block for block in card.split("```python\n") if "from transformers" in block).split("```")[0]
+    (tmp_path / "hf").symlink_to(exported["hf"])  # the card calls it by its folder's name
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("output_audio=True", "output_audio=True, max_new_tokens=6"), {})
+    assert len(load_audio(tmp_path / "hello.wav", RATE)) == 6 * 1920
 
 
 def test_all_layouts_speak_alike(exported, mimi_weights):
@@ -194,7 +218,7 @@ def test_bf16_export_halves_the_model_and_keeps_the_codec(source, tmp_path, mimi
     assert load_model(tmp_path / "hf").audio_head.dtype == torch.bfloat16
 
 
-def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch):
+def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, hub_cache):
     for generator in (
         load_csm_1b(str(exported["all"]), "cpu", codec_path=str(mimi_weights)),
         load_csm_1b(exported["all"] / "model.safetensors", device="cpu", codec_path=str(mimi_weights)),
@@ -204,7 +228,6 @@ def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch)
         assert audio.ndim == 1
         with pytest.raises(ValueError, match="too long"):  # 200 positions leave no room for Sesame's default of 90 s
             generator.generate("Hello.", 0, [])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for call in (
         lambda: load_csm_1b("cpu"),
         lambda: load_csm_1b(device="cpu"),
@@ -214,22 +237,19 @@ def test_load_csm_1b_has_sesames_signatures(exported, mimi_weights, monkeypatch)
             call()
 
 
-def test_readme_snippet_of_sesames_api(exported, mimi_weights, tmp_path, monkeypatch):
+def test_readme_snippet_of_sesames_api(exported, mimi_weights, hub_cache, tmp_path, monkeypatch):
     """README's code as it stands, offline, from a hub cache that holds sesame/csm-1b and Mimi."""
     from moshi.models import loaders
 
-    cache = tmp_path / "hub"
     files = {file.name: file for file in exported["sesame"].iterdir()}
     for repo, contents in (("sesame/csm-1b", files), (loaders.DEFAULT_REPO, {loaders.MIMI_NAME: mimi_weights})):
-        root = cache / f"models--{repo.replace('/', '--')}"
+        root = hub_cache / f"models--{repo.replace('/', '--')}"
         snapshot = root / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
         (root / "refs").mkdir()
         (root / "refs" / "main").write_text("0" * 40)
         for name, file in contents.items():
             (snapshot / name).symlink_to(file)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     snippet = next(block for block in readme.split("```python\n") if "load_csm_1b(device=device)" in block)

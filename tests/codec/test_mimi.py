@@ -1,6 +1,5 @@
 """Mimi at its full size with random weights: loading, shapes, and batches of unequal turns."""
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -57,8 +56,7 @@ def test_fewer_codebooks_are_the_first_of_all(codec, mimi_weights, babble):
     assert eight.identity == codec.identity and eight.info != codec.info
 
 
-def test_what_is_missing_or_wrong_is_said_in_one_line(codec, mimi_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_what_is_missing_or_wrong_is_said_in_one_line(codec, mimi_weights, tmp_path, hub_cache):
     with pytest.raises(FileNotFoundError, match=r"codec\.path=FILE, or use codec=spectral") as caught:
         load_codec(CodecConfig(repo="nobody/no-mimi-here"))
     assert "\n" not in str(caught.value)

@@ -103,8 +103,7 @@ def test_an_english_model_refuses_other_languages(stage, tmp_path):
 
 
 @pytest.mark.parametrize("backend", [TranscribeBackend.faster_whisper, TranscribeBackend.transformers])
-def test_missing_weights_are_one_line(backend, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_missing_weights_are_one_line(backend, tmp_path, hub_cache):
     stage = TranscribeStage(TranscribeConfig(backend=backend, model="nobody/no-such-whisper"))
     with pytest.raises(FileNotFoundError, match=r"nobody/no-such-whisper.*transcribe.model to the folder") as caught:
         stage.process([spoken(tmp_path / "a.wav", np.zeros(RATE, np.float32))])

@@ -85,7 +85,7 @@ def test_same_request_gives_the_same_numbers_and_replaces_the_report(checkpoint,
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_judges_that_cannot_run_are_named_and_the_rest_is_done(checkpoint, tmp_path, capsys):
+def test_judges_that_cannot_run_are_named_and_the_rest_is_done(checkpoint, tmp_path, hub_cache, capsys):
     options = {"speaker_model": "no-such-owner/no-such-model", "speaker_model_kind": SpeakerKind.wavlm}
     folder = evaluate(request(checkpoint, tmp_path / "report", max_prompts=1, asr_model="no-such-folder", **options))
     metrics = json.loads((folder / "results.json").read_text())["systems"]["model"]["metrics"]

@@ -109,7 +109,7 @@ def test_transformers_whisper_hears_all_of_a_long_recording(whisper_directory, s
         (AsrKind.whisper_hf, "no-such-owner/no-such-model", "cannot be fetched from the hub"),
     ],
 )
-def test_missing_recognizer_says_why(kind, model, reason):
+def test_missing_recognizer_says_why(kind, model, reason, hub_cache):
     with pytest.raises(EvaluatorUnavailable, match=reason):
         load_recognizer(kind, model, "en", "cpu")
 

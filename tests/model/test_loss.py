@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from csm.config import LossConfig, Recompute
 from csm.data.packing import select_slots
-from csm.model.loss import LossSums
+from csm.model.loss import ENTROPY_POSITIONS, LossSums
 from tests.tiny import K, conversation, forward, rows, tiny_model
 
 CONFIG = LossConfig(c0_weight=0.7, decoder_weight=1.9)
@@ -54,6 +54,22 @@ def test_loss_equals_a_loop_over_frames():
     torch.testing.assert_close(sums.losses, expected, atol=1e-4, rtol=1e-5)
     loss = 0.7 * expected[0] / 5 + 1.9 * expected[1:].mean() / 5
     torch.testing.assert_close(sums.loss(CONFIG, sums.frames), loss, atol=1e-5, rtol=1e-5)
+
+
+def test_entropy_and_top_five_of_codebook_0():
+    """Over more positions than are taken at a time; text positions and padding do not count."""
+    model, batch = tiny_model(), rows([[conversation(i, (90, 70))] for i in range(3)], 250)
+    assert batch.targets[:, 1:].numel() > ENTROPY_POSITIONS
+    sums = forward(model, batch)
+    with torch.no_grad():
+        states = model.backbone_states(batch.tokens, batch.mask, batch.positions, batch.attention_mask())
+        logits = model.codebook0_head(states[:, :-1])[batch.targets[:, 1:]].double()
+    codes = batch.tokens[:, 1:, 0][batch.targets[:, 1:]]
+    better = (logits > logits.gather(1, codes[:, None])).sum(1)  # codes more likely than the right one
+    assert 0 < sums.correct[0] == (better == 0).sum() < sums.top5 == (better < 5).sum() < sums.frames
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(sums.entropy.double(), entropy.sum(), atol=1e-3, rtol=1e-5)
+    assert not sums.entropy.requires_grad
 
 
 def test_packed_row_equals_its_documents_alone():
@@ -177,5 +193,5 @@ def test_more_ends_than_slots_stays_unbiased(slots):
 def test_sums_survive_stacking():
     sums = forward(tiny_model(), rows([[conversation(1)]]))
     again = LossSums.from_stacked(sums.stacked())
-    for name in ("losses", "correct", "frames", "eos", "c0", "decoder"):
+    for name in LossSums._fields:
         torch.testing.assert_close(getattr(sums, name).detach(), getattr(again, name))

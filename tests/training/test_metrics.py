@@ -14,9 +14,15 @@ from csm.training.optim import lr_factor
 from csm.training.run import train
 from tests.conftest import compose_train
 from tests.tiny import conversation, forward, rows, tiny_model
+from tests.training.forked import finished
 from tests.training.recorded import by_hand, interval_sums, recorded
 
 STEPS = ["trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.val_every_steps=3", "optim.warmup_steps=3"]
+
+TENSOR_PARALLEL = [
+    "strategy.tensor_parallel_size=2",
+    "model.backbone={layers: 2, dim: 48, heads: 6, kv_heads: 2, ffn_dim: 72}",
+]
 
 
 def filled(batches: list[StepBatch]) -> int:
@@ -42,6 +48,8 @@ def test_lines_equal_the_steps_done_by_hand(tiny_overrides, tmp_path):
         assert line["train/perplexity_c0"] == pytest.approx(math.exp(losses[0]), rel=1e-5)
         assert line["train/loss_c1_4"] == line["train/loss_decoder"] == pytest.approx(decoder, rel=1e-5)
         assert line["train/loss"] == pytest.approx(losses[0].item() + decoder, rel=1e-5)
+        assert line["train/accuracy_top5_c0"] == pytest.approx((sums.top5 / sums.frames).item())
+        assert line["train/entropy_c0"] == pytest.approx((sums.entropy / sums.frames).item(), rel=1e-5)
         assert line["train/eos_recall"] == pytest.approx((sums.eos[1] / sums.eos[0]).item())
         for part, name in (("", ""), ("backbone", "_backbone"), ("decoder", "_decoder"), ("embeddings", "_embeddings")):
             expected = sum(steps[number].norms[part] for number in numbers) / 2
@@ -78,6 +86,22 @@ def test_interval_goes_on_where_a_checkpoint_cut_it(tiny_overrides, tmp_path):
             "throughput/padding_share",
         ):
             assert first[name] == second[name], name
+
+
+@pytest.mark.slow
+def test_interval_goes_on_with_ranks_that_read_the_same_rows(tiny_overrides, tmp_path):
+    """Tensor parallelism: the steps before the checkpoint count once, as those after it."""
+    words = [*tiny_overrides, *TENSOR_PARALLEL, "optim.schedule=wsd", "trainer.log_every_steps=4", "ckpt_path=last"]
+    finished([*words, "trainer.max_steps=4", f"run_dir={tmp_path / 'whole'}"], tmp_path / "whole.log", 2, "fsdp")
+    for steps in (3, 4):
+        finished([*words, f"trainer.max_steps={steps}"], tmp_path / f"{steps}.log", 2, "fsdp")
+    (first,), (second,) = (
+        [line for line in read_lines(tmp_path / run / "metrics.jsonl") if "train/loss" in line]
+        for run in ("run", "whole")
+    )
+    assert first["step"] == second["step"] == 4
+    same = [name for name in second if name.startswith("train") or name == "throughput/padding_share"]
+    assert {name: first[name] for name in same} == {name: second[name] for name in same}
 
 
 def test_work_of_packed_rows():
