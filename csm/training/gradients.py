@@ -9,6 +9,11 @@ from csm.training.optim import PARTS, part_of
 from csm.training.parallel import gradient_norm, scale_gradients
 
 
+def contagious(loss: Tensor) -> Tensor:
+    """The loss []; if it is not finite, no gradient that it leads to is: whoever looks at gradients sees it too."""
+    return loss * (1 + 0 * loss.detach())
+
+
 def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of `model` by part, see `PARTS`; a part that is frozen as a whole is left out."""
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}

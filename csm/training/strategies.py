@@ -6,6 +6,7 @@ gradients are summed over ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 from csm.checkpoint.sharded import is_sharded
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
+from csm.training.gradients import contagious
 from csm.training.parallel import check_splits
 
 DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
@@ -141,10 +143,20 @@ class ZeroStrategy(DeepSpeedStrategy):
     divide them by `gradient_accumulation_steps`, which therefore stays 1: the losses of microbatches already are shares
     of the step's. What ends a step is said to the engine in so many words (`block_backward_sync`). Clipping happens
     in `engine.step`, in fp32, after the last sum.
+
+    There the engine also skips steps: those whose summed gradients are not finite, which all ranks see alike. What is
+    not finite on one rank must therefore get into its gradients (`backward`).
     """
 
     def __init__(self, options: StrategyConfig, bf16: bool, grad_clip: float) -> None:
         super().__init__(config=zero_config(options, bf16, grad_clip))
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Where the module's `configure_model` runs: without `deepspeed.zero.Init`, which would cut up every module and
+        cast every tensor made inside, also those that only read a checkpoint. The engine shares out the weights."""
+        self._init_config_if_needed()
+        yield
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -159,9 +171,28 @@ class ZeroStrategy(DeepSpeedStrategy):
             # pass is over; unless it is told here, ZeRO 3 overwrites the gradients of one pass with those of the next.
             engine.optimizer.clear_backward_seen_flag()
 
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().backward(contagious(closure_loss), *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().optimizer_step(*args, **kwargs)
+        self.forget_skipped()
+        return result
+
+    def forget_skipped(self) -> None:
+        """Drops the gradients of a step that DeepSpeed skipped. ZeRO 2 with offloading keeps them, sums those of the
+        next step into them, and so skips every step from then on (DeepSpeed 0.19.8, in bf16)."""
+        if not self.deepspeed_engine.was_step_applied():
+            sums = self.deepspeed_engine.optimizer.averaged_gradients
+            for group in sums:
+                sums[group] = None
+
     def gradient_norm(self) -> Tensor:
-        """2-norm [] of all gradients before clipping, known after the optimizer's step."""
-        return torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), device=self.root_device)
+        """2-norm [] of all gradients before clipping, known after the optimizer's step; infinite if that was skipped,
+        on all ranks alike."""
+        engine = self.deepspeed_engine
+        norm = engine.get_global_grad_norm() if engine.was_step_applied() else math.inf
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.root_device)
 
 
 def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[str, Any]:
@@ -185,7 +216,7 @@ def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[s
         # Torch's fused AdamW, on GPU and CPU, as under every other strategy.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},  # in fp32 DeepSpeed checks anyway
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }

@@ -41,7 +41,7 @@ class Run:
         variables = environment or {}
         if ranks > 1:
             overrides = [*overrides, "strategy=ddp", f"trainer.devices={ranks}"]
-            variables |= _launcher_variables(ranks)
+            variables |= launcher_variables(ranks)
         self.processes: list[ForkServerProcess] = []
         for rank, file in enumerate(self.logs):
             own = variables | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
@@ -82,7 +82,7 @@ def wait_for(condition: Callable[[], bool], run: Run, seconds: float = 60) -> No
         time.sleep(0.0005)
 
 
-def _launcher_variables(ranks: int) -> dict[str, str]:
+def launcher_variables(ranks: int) -> dict[str, str]:
     """What torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
