@@ -26,8 +26,8 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
     """Scales all gradients so that their global norm is at most `max_norm`.
 
-    Returns the norms before that, scalars on the device: of each part, and "total". Norms of sharded parameters are of
-    the whole tensors, the same on every rank. Nothing waits for the device.
+    Returns the norms before that, scalars on the device of the gradients: of each part, and "total". Norms of sharded
+    parameters are of the whole tensors, the same on every rank. Nothing waits for the device.
     """
     norms = {part: gradient_norm(parameters) for part, parameters in parts.items()}
     norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
