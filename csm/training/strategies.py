@@ -114,7 +114,8 @@ class ShardedStrategy(ModelParallelStrategy):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, state in checkpoint["optimizer_states"][0]["state"].items():
             parameter = parameters[number]
-            optimizer.state[parameter] = {"step": state["step"].clone()}
+            # The fused optimizer wants its step count where the parameter is.
+            optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True)}
             for name in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False)
                 assign(optimizer.state[parameter][name], state[name])

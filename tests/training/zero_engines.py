@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from tests.training.zero_on_cpu import ZeroOnCpu, without_compiling
 
 
 def model() -> nn.Module:
+    """All its tensors can be halved: what DeepSpeed would fill them up with is arbitrary."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 6))  # halves of all: what DeepSpeed fills up with is arbitrary
+    return nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 6))
 
 
 class Run:

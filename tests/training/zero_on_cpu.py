@@ -1,11 +1,10 @@
 """train.py with DeepSpeed on CPU processes: DeepSpeed itself can (gloo), only Lightning's strategy insists on CUDA.
 
-python zero_on_cpu.py [bad_step=N] OVERRIDE... makes the slot weights of rank 1 NaN in step N.
+python zero_on_cpu.py [bad_step=N] OVERRIDE...
 """
 
 from __future__ import annotations
 
-import math
 import sys
 
 import deepspeed
@@ -14,9 +13,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
 from csm.training import strategies
-from csm.training.module import CSMTrainingModule
 from csm.training.run import train
 from tests.conftest import compose_train
+from tests.training.bad_step import poison
 
 
 class ZeroOnCpu(strategies.ZeroStrategy):
@@ -35,17 +34,6 @@ class ZeroOnCpu(strategies.ZeroStrategy):
 def without_compiling() -> None:
     """DeepSpeed would compile an all-reduce for CPUs in C++, for minutes."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def poison(bad_step: int) -> None:
-    step_of = CSMTrainingModule.training_step
-
-    def training_step(self, batch, batch_index):
-        if self.global_rank == 1 and self.global_step + 1 == bad_step:
-            batch.microbatches[0].slot_weights.fill_(math.nan)
-        step_of(self, batch, batch_index)
-
-    CSMTrainingModule.training_step = training_step
 
 
 if __name__ == "__main__":
