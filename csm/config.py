@@ -198,7 +198,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: Any = 1  # as in Lightning: a number, a list, or "auto"
     num_nodes: int = 1
-    precision: str = "auto"  # as in Lightning; auto: bf16-mixed where the processor computes in bf16, else 32-true
+    precision: str = "auto"  # bf16-mixed, 32-true, or auto: bf16-mixed where the processor computes in bf16
     max_steps: int = MISSING
     log_every_steps: int = 10
     val_every_steps: int = 500

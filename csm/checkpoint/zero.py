@@ -51,8 +51,10 @@ def read_zero(path: Path) -> tuple[dict[str, Any], Weights]:
 
     with contextlib.redirect_stdout(io.StringIO()):  # a report of what it finds
         tensors = get_fp32_state_dict_from_zero_checkpoint(str(path), tag=TAG, lazy_mode=True)
+    # Of frozen weights a bf16 run has nothing but what it computes with.
     return content, {
-        name: LazyTensor(tuple(tensor.shape), torch.float32, tensor.contiguous) for name, tensor in tensors.items()
+        name: LazyTensor(tuple(tensor.shape), torch.float32, lambda tensor=tensor: tensor.contiguous().float())
+        for name, tensor in tensors.items()
     }
 
 

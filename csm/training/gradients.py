@@ -9,6 +9,11 @@ from csm.training.optim import PARTS, part_of
 from csm.training.parallel import gradient_norm, scale_gradients
 
 
+def contagious(loss: Tensor) -> Tensor:
+    """The loss []; if it is not finite, no gradient that it leads to is: whoever looks at gradients sees it too."""
+    return loss * (1 + 0 * loss.detach())
+
+
 def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of `model` by part, see `PARTS`; a part that is frozen as a whole is left out."""
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
@@ -21,8 +26,8 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
     """Scales all gradients so that their global norm is at most `max_norm`.
 
-    Returns the norms before that, scalars on the device: of each part, and "total". Norms of sharded parameters are of
-    the whole tensors, the same on every rank. Nothing waits for the device.
+    Returns the norms before that, scalars on the device of the gradients: of each part, and "total". Norms of sharded
+    parameters are of the whole tensors, the same on every rank. Nothing waits for the device.
     """
     norms = {part: gradient_norm(parameters) for part, parameters in parts.items()}
     norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))

@@ -57,8 +57,8 @@ class StepHealth:
     def judge(self, step: int, loss_share: Tensor, gradient_norm: Tensor, keys: list[list[str]]) -> Tensor:
         """Whether the update of optimizer step `step` (from 1) must be skipped: float scalar on the device, 1 or 0.
 
-        loss_share: what this rank adds to the step's loss; gradient_norm: global, before clipping; keys: the sample
-        keys of this rank's rows. All ranks must call it.
+        loss_share: what this rank adds to the step's loss; gradient_norm: global, before clipping, infinite where
+        DeepSpeed has skipped the step; keys: the sample keys of this rank's rows. All ranks must call it.
         """
         bad = ~(torch.isfinite(loss_share) & torch.isfinite(gradient_norm))
         loss, bad_ranks = all_reduce(torch.stack((loss_share, bad.to(loss_share.dtype)))).unbind()

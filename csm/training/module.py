@@ -113,9 +113,9 @@ class CSMTrainingModule(L.LightningModule):
         self._interval = IntervalSums(self._copies)
         self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self.agreement)
         if self._restored is not None:
-            self._interval.load_state(self._restored["interval"], data_rank, self.device)
+            self._interval.load_state(self._restored["interval"], data_rank, self._root_device)
             self._health.load_state(self._restored["health"])
-        self._clock = Stopwatch(self.device)
+        self._clock = Stopwatch(self._root_device)
         self._clock.now(Doing.waiting)
 
     def on_train_batch_start(self, batch: StepBatch, batch_index: int) -> None:
@@ -159,12 +159,20 @@ class CSMTrainingModule(L.LightningModule):
             norms = {"total": strategy.gradient_norm()}
             return norms, self._health.judge(step, loss_share, norms["total"], batch.keys)
         norms = clip_gradients(self._parts, self.config.optim.grad_clip)
+        home = norms["total"].device  # of gradients and weights: with offloading, the CPU
+        norms = {part: norm.to(self._root_device) for part, norm in norms.items()}
         skip = self._health.judge(step, loss_share, norms["total"], batch.keys)
-        # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are.
-        optimizer.optimizer.found_inf = skip
+        # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are. To another
+        # device they would copy this themselves, and read it before it has arrived.
+        optimizer.optimizer.found_inf = skip.to(home)
         optimizer.step()
         optimizer.zero_grad()
         return norms, skip
+
+    @property
+    def _root_device(self) -> torch.device:
+        """Where this rank computes; `device` is not that if weights are offloaded."""
+        return self.trainer.strategy.root_device
 
     def on_train_batch_end(self, outputs: None, batch: StepBatch, batch_index: int) -> None:
         self._clock.now(Doing.waiting)
@@ -210,7 +218,7 @@ class CSMTrainingModule(L.LightningModule):
             frame_rate,
             self.config.trainer.recompute,
             self.trainer.world_size,
-            self.device,
+            self._root_device,
         )
         self._clock.reset()
         self._write(metrics)
@@ -265,7 +273,7 @@ class CSMTrainingModule(L.LightningModule):
     def whole_model(self) -> CSM:
         """For generation on rank 0; all ranks must call it."""
         dtype = torch.bfloat16 if self._bf16 else torch.float32
-        return whole_model(self.model, self.config.lora, self.device, dtype)
+        return whole_model(self.model, self.config.lora, self._root_device, dtype)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 

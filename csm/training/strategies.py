@@ -6,6 +6,7 @@ gradients are summed over ranks.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded,
 from csm.checkpoint.zero import LATEST, TAG, check_contents
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
+from csm.training.gradients import contagious
 from csm.training.parallel import check_tensor_parallel
 
 if TYPE_CHECKING:
@@ -148,7 +150,8 @@ class ShardedStrategy(ModelParallelStrategy):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, state in checkpoint["optimizer_states"][0]["state"].items():
             parameter = parameters[number]
-            optimizer.state[parameter] = {"step": state["step"].clone()}
+            # The fused optimizer wants its step count where the parameter is.
+            optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True)}
             for name in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False)
                 assign(optimizer.state[parameter][name], state[name])
@@ -177,6 +180,9 @@ class ZeroStrategy(DeepSpeedStrategy):
     divide them by `gradient_accumulation_steps`, which therefore stays 1: the losses of microbatches already are shares
     of the step's. What ends a step is said to the engine in so many words (`block_backward_sync`). Clipping happens
     in `engine.step`, in fp32, after the last sum.
+
+    There the engine also skips steps: those whose summed gradients are not finite, which all ranks see alike. What is
+    not finite on one rank must therefore get into its gradients (`backward`).
     """
 
     def __init__(self, options: StrategyConfig, bf16: bool, grad_clip: float) -> None:
@@ -207,6 +213,13 @@ class ZeroStrategy(DeepSpeedStrategy):
         )
 
     @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Where the module's `configure_model` runs: without `deepspeed.zero.Init`, which would cut up every module and
+        cast every tensor made inside, also those that only read a checkpoint. The engine shares out the weights."""
+        self._init_config_if_needed()
+        yield
+
+    @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Passes inside do not end the optimizer step."""
         engine = self.deepspeed_engine
@@ -219,9 +232,28 @@ class ZeroStrategy(DeepSpeedStrategy):
             # pass is over; unless it is told here, ZeRO 3 overwrites the gradients of one pass with those of the next.
             engine.optimizer.clear_backward_seen_flag()
 
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().backward(contagious(closure_loss), *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().optimizer_step(*args, **kwargs)
+        self.forget_skipped()
+        return result
+
+    def forget_skipped(self) -> None:
+        """Drops the gradients of a step that DeepSpeed skipped. ZeRO 2 with offloading keeps them, sums those of the
+        next step into them, and so skips every step from then on (DeepSpeed 0.19.8, in bf16)."""
+        if not self.deepspeed_engine.was_step_applied():
+            sums = self.deepspeed_engine.optimizer.averaged_gradients
+            for group in sums:
+                sums[group] = None
+
     def gradient_norm(self) -> Tensor:
-        """2-norm [] of all gradients before clipping, known after the optimizer's step."""
-        return torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), device=self.root_device)
+        """2-norm [] of all gradients before clipping, known after the optimizer's step; infinite if that was skipped,
+        on all ranks alike."""
+        engine = self.deepspeed_engine
+        norm = engine.get_global_grad_norm() if engine.was_step_applied() else math.inf
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.root_device)
 
 
 @contextmanager
@@ -270,7 +302,7 @@ def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[s
         # Torch's fused AdamW, on GPU and CPU, as under every other strategy.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},  # in fp32 DeepSpeed checks anyway
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }

@@ -21,9 +21,12 @@ from csm.training.strategies import SHARDING, build_strategy, check_strategy
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = ("bf16-mixed", "32-true")
+"""What the optimizer step is written for: no scaling of losses, as fp16 needs it, and weights that stay fp32."""
+
 
 def build_trainer(config: TrainConfig, run_dir: Path, callbacks: list[Callback], writer: CheckpointWriter) -> L.Trainer:
-    """Raises ValueError for an accelerator or strategy that this machine does not have."""
+    """Raises ValueError for an unknown precision, or an accelerator or strategy that this machine does not have."""
     options = config.trainer
     # The place in the data is the data module's state, not the loader's.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
@@ -43,10 +46,6 @@ def _lightning_trainer(
     options = config.trainer
     sharding, computation = config.strategy.name in SHARDING, precision(options)
     log.info("precision %s", computation)
-    if sharding and computation not in ("bf16-mixed", "32-true"):
-        raise ValueError(
-            f"trainer.precision={computation} with strategy={config.strategy.name.value}: choose bf16-mixed or 32-true"
-        )
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -70,9 +69,14 @@ def _lightning_trainer(
 
 
 def precision(options: TrainerConfig) -> str:
-    """Lightning's precision for `options.precision`, see TrainerConfig."""
-    if options.precision != "auto":
+    """One of PRECISIONS, see TrainerConfig. Raises ValueError for any other."""
+    if options.precision in PRECISIONS:
         return options.precision
+    if options.precision != "auto":
+        raise ValueError(f"trainer.precision={options.precision} is unknown; choose {', '.join(PRECISIONS)} or auto")
     on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
-    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    if on_gpu:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from csm import load_model
+from csm.training.loggers import read_lines
+from tests.conftest import ROOT
 from tests.training.test_strategies import STEPS, last, launch
 
 pytestmark = [
@@ -43,3 +45,16 @@ def test_sharding_strategies_equal_one_process_on_gpus(strategy, precision, one,
     for name, tensor in load_model(last(tmp_path)).state_dict().items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, weights[name], atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bad_step_is_skipped_on_gpus(strategy, overrides, tmp_path):
+    """As one process skips it, wherever gradients and weights are: the last step is bad, and so without any effect."""
+    script = ROOT / "tests" / "training" / "bad_step.py"
+    run = [*overrides, f"strategy={strategy}", "trainer.precision=bf16-mixed"]
+    launch([*run, "trainer.max_steps=3", "trainer.val_every_steps=3", f"run_dir={tmp_path / 'three'}"])
+    launch(["4", *run, f"run_dir={tmp_path / 'four'}"], script)
+    assert [record["step"] for record in read_lines(tmp_path / "four" / "skipped_steps.jsonl")] == [4]
+    before = load_model(last(tmp_path / "three")).state_dict()
+    for name, tensor in load_model(last(tmp_path / "four")).state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=0, msg=name)

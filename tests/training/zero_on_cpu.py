@@ -1,4 +1,7 @@
-"""train.py with DeepSpeed on CPU processes: DeepSpeed itself can (gloo), only Lightning's strategy insists on CUDA."""
+"""train.py with DeepSpeed on CPU processes: DeepSpeed itself can (gloo), only Lightning's strategy insists on CUDA.
+
+python zero_on_cpu.py [bad_step=N] OVERRIDE...
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from csm.training import strategies
 from csm.training.run import train
 from tests.conftest import compose_train
+from tests.training.bad_step import poison
 
 
 class ZeroOnCpu(strategies.ZeroStrategy):
@@ -27,8 +31,16 @@ class ZeroOnCpu(strategies.ZeroStrategy):
         self._init_deepspeed_distributed()
 
 
+def without_compiling() -> None:
+    """DeepSpeed would compile an all-reduce for CPUs in C++, for minutes."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 if __name__ == "__main__":
+    overrides = sys.argv[1:]
+    if overrides[0].startswith("bad_step="):
+        poison(int(overrides.pop(0).removeprefix("bad_step=")))
     strategies.ZeroStrategy = ZeroOnCpu
     strategies.CUDAAccelerator = CPUAccelerator
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles an all-reduce in C++ for minutes
-    train(compose_train(sys.argv[1:]))
+    without_compiling()
+    train(compose_train(overrides))
