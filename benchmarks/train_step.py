@@ -3,11 +3,11 @@
     python benchmarks/train_step.py                       82M parameters, 4 x 256 positions, fp32, CPU
     python benchmarks/train_step.py --size csm_1b --device cuda --rows 8 --positions 2048      bf16 autocast over fp32
 
-Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. "ours" uses
-the defaults of a training run on that device; "ours, lean" keeps less for the backward pass (trainer.recompute) and, on
-a CPU, returns freed memory to the system at once (trainer.return_freed_memory). Prints medians over all steps, and
-ratios to transformers. MFU is by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no
-matrix product is computed twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
+Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. Ours has the
+defaults of a training run on that device (configs/trainer/); what follows them on the command line are other options,
+such as trainer.recompute=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to transformers. MFU is
+by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no matrix product is computed
+twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -30,16 +30,24 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from csm.config import CSMConfig, LossConfig, Recompute, TransformerConfig, register_schemas
+from csm.config import CSMConfig, TrainConfig, register_schemas
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
 from csm.model.flops import Work, find_gpu, training_flops
 from csm.training.heap import return_freed_memory
+from csm.training.optim import allocate_state
 
-TRANSFORMERS, OURS, LEAN = "transformers", "ours", "ours, lean"
+TRANSFORMERS, OURS = "transformers", "ours"
 FRAME_RATE = 12.5
 EMPTY = 0.004  # share of a row that stays empty, as after packing
+SIZES = {
+    "82m": [
+        "model.backbone={layers: 6, dim: 512, heads: 8, kv_heads: 4, ffn_dim: 2048}",
+        "model.decoder={layers: 4, dim: 256, heads: 4, kv_heads: 2, ffn_dim: 1024}",
+        "tokenizer.vocab_size=8192",
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Setting:
     rows: int
     positions: int
     ratio: int
+    overrides: list[str]
 
     @property
     def text(self) -> int:
@@ -61,37 +70,33 @@ class Setting:
         """Frames of each row without the end-of-speech frame."""
         return round((1 - EMPTY) * self.positions) - self.text - 1
 
-    def config(self) -> CSMConfig:
-        if self.size == "82m":
-            return CSMConfig(
-                backbone=TransformerConfig(layers=6, dim=512, heads=8, kv_heads=4, ffn_dim=2048),
-                decoder=TransformerConfig(layers=4, dim=256, heads=4, kv_heads=2, ffn_dim=1024),
-                text_vocab_size=8192,
-                codebook_size=2048,
-                num_codebooks=32,
-            )
+    def config(self) -> TrainConfig:
         register_schemas()
         configs = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "configs"))
+        size = SIZES.get(self.size, [f"model={self.size}"])
+        trainer = "gpu" if self.device == "cuda" else "cpu"
         with initialize_config_dir(configs, version_base="1.3"):
-            return OmegaConf.to_object(compose("train", overrides=[f"model={self.size}", "data.path=none"])).model
+            overrides = ["data.path=none", f"trainer={trainer}", *size, *self.overrides]
+            return OmegaConf.to_object(compose("train", overrides=overrides))
 
 
-def our_step(setting: Setting, lean: bool) -> Callable[[], None]:
+def our_step(setting: Setting) -> Callable[[], None]:
     config, device = setting.config(), torch.device(setting.device)
-    if lean and device.type == "cpu":
-        return_freed_memory()
     torch.manual_seed(0)
     with device:
-        model = CSM(config)
+        model = CSM(config.model)
     for block in (*model.backbone.layers, *model.decoder.layers):
-        block.recompute = Recompute.selective if lean else Recompute.none
-        if device.type == "cuda":
+        block.recompute = config.trainer.recompute
+        if config.trainer.compile:
             block.compile(fullgraph=True, dynamic=False)
-    batch = our_batch(setting, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if device.type == "cpu":  # as CSMTrainingModule does
+        return_freed_memory(model)
+        allocate_state(optimizer)
+    loss = config.loss
+    batch = our_batch(setting, config.model)
     for name, tensor in vars(batch).items():
         setattr(batch, name, tensor.to(device))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    loss = LossConfig(decoder_chunk=512 if device.type == "cuda" else 72)
 
     def step() -> None:
         mask = batch.block_mask() if device.type == "cuda" else batch.attention_mask()
@@ -132,7 +137,7 @@ def precision(device: torch.device) -> torch.autocast | nullcontext:
 def transformers_step(setting: Setting) -> Callable[[], None]:
     import transformers  # not for our own processes: it has a memory of its own
 
-    config, device = setting.config(), torch.device(setting.device)
+    config, device = setting.config().model, torch.device(setting.device)
     batch = our_batch(setting, config)
     torch.manual_seed(0)
     backbone, decoder, codebooks = config.backbone, config.decoder, config.num_codebooks
@@ -186,7 +191,7 @@ def transformers_step(setting: Setting) -> Callable[[], None]:
 
 def measure(system: str, setting: Setting, steps: int) -> dict[str, list[float] | float]:
     """Seconds of each step, and peak memory (GiB): resident set of the process, or what torch allocated on the GPU."""
-    step = transformers_step(setting) if system == TRANSFORMERS else our_step(setting, lean=system == LEAN)
+    step = transformers_step(setting) if system == TRANSFORMERS else our_step(setting)
     synchronize = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
     for _ in range(3 if setting.device == "cuda" else 2):  # compilation, optimizer state, first-time memory
         step()
@@ -206,7 +211,7 @@ def measure(system: str, setting: Setting, steps: int) -> dict[str, list[float] 
 
 def measure_in_turns(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """(seconds of the median step, peak GiB) of each system, in fresh processes that alternate `rounds` times."""
-    seconds: dict[str, list[float]] = {system: [] for system in (OURS, LEAN, TRANSFORMERS)}
+    seconds: dict[str, list[float]] = {system: [] for system in (OURS, TRANSFORMERS)}
     peaks = dict.fromkeys(seconds, 0.0)
     for _ in range(options.rounds):
         for system in seconds:
@@ -220,7 +225,8 @@ def measure_in_turns(setting: Setting, options: argparse.Namespace) -> dict[str,
 
 
 def report(setting: Setting, results: dict[str, tuple[float, float]]) -> None:
-    config, batch = setting.config(), our_batch(setting, setting.config())
+    config = setting.config().model
+    batch = our_batch(setting, config)
     filled = int((batch.documents >= 0).sum())
     work = Work(
         positions=filled,
@@ -252,6 +258,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ratios", type=int, nargs="+", default=[16, 1])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of train.py, for ours")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -267,7 +274,7 @@ def main() -> None:
         f"{'peak GiB':>10}{'speed':>9}{'memory':>9}"
     )
     for ratio in options.ratios:
-        setting = Setting(options.size, options.device, options.rows, options.positions, ratio)
+        setting = Setting(options.size, options.device, options.rows, options.positions, ratio, options.overrides)
         report(setting, measure_in_turns(setting, options))
 
 

@@ -215,7 +215,6 @@ class TrainerConfig:
     deterministic: bool = False
     recompute: Recompute = Recompute.none  # in the blocks of both stacks
     compile: bool = False  # torch.compile on the blocks of both stacks
-    return_freed_memory: bool = False  # CPU: freed tensors go back to the system at once; lower peak, slower steps
 
 
 class StrategyName(Enum):

@@ -101,30 +101,34 @@ class _ChunkedSums(torch.autograd.Function):
         inputs = (states, embeddings)
         wanted = ctx.needs_input_grad[3:5]
         trains_head = ctx.needs_input_grad[2]
-        head_gradient = torch.zeros_like(head) if trains_head else None
+        head_gradient: Tensor | None = None
         differentiate = any(wanted) or trains_head or bool(parameters)
         gradients = [torch.empty_like(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
         parameter_gradients: list[Tensor] = []
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-        head = head.detach().to(dtype).requires_grad_(trains_head)  # once for all chunks
+        cast_head = head.to(dtype)  # once for all chunks
         sums: list[DecoderSums] = []
         for start in range(0, codes.shape[0], chunk):
             part = slice(start, start + chunk)
             leaves = [tensor[part].detach().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
             with torch.set_grad_enabled(differentiate):
-                logits = _HeadProduct.apply(states_of(*leaves).to(dtype), head, head_gradient)
-                result = _sums(logits, codes[part], weights[part])
-            del logits
-            sums.append(result)
-            if not differentiate:
-                continue
-            # The head comes out as unused, its gradient being where it belongs already.
-            sources = [leaf for leaf in (*leaves, *parameters, head) if leaf.requires_grad]
+                decoded = states_of(*leaves)  # [K-1, m, d]
             with torch.autocast(device, enabled=False):  # as any backward pass
-                found = torch.autograd.grad(result.total, sources, allow_unused=True)
-            result.total = result.total.detach()
-            rest = iter(found[:-1] if trains_head else found)
+                values = decoded.detach().to(dtype)
+                logits = torch.bmm(values, cast_head).float()  # [K-1, m, V]
+                result, of_logits = _sums_and_gradient(logits, codes[part], weights[part])
+                sums.append(result)
+                of_logits = of_logits.to(dtype)
+                if trains_head:
+                    head_gradient = _added(head_gradient, values.transpose(1, 2), of_logits, head.dtype)
+                sources = [leaf for leaf in (*leaves, *parameters) if leaf.requires_grad]
+                if not sources:
+                    continue
+                of_decoded = torch.bmm(of_logits, cast_head.transpose(1, 2)).to(decoded.dtype)  # [K-1, m, d]
+                del logits, of_logits
+                found = torch.autograd.grad(decoded, sources, of_decoded)
+            rest = iter(found)
             for gradient in gradients:
                 if gradient is not None:
                     gradient[part] = next(rest)
@@ -132,7 +136,7 @@ class _ChunkedSums(torch.autograd.Function):
                 torch._foreach_add_(parameter_gradients, list(rest))
             else:
                 parameter_gradients = [gradient.contiguous() for gradient in rest]
-            del found, rest
+            del decoded, found, rest
         ctx.gradients = [head_gradient, *gradients], parameter_gradients
         total, losses, correct = (
             torch.stack([getattr(result, name) for result in sums]).sum(0) for name in ("total", "losses", "correct")
@@ -151,23 +155,24 @@ class _ChunkedSums(torch.autograd.Function):
         return (None, None, *gradients, None, None, *parameter_gradients)
 
 
-class _HeadProduct(torch.autograd.Function):
-    """Logits [K-1, m, V] = states [K-1, m, d] x head [K-1, d, V], both of one dtype. The head's gradient is added to
-    `gradient`, unless that is None, and not handed on."""
+def _sums_and_gradient(logits: Tensor, codes: Tensor, weights: Tensor) -> tuple[DecoderSums, Tensor]:
+    """`_sums` of fp32 logits, and the gradient of `total` with respect to them, which takes their place."""
+    expected = codes[:, 1:].T[..., None]  # [K-1, M, 1]
+    right = logits.argmax(-1, keepdim=True) == expected
+    logits -= logits.amax(-1, keepdim=True)
+    of_expected = logits.gather(-1, expected)
+    normalizer = logits.exp_().sum(-1, keepdim=True)
+    nats = normalizer.log() - of_expected  # [K-1, M, 1]
+    losses = (nats[..., 0] * weights).sum(dim=1)  # [K-1]
+    correct = (right[..., 0] * weights).sum(dim=1)
+    share = (weights / len(losses))[:, None]  # of each cross entropy in `total`, [M, 1]
+    gradient = logits.mul_(share / normalizer)  # softmax, less the one of the expected code:
+    gradient.scatter_add_(-1, expected, (-share).expand_as(expected))
+    return DecoderSums(losses.mean(), losses, correct, right[..., 0].all(dim=0)), gradient
 
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Tensor, gradient: Tensor | None) -> Tensor:
-        ctx.save_for_backward(states, head)
-        ctx.gradient = gradient
-        return torch.bmm(states, head)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        states, head = ctx.saved_tensors
-        if ctx.gradient is not None:
-            if ctx.gradient.dtype == upstream.dtype:
-                ctx.gradient.baddbmm_(states.transpose(1, 2), upstream)
-            else:  # autocast: sums in the parameter's dtype
-                ctx.gradient += torch.bmm(states.transpose(1, 2), upstream)
-        return torch.bmm(upstream, head.transpose(1, 2)), None, None
+def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + a x b in `dtype`, in the place of `total`; None = 0."""
+    if total is None:
+        return torch.bmm(a, b).to(dtype)
+    return total.baddbmm_(a, b) if a.dtype == dtype else total.add_(torch.bmm(a, b))

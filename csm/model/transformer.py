@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -140,7 +141,38 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        weight = self.down_proj.weight
+        # A layer with an adapter, or split among ranks, is to be called as the module that it is.
+        plain = type(self.down_proj) is nn.Linear and not isinstance(weight, DTensor)
+        if x.device.type == "cpu" and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _CpuSwiGLU.apply(gate, up, weight)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class _CpuSwiGLU(torch.autograd.Function):
+    """The same without keeping silu(gate) and the product, half of what a block keeps otherwise: they are computed
+    again. On GPUs compiled blocks do so by themselves."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return F.linear(F.silu(gate).mul_(up), weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        silu = F.silu(gate)
+        of_product = gradient @ weight  # [..., ffn_dim]
+        of_weight = None
+        if ctx.needs_input_grad[2]:
+            of_weight = gradient.flatten(0, -2).T @ (silu * up).flatten(0, -2)
+        of_up = silu.mul_(of_product)
+        of_gate = torch.ops.aten.silu_backward(of_product.mul_(up), gate)
+        return of_gate, of_up, of_weight
 
 
 SAVED = {

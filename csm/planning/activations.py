@@ -38,6 +38,7 @@ class Saved:
     bf16: int
     kept_by: tuple[Recompute, ...] = (NONE,)
     split: bool = False  # dealt out to tensor-parallel ranks; what is not exists on each of them
+    only_split: bool = False  # kept under tensor parallelism only
 
 
 def _width(stack: TransformerConfig, length: int) -> int:
@@ -72,9 +73,9 @@ BLOCK = (
     Saved("mlp_norm: 1 / root mean square", _one, 4, 4, 4),
     Saved("input of gate_proj and up_proj", _width, 4, 2 * 2, 2),
     Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
-    Saved("silu of it", _ffn, 4, 2, 2, split=True),
+    Saved("silu of it", _ffn, 4, 2, 2, split=True, only_split=True),
     Saved("result of up_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
-    Saved("their product, input of down_proj", _ffn, 4, 2, 2, split=True),
+    Saved("their product, input of down_proj", _ffn, 4, 2, 2, split=True, only_split=True),
     Saved("result of down_proj", _width, 4, 2, 2, (SELECTIVE,)),
 )
 
@@ -102,7 +103,7 @@ def saved_bytes(
     return sum(
         tensor.elements(stack, length) // (ranks if tensor.split else 1) * getattr(tensor, precision.name)
         for tensor in tensors
-        if recompute in tensor.kept_by
+        if recompute in tensor.kept_by and (ranks > 1 or not tensor.only_split)
     )
 
 

@@ -124,7 +124,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     memory = {}
     for level in Recompute:
         peak = peak_memory(config.model, own, state, microbatch, precision, level, sharing)
-        allocator = _allocator_share(config, gpu) * peak.total
+        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
         memory[level.value] = MemoryPlan(peak, allocator, context, available)
@@ -224,12 +224,6 @@ def _precision(config: TrainConfig, gpu: Gpu | None) -> Precision:
     if config.trainer.precision not in known:
         raise ValueError(f"no plan for trainer.precision={config.trainer.precision}; choose from {', '.join(known)}")
     return known[config.trainer.precision]
-
-
-def _allocator_share(config: TrainConfig, gpu: Gpu | None) -> float:
-    if gpu is not None:
-        return GPU_ALLOCATOR
-    return 0.0 if config.trainer.return_freed_memory else CPU_ALLOCATOR
 
 
 def _slots(config: TrainConfig, audio_share: float) -> int:

@@ -240,9 +240,9 @@ def peak_memory(
         if frames > microbatch.frames:
             inputs += microbatch.frames * decoder_input_bytes(config, precision)  # filled up in a copy
         inputs_and_gradients = inputs + frames * decoder_input_bytes(config, precision)
-        found = of_decoder if chunks > 1 else 0.0  # of earlier chunks; that of the present one is added at its end
+        # The head's is added up in place. Of the rest, those of earlier chunks; the present one's are added at its end.
+        found = of_decoder if chunks > 1 else gradients("audio_head")
     input_gradients = frames * decoder_input_bytes(config, precision)
-    c0_kept = 4 * c0_logits
 
     def moment(
         name: str,
@@ -267,7 +267,7 @@ def peak_memory(
         )
 
     reading = decoder + inputs_and_gradients
-    of_heads = gradients("audio_head") if microbatch.chunk else 0
+    differentiated = microbatch.chunk is not None  # the decoder, when the backward pass begins, with codebook 0
     buffers = state.buffers
     return max(
         (
@@ -276,24 +276,23 @@ def peak_memory(
                 gradients=first + found,
                 backbone=backbone,
                 decoder=reading,
-                logits=c0_kept + softmax * decoder_logits,
+                logits=softmax * decoder_logits,
                 buffers=buffers.decoder,
             ),
             moment(
                 "decoder's blocks, backward",
-                gradients=first + found + of_heads,
+                gradients=first + found,
                 backbone=backbone,
                 decoder=reading,
-                logits=c0_kept,
                 block_gradients=decoder_blocks,
                 buffers=buffers.decoder,
             ),
             moment(
                 "codebook 0's loss, backward",
-                gradients=first + of_decoder,
+                gradients=first + (of_decoder if differentiated else 0),
                 backbone=backbone,
-                decoder=input_gradients,
-                logits=softmax * c0_logits,
+                decoder=input_gradients if differentiated else reading,
+                logits=softmax * c0_logits + (0 if differentiated else 4 * decoder_logits),
                 buffers=buffers.backbone,
             ),
             moment(

@@ -33,8 +33,9 @@ from csm.training.agreement import RankAgreement
 from csm.training.ema import WeightAverage, check_average
 from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
+from csm.training.heap import return_freed_memory
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
-from csm.training.optim import build_optimizer, lr_factor, numbered_state
+from csm.training.optim import allocate_state, build_optimizer, lr_factor, numbered_state
 from csm.training.parallel import parallelize, reshard, whole_model
 from csm.training.preemption import StopRequest
 from csm.training.strategies import ShardedStrategy, ZeroStrategy
@@ -88,9 +89,13 @@ class CSMTrainingModule(L.LightningModule):
         initialize(self.model, self.config, self.resumed)
         if options.ema_decay:
             self.ema = WeightAverage(self.model)
+        if self._root_device.type == "cpu":
+            return_freed_memory(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.model, self.config.optim)
+        if self._root_device.type == "cpu" and not self._sharded:
+            allocate_state(optimizer)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self._wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]

@@ -77,6 +77,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
+def allocate_state(optimizer: torch.optim.AdamW) -> None:
+    """Does at once what AdamW does in its first step, for parameters on a CPU: there, the state would come to lie
+    between gradients that are freed afterwards, which leaves holes for the rest of the run."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
 def numbered_state(named: dict, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """A state dict for `optimizer` from one whose "state" is under the names that parameters have in `module`."""
     names = {parameter: name for name, parameter in module.named_parameters()}

@@ -27,7 +27,6 @@ from csm.training.callbacks import AudioSamples, StepProgressBar
 from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.checkpointing import Checkpoints
-from csm.training.heap import return_freed_memory
 from csm.training.module import CSMTrainingModule
 from csm.training.preemption import listening
 from csm.training.resume import check_same_run, find_checkpoints
@@ -47,8 +46,6 @@ def train(config: TrainConfig) -> float | None:
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if config.trainer.return_freed_memory:
-        return_freed_memory()
     if config.data.demo:
         from data_prep.demo import prepare_demo  # only here does training touch data preparation
 

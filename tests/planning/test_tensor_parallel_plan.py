@@ -30,6 +30,7 @@ from csm.planning.activations import Precision, stack_bytes
 from csm.planning.estimate import Plan, make_plan
 from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
+from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.optim import build_optimizer
 from csm.training.parallel import parallelize
@@ -185,7 +186,7 @@ def test_refuses_what_training_refuses(words, tmp_path):
     words = [*words, "trainer=cpu", "trainer.devices=4", "trainer.precision=32-true"]
     config = compose_train([*words, "data.path=x"])
     with pytest.raises(ValueError, match=r"strategy\.tensor_parallel_size") as training:
-        build_trainer(config, tmp_path, [], CheckpointWriter(StopRequest(), background=False))
+        build_trainer(config, tmp_path, [], CheckpointWriter(StopRequest(), False, Candidates([], print)))
     with pytest.raises(ValueError, match=r"strategy\.tensor_parallel_size") as planning:
         plan(*words, "gpu=cpu")
     assert str(planning.value) == str(training.value)
