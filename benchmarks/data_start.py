@@ -1,11 +1,13 @@
-"""How soon training can read its first row from 10,000 shards of 36 million samples, and how fast rows are built.
+"""How soon training can read its first row from 10,000 shards of 36 million samples, how full its rows are, and how
+fast they are built.
 
     python benchmarks/data_start.py [--shards 10000] [--samples-per-shard 3600] [--rows 300]
 
 Start: a synthetic dataset in a temporary folder (sparse tar files; index and lengths are real, 2 GB), opened in a
 process of its own up to the first planned step, from the beginning and from a cursor in the middle of an epoch; with
-the index read for the first sample of the step. Rows: one process builds steps of real bytes, rows of 2048 positions
-with 32 codebooks. Record results in docs/benchmarks.md with hardware.
+the index read for the first sample of the step. Packing: one window of as many samples as 16 of those shards hold, with
+lengths of several distributions, beside next-fit over a permutation. Rows: one process builds steps of real bytes, rows
+of 2048 positions with 32 codebooks. Record results in docs/benchmarks.md with hardware.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,37 @@ def memory(field: str) -> float:
     return int(fields[field].split()[0]) / 1024
 
 
+def next_fit(lengths: np.ndarray, max_positions: int) -> int:
+    """Number of rows if a sample that does not fit into the last row begins a new one."""
+    rows, left = 0, -1
+    for length in lengths.tolist():
+        if length > left:
+            rows, left = rows + 1, max_positions
+        left -= length
+    return rows
+
+
+def pack_window(draw: Callable[[np.random.Generator], np.ndarray], max_positions: int) -> dict[str, float]:
+    """Of one window that is planned in two epochs: seconds, shares of positions filled, pairs that met in both epochs
+    as a share of those that met in the first."""
+    lengths = np.minimum(draw(np.random.default_rng(0)), max_positions)
+    plan = EpochPlan("made", np.array([[0, len(lengths)]]), np.stack([lengths, lengths]), max_positions, 1, seed=1)
+    began = time.perf_counter()
+    first = plan.rows(0, 0)
+    seconds = time.perf_counter() - began
+    pairs = [
+        {pair for row in window for pair in combinations(sorted(row.tolist()), 2)}
+        for window in (first, plan.rows(1, 0))
+    ]
+    permuted = np.random.default_rng(1).permutation(lengths)
+    return {
+        "seconds": seconds,
+        "filled": lengths.sum() / (len(first) * max_positions),
+        "next_fit": lengths.sum() / (next_fit(permuted, max_positions) * max_positions),
+        "repeated": len(pairs[0] & pairs[1]) / len(pairs[0]),
+    }
+
+
 def write_real(folder: Path, samples: int) -> None:
     rng = np.random.default_rng(0)
     staging = folder / "staging"
@@ -219,6 +252,19 @@ def main() -> None:
                 f"first sample located in {1000 * took['locate']:.0f} ms; peak {took['peak']:.0f} MB "
                 f"(libraries {took['libraries']:.0f} MB), private now {took['private']:.0f} MB"
             )
+    samples = 16 * options.samples_per_shard
+    for name, draw, positions in (
+        ("of 500 to 2900 positions", lambda rng: rng.integers(500, 2901, samples), 4096),
+        ("of 900 to 2300 positions", lambda rng: rng.integers(900, 2301, samples), 4096),
+        ("of 50 to 600 positions", lambda rng: rng.integers(50, 601, samples), 2048),
+        ("of lognormal(7, 0.6) positions", lambda rng: rng.lognormal(7, 0.6, samples).astype(int), 4096),
+    ):
+        took = pack_window(draw, positions)
+        print(
+            f"a window of {samples:,} conversations {name} in rows of {positions}: planned in {took['seconds']:.3f} s, "
+            f"{100 * took['filled']:.1f} % of the positions filled (next-fit: {100 * took['next_fit']:.1f} %), "
+            f"{100 * took['repeated']:.2f} % of the pairs in a row meet again in the next epoch"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         write_real(Path(temporary), 300)
         took = in_process("--build", temporary, "--rows", str(options.rows))

@@ -7,6 +7,7 @@ Under the key "csm" of every checkpoint:
     codec       CodecInfo of the codes the model was trained on
     datasets    {name of the source: fingerprint of its samples}
     tokenizer   TextTokenizer.identity
+    order       version of the order of the data, see csm/data/plan.py; 1 if missing
     code        version and commit of this project
     files       {relative path: uint8 tensor}: the tokenizer folder and, if fitted, the codec: a checkpoint is
                 complete without the dataset and the folder it was trained in
@@ -29,6 +30,7 @@ from csm.checkpoint.tensors import Weights, lazy, load_pickled
 from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
 from csm.config import TrainConfig
+from csm.data.plan import ORDER
 from csm.model.lora import merged
 from csm.provenance import code_version
 from csm.text import TextTokenizer
@@ -55,6 +57,7 @@ def checkpoint_extras(
         "codec": codec.to_dict(),
         "datasets": datasets,
         "tokenizer": tokenizer.identity,
+        "order": ORDER,
         "code": code_version(),
         "files": files,
     }

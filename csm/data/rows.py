@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -11,7 +9,7 @@ from torch.utils.data import Dataset
 from csm.config import DataConfig, LossConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_rows
-from csm.data.plan import fitting, next_fit
+from csm.data.plan import EpochPlan
 from csm.data.sample import Sample
 from csm.data.stream import StepSpec
 from csm.frames import TurnTokens, conversation_frames
@@ -104,7 +102,8 @@ class TrainRows(Dataset):
 
 class ValidationRows(Dataset):
     """Item i = the i-th batch of one rank over a split of all sources: every frame in the depth decoder, stored speaker
-    ids, no dropped context. All ranks have equally many batches (the last ones may be empty rows).
+    ids, no dropped context. All ranks have equally many batches (the last ones may be empty rows). The rows are always
+    the same epoch's, window by window, so that remote shards are read a few at a time.
 
     datasets, lengths: by source; lengths as csm/data/lengths.py gives them.
     """
@@ -123,9 +122,9 @@ class ValidationRows(Dataset):
         self.rank, self.world_size = rank, world_size
         self.rows: list[tuple[str, np.ndarray]] = []
         for name, dataset in datasets.items():
-            samples, sizes = fitting(dataset.select(split), lengths[name], data.max_positions)
-            starts = next_fit(sizes, data.max_positions)
-            self.rows += [(name, samples[start:end]) for start, end in pairwise(starts)]
+            shards = dataset.shards(split)
+            plan = EpochPlan(name, shards, lengths[name], data.max_positions, data.window_shards, seed=0)
+            self.rows += [(name, row) for window in range(plan.windows) for row in plan.rows(0, window)]
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.data.rows_per_microbatch * self.world_size))

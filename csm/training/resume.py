@@ -25,11 +25,12 @@ CHANGEABLE = (
 data, in which order."""
 
 AVERAGE = "trainer.ema_decay > 0"
+ORDER = "the code's order of the data"
 FIXED = (
     *("model.backbone", "model.decoder", "model.text_vocab_size", "model.codebook_size", "model.num_codebooks"),
     *("lora.rank", "lora.targets", "lora.stacks", "lora.train_modules"),
     *("seed", "data.max_positions", "data.window_shards", "dataset", "tokenizer", "codec"),
-    AVERAGE,
+    *(AVERAGE, ORDER),
 )
 """What no run can change midway: which tensors there are, and the order of the data, where a checkpoint has a place."""
 
@@ -85,7 +86,8 @@ def _identity(extras: dict[str, Any], config: TrainConfig) -> dict[str, str]:
     options = {name: str(value) for name, value in values.items() if not _within(name, CHANGEABLE)}
     codec = {f"codec.{name}": str(value) for name, value in extras["codec"].items()}
     datasets = {f"dataset.{name}": fingerprint for name, fingerprint in extras["datasets"].items()}
-    others = {"tokenizer": extras["tokenizer"], AVERAGE: str(config.trainer.ema_decay > 0)}
+    others = {"tokenizer": extras["tokenizer"], ORDER: str(extras.get("order", 1))}
+    others[AVERAGE] = str(config.trainer.ema_decay > 0)
     return options | codec | datasets | others
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 
-from csm.data.plan import EpochPlan, next_fit
+from benchmarks.data_start import next_fit
+from csm.data.plan import ORDER, EpochPlan, WindowRows, best_fit
 
 COUNTS = [9, 4, 12, 7, 1, 10, 3]
 FIRST = np.cumsum([0, *COUNTS[:-1]])
@@ -65,8 +70,72 @@ def test_long_samples_have_rows_of_their_own_and_unusable_ones_none():
     assert sorted(i for row in rows for i in row) == [i for i in SAMPLES if i != 40]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "expected"), [([5, 5, 1, 10, 3, 7], [0, 3, 4, 6]), ([11, 11], [0, 1, 2]), ([], [0])]
-)
-def test_next_fit_closes_a_row_only_when_the_next_sample_does_not_fit(lengths, expected):
-    assert next_fit(np.array(lengths, dtype=np.int32), 11).tolist() == expected
+def naive_best_fit(lengths: list[int], max_positions: int) -> list[int]:
+    """Positions left in each row after packing `lengths` in this order."""
+    spaces: list[int] = []
+    for length in lengths:
+        room = [i for i, space in enumerate(spaces) if space >= length]
+        if not room:
+            spaces.append(max_positions)
+            room = [len(spaces) - 1]
+        spaces[min(room, key=lambda i: spaces[i])] -= length
+    return spaces
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 50, 400])
+def test_packing_is_best_fit_decreasing(number):
+    for longest in (5, 33, 64):
+        lengths = np.random.default_rng(number).integers(1, longest + 1, number).astype(np.int32)
+        packed, starts = best_fit(lengths, lengths, 64)
+        rows = [packed[start:end].tolist() for start, end in pairwise(starts)]
+        assert sorted(i for row in rows for i in row) == list(range(number))
+        assert all(row == sorted(row) for row in rows), "within a row in the order given"
+        spaces = [64 - int(lengths[row].sum()) for row in rows]
+        assert sorted(spaces) == sorted(naive_best_fit(sorted(lengths.tolist(), reverse=True), 64))
+
+
+def test_packing_goes_by_priority():
+    packed, starts = best_fit(np.array([3, 9, 7, 2]), np.array([4, 3, 2, 1]), 10)
+    assert [packed[start:end].tolist() for start, end in pairwise(starts)] == [[0, 2], [1], [3]]
+
+
+CONVERSATIONS = {
+    "of 500 to 2900 positions": (lambda rng, n: rng.integers(500, 2901, n), 4096, 0.985),
+    "of 50 to 600 positions": (lambda rng, n: rng.integers(50, 601, n), 2048, 0.99),
+    "of lognormal lengths": (lambda rng, n: rng.lognormal(7, 0.6, n).astype(int), 4096, 0.985),
+    "of little more than half a row": (lambda rng, n: rng.integers(1025, 1200, n), 2048, 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_rows_are_full(kind):
+    """And never more than next-fit makes of the same permutation."""
+    draw, max_positions, share = CONVERSATIONS[kind]
+    for number in (1, 10, 100, 3000):
+        lengths = np.minimum(draw(np.random.default_rng(number), number), max_positions)
+        shards = np.array([[0, number]])
+        window = EpochPlan("a", shards, np.stack([lengths, lengths]), max_positions, 1, seed=1).rows(0, 0)
+        used = [int(lengths[row].sum()) for row in window]
+        assert max(used) <= max_positions
+        assert len(window) <= next_fit(np.random.default_rng(0).permutation(lengths), max_positions)
+        if number == 3000:
+            assert sum(used) >= share * len(window) * max_positions
+
+
+def partners(window: WindowRows) -> set[tuple[int, int]]:
+    return {pair for row in window for pair in combinations(sorted(row.tolist()), 2)}
+
+
+def test_samples_meet_others_in_every_epoch_and_in_any_order():
+    lengths = np.random.default_rng(0).integers(500, 2901, 3000)
+    plan = EpochPlan("a", np.array([[0, 3000]]), np.stack([lengths, lengths]), 4096, 1, seed=1)
+    first, second = plan.rows(0, 0), plan.rows(1, 0)
+    assert len(partners(first) & partners(second)) < 0.15 * len(partners(first))  # by length alone: half
+    for order in (lengths, np.arange(3000)):  # neither the longest nor the first stored comes first
+        ascending = [order[row[0]] < order[row[1]] for row in first if len(row) > 1]
+        assert 0.4 < np.mean(ascending) < 0.6
+
+
+def test_the_order_is_the_one_its_version_stands_for():
+    """Fails with every change of the order: raise csm.data.plan.ORDER then, and put both new numbers here."""
+    assert (ORDER, zlib.crc32(json.dumps(epoch_rows(plan(), 1)).encode())) == (2, 3102104767)

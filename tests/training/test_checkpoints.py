@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from csm.checkpoint.training import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
+from csm.data.plan import ORDER
 from csm.data.sources import ONLY_SOURCE
 from csm.training.candidates import check_whole
 from csm.training.run import train
@@ -182,6 +183,15 @@ def test_what_cannot_change_midway(run_dir, resume, small_dataset, tmp_path):
     prepare_demo_dataset(DataPrepConfig(output=str(other), codec=codec, limit=3, report=ReportConfig(0)))
     with pytest.raises(ValueError, match=r"settings \(dataset\.data: [0-9a-f]{16} -> [0-9a-f]{16}\)"):
         resume(f"data.path={other}")
+
+
+def test_a_checkpoint_of_another_order_of_the_data_is_refused(run_dir, resume):
+    last = run_dir / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    assert content["csm"].pop("order") == ORDER  # as before there were versions of it
+    torch.save(content, last)
+    with pytest.raises(ValueError, match=rf"settings \(the code's order of the data: 1 -> {ORDER}\); .* init_from="):
+        resume()
 
 
 def test_learning_rate_of_a_resumed_run_is_the_one_asked_for(trained, resume):
