@@ -101,7 +101,7 @@ class _ChunkedSums(torch.autograd.Function):
         inputs = (states, embeddings)
         wanted = ctx.needs_input_grad[3:5]
         trains_head = ctx.needs_input_grad[2]
-        head_gradient: Tensor | None = None
+        head_gradient = torch.empty_like(head) if trains_head else None  # before all else, for a CPU's heap
         differentiate = any(wanted) or trains_head or bool(parameters)
         gradients = [torch.empty_like(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
         parameter_gradients: list[Tensor] = []
@@ -120,8 +120,8 @@ class _ChunkedSums(torch.autograd.Function):
                 result, of_logits = _sums_and_gradient(logits, codes[part], weights[part])
                 sums.append(result)
                 of_logits = of_logits.to(dtype)
-                if trains_head:
-                    head_gradient = _added(head_gradient, values.transpose(1, 2), of_logits, head.dtype)
+                if head_gradient is not None:
+                    _add_product(values.transpose(1, 2), of_logits, head_gradient, first=start == 0)
                 sources = [leaf for leaf in (*leaves, *parameters) if leaf.requires_grad]
                 if not sources:
                     continue
@@ -158,8 +158,9 @@ class _ChunkedSums(torch.autograd.Function):
 def _sums_and_gradient(logits: Tensor, codes: Tensor, weights: Tensor) -> tuple[DecoderSums, Tensor]:
     """`_sums` of fp32 logits, and the gradient of `total` with respect to them, which takes their place."""
     expected = codes[:, 1:].T[..., None]  # [K-1, M, 1]
-    right = logits.argmax(-1, keepdim=True) == expected
-    logits -= logits.amax(-1, keepdim=True)
+    largest, likeliest = logits.max(-1, keepdim=True)
+    right = likeliest == expected
+    logits -= largest
     of_expected = logits.gather(-1, expected)
     normalizer = logits.exp_().sum(-1, keepdim=True)
     nats = normalizer.log() - of_expected  # [K-1, M, 1]
@@ -171,8 +172,11 @@ def _sums_and_gradient(logits: Tensor, codes: Tensor, weights: Tensor) -> tuple[
     return DecoderSums(losses.mean(), losses, correct, right[..., 0].all(dim=0)), gradient
 
 
-def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + a x b in `dtype`, in the place of `total`; None = 0."""
-    if total is None:
-        return torch.bmm(a, b).to(dtype)
-    return total.baddbmm_(a, b) if a.dtype == dtype else total.add_(torch.bmm(a, b))
+def _add_product(a: Tensor, b: Tensor, total: Tensor, first: bool) -> None:
+    """Adds a x b to `total`, or writes it there the first time."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(torch.bmm(a, b))
+    else:
+        total += torch.bmm(a, b)

@@ -5,32 +5,26 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from torch import Tensor, nn
 
 from csm.model.csm import CSM
 
 
 def return_freed_memory(model: CSM) -> None:
-    """From now on every training pass of `model` on a CPU gives its holes back to the system before the three moments
-    that need the most: the depth decoder, the middle of the backbone's backward pass, and the gradient of the
-    embeddings, the largest tensor of all. Not whenever something is freed: memory has to be handed out anew, a page at
-    a time, which would take half as long as the step itself.
+    """From now on every training pass of `model` on a CPU gives its holes back to the system twice, in the backbone's
+    backward pass: after its first block and half-way. Memory that was given back has to be handed out anew, a page at a
+    time. Whenever something is freed would take half as long as the step itself; these two moments lower the peak
+    nearly as much, for a tenth.
 
     Changes nothing where the C library is not glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return
 
-    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled():
-            trim(0)
-
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
+    def before_forward(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].requires_grad:  # its gradient is there once the block's backward pass is over
             inputs[0].register_hook(lambda gradient: trim(0) and None)
 
     layers = model.backbone.layers
-    model.backbone.register_forward_hook(after)
-    for layer in {0, len(layers) // 2}:  # once its backward pass is over
-        layers[layer].register_forward_pre_hook(before)
+    for block in {layers[-1], layers[(len(layers) - 1) // 2]}:
+        block.register_forward_pre_hook(before_forward)
