@@ -5,8 +5,7 @@
 Every case runs in fresh processes, fp32, AdamW, gradient clipping. Measured is the resident set's high-water mark
 (VmHWM) of the steps, less what the process held before the model was built, after a step of a toy model had loaded all
 libraries: so tensors, and what the allocator keeps. Twice: with every block of 64 KiB and more mapped on its own
-and returned when freed ("tensors": what is in use; trainer.return_freed_memory comes close to it), and with the
-system's allocator as it is ("process").
+and returned when freed ("tensors": what is in use), and as training runs ("process": csm/training/heap.py).
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -32,7 +31,8 @@ from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
 from csm.planning.estimate import FRAME_RATE, MemoryPlan, make_plan
 from csm.planning.request import read_request
-from csm.training.optim import build_optimizer
+from csm.training.heap import return_freed_memory
+from csm.training.optim import allocate_state, build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["experiment=quickstart", "gpu=cpu", "trainer.precision=32-true"]
@@ -84,6 +84,8 @@ def training_step(config: TrainConfig, batch: RowBatch) -> Callable[[], None]:
     for block in (*model.backbone.layers, *model.decoder.layers):
         block.recompute = config.trainer.recompute
     optimizer = build_optimizer(model, config.optim)
+    return_freed_memory(model)
+    allocate_state(optimizer)
 
     def step() -> None:
         sums = model(

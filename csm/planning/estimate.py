@@ -15,8 +15,8 @@ from csm.training.parallel import check_tensor_parallel
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
-CPU_ALLOCATOR, GPU_ALLOCATOR = 0.25, 0.05
-"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 19 to 37 %, see
+CPU_ALLOCATOR, GPU_ALLOCATOR = 0.12, 0.05
+"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 5 to 22 %, see
 docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
