@@ -152,7 +152,8 @@ def test_hand_computed_numbers_of_csm_8b():
     assert peak.gradients >= 4 * (shared.parameters - matrices * 3 / 4), "whole ones of the first microbatch"
     assert peak.decoder_activations == whole.memory["none"].peak.decoder_activations, "not shared"
     assert peak.logits == whole.memory["none"].peak.logits
-    assert 0.25 < peak.backbone_activations / whole.memory["none"].peak.backbone_activations < 0.5
+    # Split layers also keep silu(gate) and the product: a quarter of four tensors, where whole ones keep two.
+    assert 0.25 < peak.backbone_activations / whole.memory["none"].peak.backbone_activations < 0.7
     assert shared.positions_per_step == 64 * 2048
     # Each device: a quarter of the backbone, and all the rest, of the rows of its group.
     of_rows = whole.flops_per_step / 2
