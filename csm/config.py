@@ -184,7 +184,7 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1  # not on norms and embeddings
-    grad_clip: float = 1.0  # global norm
+    grad_clip: float = 1.0  # global norm; 0: no clipping
     schedule: Schedule = Schedule.cosine
     warmup_steps: int = 100
     decay_steps: int = 0  # wsd only: length of the final decay

@@ -24,13 +24,13 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
-    """Scales all gradients so that their global norm is at most `max_norm`.
+    """Scales all gradients so that their global norm is at most `max_norm`; 0: leaves them as they are.
 
     Returns the norms before that, scalars on the device of the gradients: of each part, and "total". Norms of sharded
     parameters are of the whole tensors, the same on every rank. Nothing waits for the device.
     """
     norms = {part: gradient_norm(parameters) for part, parameters in parts.items()}
     norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-    for parameters in parts.values():
+    for parameters in parts.values() if max_norm > 0 else ():
         scale_gradients(parameters, norms["total"], max_norm)
     return norms
