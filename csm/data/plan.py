@@ -20,9 +20,6 @@ ORDER = 2
 checkpoint's place in the data would then point elsewhere. Checkpoints hold it (those without one are of order 1)."""
 
 _SHARDS, _SAMPLES = 0, 1  # what a permutation is of: part of its seed
-_JITTER = 1 / 16
-"""Samples are packed by falling length plus up to this share of a row, by chance. Strictly by length, a sample would
-meet much the same partners in every epoch; this costs 0.1 % of the positions."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,16 @@ class EpochPlan:
         samples, lengths = fitting(np.concatenate(parts), self.lengths, self.max_positions)
         permutation = rng.permutation(len(samples))
         samples, lengths = samples[permutation], lengths[permutation]
-        priorities = lengths + rng.uniform(0, _JITTER * self.max_positions, len(lengths))
+        priorities = lengths + rng.uniform(0, _jitter(len(lengths)) * self.max_positions, len(lengths))
         packed, starts = best_fit(lengths, priorities, self.max_positions)
         return WindowRows(samples[packed], starts, rng.permutation(len(starts) - 1))
+
+
+def _jitter(samples: int) -> float:
+    """Samples are packed by falling length plus up to this many rows' length, by chance. Strictly by length, a sample
+    would meet much the same partners in every epoch. 1/16 costs 0.1 % of the positions; the fewer samples there are,
+    the more it takes, until their lengths do not matter any more."""
+    return max(1 / 16, 64 / max(samples, 1))
 
 
 def fitting(samples: np.ndarray, lengths: np.ndarray, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
