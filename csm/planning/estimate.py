@@ -15,9 +15,10 @@ from csm.training.parallel import check_tensor_parallel
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
-CPU_ALLOCATOR, GPU_ALLOCATOR = 0.12, 0.05
-"""What allocators hold beyond what is in use, as a share of it. glibc keeps freed blocks below 32 MB: 5 to 22 %, see
-docs/benchmarks.md. For GPUs an assumption (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
+CPU_ALLOCATOR, GPU_ALLOCATOR = 1 / 3, 0.05
+"""What allocators hold beyond what is in use. glibc keeps holes where activations were, and returns blocks of 32 MB and
+more: a share of the activations, measured, see docs/benchmarks.md. For GPUs a share of all, an assumption
+(PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
@@ -124,7 +125,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     memory = {}
     for level in Recompute:
         peak = peak_memory(config.model, own, state, microbatch, precision, level, sharing)
-        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
+        allocator = CPU_ALLOCATOR * peak.activations if gpu is None else GPU_ALLOCATOR * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
         memory[level.value] = MemoryPlan(peak, allocator, context, available)

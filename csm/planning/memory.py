@@ -197,6 +197,11 @@ class Memory:
     def total(self) -> float:
         return sum(self.parts().values())
 
+    @property
+    def activations(self) -> float:
+        """What a step makes and frees again, other than gradients of weights."""
+        return self.backbone_activations + self.decoder_activations + self.logits + self.block_gradients
+
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 

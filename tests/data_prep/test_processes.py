@@ -36,6 +36,7 @@ def alive(pid: int) -> bool:
     return status.exists() and "zombie" not in status.read_text()
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = (
         "from data_prep.processes import ordered_map\n"

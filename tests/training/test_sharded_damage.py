@@ -83,6 +83,7 @@ def check_fallback(dataset: Path, trained: Path, run_dir: Path, reason: str) -> 
     assert_same(previous, trained / "checkpoints" / "previous.ckpt")  # the damaged one has not taken its place
 
 
+@pytest.mark.slow
 def test_bit_that_one_rank_reads_takes_both_to_the_checkpoint_before(small_dataset, trained, run_dir):
     file = run_dir / "checkpoints" / "last.ckpt" / "__1_0.distcp"
     damage(file, "one bit", inside_a_tensor(file, OPTIMIZER))
@@ -143,6 +144,7 @@ def small_files_for_rank_1() -> None:
         small_files_only()
 
 
+@pytest.mark.slow
 def test_rank_that_cannot_write_its_part_ends_the_run(small_dataset, trained, run_dir, tmp_path):
     command = [*overrides(small_dataset, run_dir), "trainer.max_steps=50"]
     run = Run(command, tmp_path / "log", ranks=2, before=small_files_for_rank_1, strategy="fsdp")

@@ -34,6 +34,7 @@ def overrides(small_dataset) -> list[str]:
     return [*STEPS, f"data.path={small_dataset}", "ckpt_path=last", "trainer.log_every_steps=4"]
 
 
+@pytest.mark.slow
 def test_steps_with_bad_gradients_leave_no_trace_on_any_rank():
     """Both stages, in both precisions, with and without offloading."""
     environment = {**os.environ, **launcher_variables(2), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
