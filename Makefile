@@ -1,6 +1,6 @@
 # The two set-up commands:
 #   make quickstart   installs, then prepares, trains, evaluates and exports the demo (CPU, no download of models)
-#   make test         installs, then runs the tests (10 minutes)
+#   make test         installs, then runs the tests (8 to 14 minutes on two cores)
 #   make test-slow    the tests that start many processes: kills, clusters, executors (CI runs both)
 PYTHON ?= python3
 VENV ?= .venv
