@@ -49,7 +49,7 @@ def loggers_are_on() -> None:
     """Hydra's programs without a log file switch off the logging of their process, here of all tests after."""
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("csm") and isinstance(logger, logging.Logger):
+        if name.startswith(("csm", "data_prep")) and isinstance(logger, logging.Logger):
             logger.disabled = False
 
 
