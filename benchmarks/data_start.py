@@ -5,9 +5,9 @@ fast they are built.
 
 Start: a synthetic dataset in a temporary folder (sparse tar files; index and lengths are real, 2 GB), opened in a
 process of its own up to the first planned step, from the beginning and from a cursor in the middle of an epoch; with
-the index read for the first sample of the step. Packing: one window of as many samples as 16 of those shards hold, with
-lengths of several distributions, beside next-fit over a permutation. Rows: one process builds steps of real bytes, rows
-of 2048 positions with 32 codebooks. Record results in docs/benchmarks.md with hardware.
+the index read for the first sample of the step. Packing: windows of as many samples as 16 of those shards hold, and of
+few, with lengths of several distributions, beside next-fit over a permutation. Rows: one process builds steps of real
+bytes, rows of 2048 positions with 32 codebooks. Record results in docs/benchmarks.md with hardware.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,12 @@ from data_prep.packing.staging import StagedUnit
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=32, codebook_size=2048, frame_rate=12.5, sample_rate=24000)
 TOKENIZER = ByteTokenizer()
 POSITIONS, ROWS_PER_STEP = 2048, 256
+CONVERSATIONS = (  # name, their lengths, positions of a row
+    ("500 to 2900", lambda rng, n: rng.integers(500, 2901, n), 4096),
+    ("900 to 2300", lambda rng, n: rng.integers(900, 2301, n), 4096),
+    ("50 to 600", lambda rng, n: rng.integers(50, 601, n), 2048),
+    ("lognormal(7, 0.6)", lambda rng, n: rng.lognormal(7, 0.6, n).astype(int), 4096),
+)
 
 
 def write_synthetic(folder: Path, shards: int, samples_per_shard: int) -> None:
@@ -150,10 +156,12 @@ def next_fit(lengths: np.ndarray, max_positions: int) -> int:
     return rows
 
 
-def pack_window(draw: Callable[[np.random.Generator], np.ndarray], max_positions: int) -> dict[str, float]:
+def pack_window(
+    draw: Callable[[np.random.Generator, int], np.ndarray], samples: int, max_positions: int
+) -> dict[str, float]:
     """Of one window that is planned in two epochs: seconds, shares of positions filled, pairs that met in both epochs
     as a share of those that met in the first."""
-    lengths = np.minimum(draw(np.random.default_rng(0)), max_positions)
+    lengths = np.minimum(draw(np.random.default_rng(0), samples), max_positions)
     plan = EpochPlan("made", np.array([[0, len(lengths)]]), np.stack([lengths, lengths]), max_positions, 1, seed=1)
     began = time.perf_counter()
     first = plan.rows(0, 0)
@@ -252,18 +260,15 @@ def main() -> None:
                 f"first sample located in {1000 * took['locate']:.0f} ms; peak {took['peak']:.0f} MB "
                 f"(libraries {took['libraries']:.0f} MB), private now {took['private']:.0f} MB"
             )
-    samples = 16 * options.samples_per_shard
-    for name, draw, positions in (
-        ("of 500 to 2900 positions", lambda rng: rng.integers(500, 2901, samples), 4096),
-        ("of 900 to 2300 positions", lambda rng: rng.integers(900, 2301, samples), 4096),
-        ("of 50 to 600 positions", lambda rng: rng.integers(50, 601, samples), 2048),
-        ("of lognormal(7, 0.6) positions", lambda rng: rng.lognormal(7, 0.6, samples).astype(int), 4096),
+    for samples, (name, draw, positions) in product(
+        (16 * options.samples_per_shard, 1000, 300, 100, 30), CONVERSATIONS
     ):
-        took = pack_window(draw, positions)
+        took = pack_window(draw, samples, positions)
         print(
-            f"a window of {samples:,} conversations {name} in rows of {positions}: planned in {took['seconds']:.3f} s, "
-            f"{100 * took['filled']:.1f} % of the positions filled (next-fit: {100 * took['next_fit']:.1f} %), "
-            f"{100 * took['repeated']:.2f} % of the pairs in a row meet again in the next epoch"
+            f"a window of {samples:,} conversations of {name} positions in rows of {positions}: planned in "
+            f"{took['seconds']:.3f} s, {100 * took['filled']:.1f} % of the positions filled (next-fit: "
+            f"{100 * took['next_fit']:.1f} %), {100 * took['repeated']:.2f} % of the pairs in a row meet again in the "
+            "next epoch"
         )
     with tempfile.TemporaryDirectory() as temporary:
         write_real(Path(temporary), 300)
