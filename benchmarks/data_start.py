@@ -146,23 +146,23 @@ def memory(field: str) -> float:
     return int(fields[field].split()[0]) / 1024
 
 
-def next_fit(lengths: np.ndarray, max_positions: int) -> int:
+def next_fit(lengths: np.ndarray, max_seq_len: int) -> int:
     """Number of rows if a sample that does not fit into the last row begins a new one."""
     rows, left = 0, -1
     for length in lengths.tolist():
         if length > left:
-            rows, left = rows + 1, max_positions
+            rows, left = rows + 1, max_seq_len
         left -= length
     return rows
 
 
 def pack_window(
-    draw: Callable[[np.random.Generator, int], np.ndarray], samples: int, max_positions: int
+    draw: Callable[[np.random.Generator, int], np.ndarray], samples: int, max_seq_len: int
 ) -> dict[str, float]:
     """Of one window that is planned in two epochs: seconds, shares of positions filled, pairs that met in both epochs
     as a share of those that met in the first."""
-    lengths = np.minimum(draw(np.random.default_rng(0), samples), max_positions)
-    plan = EpochPlan("made", np.array([[0, len(lengths)]]), np.stack([lengths, lengths]), max_positions, 1, seed=1)
+    lengths = np.minimum(draw(np.random.default_rng(0), samples), max_seq_len)
+    plan = EpochPlan("made", np.array([[0, len(lengths)]]), np.stack([lengths, lengths]), max_seq_len, 1, seed=1)
     began = time.perf_counter()
     first = plan.rows(0, 0)
     seconds = time.perf_counter() - began
@@ -173,8 +173,8 @@ def pack_window(
     permuted = np.random.default_rng(1).permutation(lengths)
     return {
         "seconds": seconds,
-        "filled": lengths.sum() / (len(first) * max_positions),
-        "next_fit": lengths.sum() / (next_fit(permuted, max_positions) * max_positions),
+        "filled": lengths.sum() / (len(first) * max_seq_len),
+        "next_fit": lengths.sum() / (next_fit(permuted, max_seq_len) * max_seq_len),
         "repeated": len(pairs[0] & pairs[1]) / len(pairs[0]),
     }
 
@@ -212,7 +212,7 @@ def build_rows(folder: Path, rows: int) -> dict[str, float]:
     lengths = load_lengths(dataset, TOKENIZER, folder)
     plan = EpochPlan("data", dataset.shards("train"), lengths, POSITIONS, 16, seed=1)
     sampler = StepSampler({"data": MixtureSource(plan)}, RankShare(4, 4, 0, 1), 1, None)
-    data = DataConfig(path="", max_positions=POSITIONS, rows_per_step=4, rows_per_microbatch=4)
+    data = DataConfig(path="", max_seq_len=POSITIONS, global_batch_size=4, micro_batch_size=4)
     builder = TrainRows({"data": dataset}, TOKENIZER, data, LossConfig(), seed=1)
     specs = list(islice(iter(sampler), rows // 4))
     builder[specs[0]]

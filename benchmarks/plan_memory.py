@@ -43,9 +43,9 @@ M82 = [
     "model.backbone={layers: 6, dim: 512, heads: 8, kv_heads: 4, ffn_dim: 2048}",
     "model.decoder={layers: 4, dim: 256, heads: 4, kv_heads: 2, ffn_dim: 1024}",
     "tokenizer.vocab_size=8192",
-    "data.rows_per_step=4",
-    "data.rows_per_microbatch=4",
-    "data.max_positions=256",
+    "data.global_batch_size=4",
+    "data.micro_batch_size=4",
+    "data.max_seq_len=256",
     "text_tokens_per_second=2.3",  # 40 text positions to a row
 ]
 CASES = {
@@ -53,36 +53,36 @@ CASES = {
     "csm_tiny, 2 x 512, 1/1": [*TINY, "loss.decoder_frame_ratio=1"],
     "82M, 4 x 256, 1/16": M82,
     "82M, 4 x 256, 1/1": [*M82, "loss.decoder_frame_ratio=1"],
-    "82M, 1/16, selective": [*M82, "trainer.recompute=selective"],
-    "82M, 1/16, full": [*M82, "trainer.recompute=full"],
+    "82M, 1/16, selective": [*M82, "trainer.activation_checkpointing=selective"],
+    "82M, 1/16, full": [*M82, "trainer.activation_checkpointing=full"],
 }
 ALLOCATORS = {"tensors": {"MALLOC_MMAP_THRESHOLD_": "65536"}, "process": {}}
 
 
 def estimate(words: list[str]) -> MemoryPlan:
     config, options = read_request(words)
-    return make_plan(config, options).memory[config.trainer.recompute.value]
+    return make_plan(config, options).memory[config.trainer.activation_checkpointing.value]
 
 
 def random_rows(config: TrainConfig, text_tokens_per_second: float) -> RowBatch:
     """One microbatch of full rows, one conversation each, with the share of text that the plan assumes."""
     model, data = config.model, config.data
     rng = np.random.default_rng(0)
-    text = round(data.max_positions * text_tokens_per_second / (FRAME_RATE + text_tokens_per_second))
-    slots = num_slots(data.max_positions, config.loss.decoder_frame_ratio)
+    text = round(data.max_seq_len * text_tokens_per_second / (FRAME_RATE + text_tokens_per_second))
+    slots = num_slots(data.max_seq_len, config.loss.decoder_frame_ratio)
     rows = []
-    for _ in range(data.rows_per_microbatch):
-        codes = torch.randint(1, model.codebook_size, (model.num_codebooks, data.max_positions - text - 1))
+    for _ in range(data.micro_batch_size):
+        codes = torch.randint(1, model.codebook_size, (model.num_codebooks, data.max_seq_len - text - 1))
         turn = TurnTokens(torch.randint(1, model.text_vocab_size, (text,)).tolist(), codes)
         frames = conversation_frames([turn], model.num_codebooks)
-        rows.append(pack_row([frames], data.max_positions, model.num_codebooks, slots, rng))
+        rows.append(pack_row([frames], data.max_seq_len, model.num_codebooks, slots, rng))
     return stack_rows(rows)
 
 
 def training_step(config: TrainConfig, batch: RowBatch) -> Callable[[], None]:
     model = CSM(config.model)
     for block in (*model.backbone.layers, *model.decoder.layers):
-        block.recompute = config.trainer.recompute
+        block.activation_checkpointing = config.trainer.activation_checkpointing
     optimizer = build_optimizer(model, config.optim)
     return_freed_memory(model)
     allocate_state(optimizer)
@@ -117,7 +117,7 @@ def measure(words: list[str], steps: int) -> int:
     torch.set_num_threads(1)
     config, options = read_request(words)
     toy = CSMConfig(TransformerConfig(1, 32, 2, 1, 32), TransformerConfig(1, 32, 2, 1, 32), 8, 5, 32)
-    toy_config = replace(config, model=toy, data=replace(config.data, max_positions=16))
+    toy_config = replace(config, model=toy, data=replace(config.data, max_seq_len=16))
     step = training_step(toy_config, random_rows(toy_config, options.text_tokens_per_second))
     step()
     step()

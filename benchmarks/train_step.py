@@ -5,8 +5,9 @@
 
 Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. Ours has the
 defaults of a training run on that device (configs/trainer/); what follows them on the command line are other options,
-such as trainer.recompute=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to transformers. MFU is
-by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no matrix product is computed
+such as trainer.activation_checkpointing=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to
+transformers. MFU is by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no matrix
+product is computed
 twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
 Record results in docs/benchmarks.md with hardware and versions.
 """
@@ -86,7 +87,7 @@ def our_step(setting: Setting) -> Callable[[], None]:
     with device:
         model = CSM(config.model)
     for block in (*model.backbone.layers, *model.decoder.layers):
-        block.recompute = config.trainer.recompute
+        block.activation_checkpointing = config.trainer.activation_checkpointing
         if config.trainer.compile:
             block.compile(fullgraph=True, dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csm.checkpoint.load import load_csm_1b, load_generator, load_model
     from csm.config import CSMConfig
+    from csm.formats.load import load_csm_1b, load_generator, load_model
     from csm.inference.generator import GeneratedSegment, Generator, Segment
     from csm.model.csm import CSM
 
@@ -35,9 +35,9 @@ _HOMES = {
     "GeneratedSegment": "csm.inference.generator",
     "Generator": "csm.inference.generator",
     "Segment": "csm.inference.generator",
-    "load_csm_1b": "csm.checkpoint.load",
-    "load_generator": "csm.checkpoint.load",
-    "load_model": "csm.checkpoint.load",
+    "load_csm_1b": "csm.formats.load",
+    "load_generator": "csm.formats.load",
+    "load_model": "csm.formats.load",
 }
 
 

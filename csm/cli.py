@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 
 from csm.audio import load_audio, save_wav
-from csm.checkpoint import hub
-from csm.checkpoint.export import ADAPTER, LAYOUTS
-from csm.checkpoint.export import export as export_checkpoint
-from csm.checkpoint.load import load_generator
-from csm.checkpoint.source import open_checkpoint
 from csm.errors import user_errors
+from csm.formats import hub
+from csm.formats.export import ADAPTER, LAYOUTS
+from csm.formats.export import export as export_checkpoint
+from csm.formats.load import load_generator
+from csm.formats.open import open_checkpoint
 from csm.inference.generator import Segment
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="memory, time and storage of a training run",
         description="Its own keys, all optional: gpu, gpus, gpus_per_node, strategy, hours (of audio), epochs, mfu, "
         "text_tokens_per_second (csm/config.py, PlanConfig). All others are those of train.py: "
-        "csm plan model=csm_8b gpus=64 gpu=h100 strategy=fsdp hours=100000 data.rows_per_microbatch=2",
+        "csm plan model=csm_8b gpus=64 gpu=h100 strategy=fsdp hours=100000 data.micro_batch_size=2",
     )
     estimate.add_argument("words", nargs="*", metavar="key=value")
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")

@@ -19,6 +19,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+RENAMED_OPTIONS = {
+    "data.max_positions": "data.max_seq_len",
+    "data.rows_per_microbatch": "data.micro_batch_size",
+    "data.rows_per_step": "data.global_batch_size",
+    "model.max_positions": "model.max_seq_len",
+    "trainer.recompute": "trainer.activation_checkpointing",
+}
+"""Earlier names of options of train.py, as they stand in old checkpoints."""
+
 RESERVED_CODES = 3
 """Ids per codebook beyond the codec's own: the released CSM has 2051 = 2048 + 3 (unused start/stop/pad ids)."""
 
@@ -57,7 +66,7 @@ class CSMConfig:
     text_vocab_size: int = MISSING
     codebook_size: int = MISSING  # the codec's entries per codebook, without the reserved ids
     num_codebooks: int = MISSING  # K
-    max_positions: int = 2048  # longest sequence the backbone is used with
+    max_seq_len: int = 2048  # longest sequence the backbone is used with
     norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     initializer_std: float = 0.02
@@ -123,9 +132,9 @@ class DataConfig:
 
     path: str | None = None  # one dataset, passed over for as long as the run takes
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # a mixture: name -> dataset, weight, max_epochs
-    max_positions: int = 2048  # length S of a packed row
-    rows_per_step: int = 8  # rows of one optimizer step, over all ranks and microbatches
-    rows_per_microbatch: int = 8  # rows of one forward/backward pass on one rank
+    max_seq_len: int = 2048  # length S of a packed row
+    global_batch_size: int = 8  # rows of one optimizer step, over all ranks and microbatches
+    micro_batch_size: int = 8  # rows of one forward/backward pass on one rank
     window_shards: int = 16  # shards whose samples are shuffled together; no others are read meanwhile
     permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
     context_dropout: float = 0.0  # chance, at each turn, that training reads it without what came before
@@ -159,7 +168,7 @@ class LoraConfig:
     train_modules: list[str] = field(default_factory=list)  # trained in full beside them, such as codebook0_head
 
 
-class Recompute(Enum):
+class ActivationCheckpointing(Enum):
     """What the backward pass computes again instead of keeping it (activation checkpointing)."""
 
     none = "none"
@@ -213,7 +222,7 @@ class TrainerConfig:
     ema_decay: float = 0.0  # of an exponential moving average of the weights, such as 0.9999; 0: none
     validate_ema: bool = False  # validation, audio samples and the final export use the averaged weights
     deterministic: bool = False
-    recompute: Recompute = Recompute.none  # in the blocks of both stacks
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none  # in the blocks of both stacks
     compile: bool = False  # torch.compile on the blocks of both stacks
 
 

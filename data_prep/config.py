@@ -166,7 +166,7 @@ class DedupConfig:
 class ConversationConfig:
     """How turns become conversations, the samples of the dataset."""
 
-    max_positions: int = 2048  # of a row; text is estimated, 3.2 bytes to a token
+    max_seq_len: int = 2048  # of a row; text is estimated, 3.2 bytes to a token
     max_seconds: float = 120.0  # of speech
     max_turns: int = 64
     max_gap_seconds: float = 8.0  # a longer silence ends a conversation

@@ -40,7 +40,7 @@ _POSITIVE = {
     "transcribe": ("batch_size", "beam_size", "max_clip_seconds"),
     "turns": ("max_seconds", "max_given_seconds"),
     "encode": ("batch_seconds", "fit_minutes"),
-    "conversation": ("max_positions", "max_seconds", "max_turns"),
+    "conversation": ("max_seq_len", "max_seconds", "max_turns"),
     "pack": ("shard_mb",),
     "executor": ("cpus_per_worker", "max_attempts", "timeout_factor"),
 }

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from csm.checkpoint import hf, names
-from csm.checkpoint.tensors import lazy
+from csm.formats import hf
+from csm.formats import weight_names as names
+from csm.formats.tensors import lazy
 from csm.frames import Frames
 from csm.model.csm import CSM
 

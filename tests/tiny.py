@@ -20,7 +20,7 @@ def tiny_config(codebooks: int = K) -> CSMConfig:
         text_vocab_size=TEXT_VOCAB,
         codebook_size=CODEBOOK_SIZE,
         num_codebooks=codebooks,
-        max_positions=160,
+        max_seq_len=160,
     )
 
 
@@ -51,12 +51,12 @@ def conversation(
 
 
 def rows(
-    documents: list[list[Frames]], max_positions: int = 64, ratio: int = 1, seed: int = 0, codebooks: int = K
+    documents: list[list[Frames]], max_seq_len: int = 64, ratio: int = 1, seed: int = 0, codebooks: int = K
 ) -> RowBatch:
     """One packed row for each list of documents."""
     rng = np.random.default_rng(seed)
-    slots = num_slots(max_positions, ratio) if ratio > 1 else max_positions
-    return stack_rows([pack_row(row, max_positions, codebooks, slots, rng) for row in documents])
+    slots = num_slots(max_seq_len, ratio) if ratio > 1 else max_seq_len
+    return stack_rows([pack_row(row, max_seq_len, codebooks, slots, rng) for row in documents])
 
 
 def forward(model: CSM, batch: RowBatch, chunk: int | None = None):

@@ -2,7 +2,7 @@
 
     meta.pt       what a .ckpt file holds beside tensors (our "csm" entry, the step, the loops), and the CRC-32 of
     .metadata     which file holds which part of which tensor, a pickle of torch.distributed.checkpoint
-    *.distcp      the parts, each a record with a CRC-32 of its own (csm/checkpoint/archive.py)
+    *.distcp      the parts, each a record with a CRC-32 of its own (csm/checkpoint/checksums.py)
 
 torch unpickles .metadata without restrictions; here only the classes that it consists of are admitted. Nor does it look
 at any CRC: here all that is read is checked.
@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from csm.checkpoint.archive import REMEDY, check_archive, unwritten, writing
-from csm.checkpoint.tensors import LazyTensor, Weights, load_pickled
+from csm.checkpoint.checksums import REMEDY, check_archive, unwritten, writing
+from csm.formats.tensors import LazyTensor, Weights, load_pickled
 
 META, INDEX = "meta.pt", ".metadata"
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # parts of a checkpoint

@@ -19,8 +19,8 @@ from zipfile import BadZipFile
 
 import torch
 
-from csm.checkpoint.archive import REMEDY, check_archive
-from csm.checkpoint.tensors import LazyTensor, Weights, load_pickled
+from csm.checkpoint.checksums import REMEDY, check_archive
+from csm.formats.tensors import LazyTensor, Weights, load_pickled
 
 TAG, LATEST = "checkpoint", "latest"
 _CLASSES = {

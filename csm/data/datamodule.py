@@ -65,9 +65,9 @@ class CSMDataModule(L.LightningDataModule):
         self.datasets = {name: source.dataset for name, source in sources.items()}
         for dataset in self.datasets.values():
             check_data_fits_model(dataset, config.model, tokenizer)
-        if data.max_positions > config.model.max_positions:
+        if data.max_seq_len > config.model.max_seq_len:
             raise ValueError(
-                f"data.max_positions={data.max_positions} exceeds model.max_positions={config.model.max_positions}"
+                f"data.max_seq_len={data.max_seq_len} exceeds model.max_seq_len={config.model.max_seq_len}"
             )
         if data.window_shards < 1:
             raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
@@ -83,7 +83,7 @@ class CSMDataModule(L.LightningDataModule):
             name,
             source.dataset.shards("train"),
             self.lengths[name],
-            data.max_positions,
+            data.max_seq_len,
             data.window_shards,
             self.config.seed,
         )
@@ -103,7 +103,7 @@ class CSMDataModule(L.LightningDataModule):
             self._stop()
         data = config.data
         rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
-        share = RankShare(data.rows_per_step, data.rows_per_microbatch, *data_ranks(trainer))
+        share = RankShare(data.global_batch_size, data.micro_batch_size, *data_ranks(trainer))
         return self._loader(rows, sampler=StepSampler(self.mixture, share, config.seed, self.cursor))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -125,20 +125,20 @@ class CSMDataModule(L.LightningDataModule):
 
     def _check_lengths(self, split: str) -> None:
         """Warns of samples that do not fit into a row. Raises ValueError if a source has none to train on."""
-        limit = self.config.data.max_positions
+        limit = self.config.data.max_seq_len
         for name, dataset in self.datasets.items():
             found = fit(dataset.shards(split), self.lengths[name], limit)
             if split == "train" and len(found.left_out) == found.samples:
-                reason = f"no first turn fits into data.max_positions={limit}" if found.samples else "it is empty"
+                reason = f"no first turn fits into data.max_seq_len={limit}" if found.samples else "it is empty"
                 raise ValueError(f"{dataset.path}: no samples to train on in split 'train': {reason}")
             if self.trainer.is_global_zero:
                 self._warn(name, found)
 
     def _warn(self, name: str, found: Fit) -> None:
-        dataset, limit = self.datasets[name], self.config.data.max_positions
+        dataset, limit = self.datasets[name], self.config.data.max_seq_len
         for number in found.left_out[:_NAMED]:
             log.warning(
-                "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_positions=%d; raise "
+                "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_seq_len=%d; raise "
                 "it, or prepare the data with a smaller max_turn_seconds",
                 dataset.path,
                 dataset.key(int(number)),
@@ -149,7 +149,7 @@ class CSMDataModule(L.LightningDataModule):
             log.warning("%s: %d more samples are left out likewise", dataset.path, len(found.left_out) - _NAMED)
         if found.shortened:
             log.warning(
-                "%s: %d of %d conversations are longer than data.max_positions=%d and keep their leading turns only",
+                "%s: %d of %d conversations are longer than data.max_seq_len=%d and keep their leading turns only",
                 dataset.path,
                 found.shortened,
                 found.samples - len(found.left_out),
@@ -185,7 +185,7 @@ class CSMDataModule(L.LightningDataModule):
 def _outlive_sigterm(worker: int) -> None:
     """Makes a worker heed SIGTERM from its own process only.
 
-    Schedulers send it to every process of a job, but training still finishes its step (csm/training/preemption.py) and
+    Schedulers send it to every process of a job, but training still finishes its step (csm/training/signals.py) and
     needs its workers for that.
     """
 

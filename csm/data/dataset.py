@@ -19,8 +19,9 @@ from csm.data.folder import DatasetFolder, FileInfo, LocalFolder
 from csm.data.index import DATASET_FILE, Index
 from csm.data.remote import RemoteFolder
 from csm.data.sample import (
+    READABLE,
+    READABLE_SCHEMAS,
     REMEDY,
-    SCHEMA_VERSION,
     Sample,
     Turn,
     record_from_member,
@@ -72,8 +73,8 @@ class DatasetInfo:
         """
         try:
             values = json.loads(text)
-            if values["schema"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {values['schema']}, this program reads {SCHEMA_VERSION}")
+            if values["schema"] not in READABLE_SCHEMAS:
+                raise ValueError(f"schema version {values['schema']}, this program reads {READABLE}")
             codec_file, takedown = values["codec_file"], values["takedown"]
             values |= {
                 "codec": CodecInfo.from_dict(values["codec"]),

@@ -66,13 +66,13 @@ class Fit:
     left_out: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
 
 
-def fit(shards: np.ndarray, lengths: np.ndarray, max_positions: int) -> Fit:
+def fit(shards: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> Fit:
     """Looks at all samples of `shards`, int64 [m, 2] (first sample, number of samples), a shard at a time."""
     left_out, longer = [np.empty(0, dtype=np.int64)], 0
     for first, count in shards:
         whole, first_turn = lengths[:, first : first + count]
-        left_out.append(first + np.flatnonzero(first_turn > max_positions))
-        longer += int(np.count_nonzero(whole > max_positions))
+        left_out.append(first + np.flatnonzero(first_turn > max_seq_len))
+        longer += int(np.count_nonzero(whole > max_seq_len))
     numbers = np.concatenate(left_out)
     return Fit(int(shards[:, 1].sum()), longer - len(numbers), numbers)
 
@@ -106,9 +106,10 @@ def _shard_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, shard: int
     lengths = np.zeros((2, len(samples)), dtype=np.int32)
     for place, number in enumerate(samples):
         turns = dataset.read_turns(number)
-        speakers = {turn.spk for turn in turns}
+        speakers = {turn.speaker for turn in turns}
         positions = [
-            max(len(tokenizer.encode_turn(turn.text, speaker)) for speaker in speakers) + turn.nf + 1 for turn in turns
+            max(len(tokenizer.encode_turn(turn.text, speaker)) for speaker in speakers) + turn.num_frames + 1
+            for turn in turns
         ]
         lengths[:, place] = sum(positions), positions[0]
     return lengths

@@ -73,9 +73,9 @@ class StepBatch:
     cursor: dict[str, Any]
 
 
-def num_slots(max_positions: int, decoder_frame_ratio: int) -> int:
+def num_slots(max_seq_len: int, decoder_frame_ratio: int) -> int:
     """Slots of a row: 1/ratio of its positions, at least two (see `select_slots`)."""
-    return max(2, -(-max_positions // decoder_frame_ratio))
+    return max(2, -(-max_seq_len // decoder_frame_ratio))
 
 
 def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -106,20 +106,20 @@ def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Genera
 
 def pack_row(
     documents: list[Frames],
-    max_positions: int,
+    max_seq_len: int,
     num_codebooks: int,
     slots: int,
     rng: np.random.Generator,
 ) -> RowBatch:
-    """Packs documents (together at most `max_positions` long) into a batch of one row; none gives an empty row."""
+    """Packs documents (together at most `max_seq_len` long) into a batch of one row; none gives an empty row."""
     total = sum(len(document) for document in documents)
-    assert total <= max_positions, f"documents of {total} positions do not fit into a row of {max_positions}"
-    tokens = torch.zeros(max_positions, num_codebooks + 1, dtype=torch.int64)
-    mask = torch.zeros(max_positions, num_codebooks + 1, dtype=torch.bool)
-    positions = torch.zeros(max_positions, dtype=torch.int64)
-    numbers = torch.full((max_positions,), -1, dtype=torch.int64)
-    targets = torch.zeros(max_positions, dtype=torch.bool)
-    eos = torch.zeros(max_positions, dtype=torch.bool)
+    assert total <= max_seq_len, f"documents of {total} positions do not fit into a row of {max_seq_len}"
+    tokens = torch.zeros(max_seq_len, num_codebooks + 1, dtype=torch.int64)
+    mask = torch.zeros(max_seq_len, num_codebooks + 1, dtype=torch.bool)
+    positions = torch.zeros(max_seq_len, dtype=torch.int64)
+    numbers = torch.full((max_seq_len,), -1, dtype=torch.int64)
+    targets = torch.zeros(max_seq_len, dtype=torch.bool)
+    eos = torch.zeros(max_seq_len, dtype=torch.bool)
     start = 0
     for number, document in enumerate(documents):
         end = start + len(document)

@@ -49,14 +49,14 @@ class EpochPlan:
     source:        the source's name, which its order depends on (and on no other source)
     shards:        int64 [m, 2], first sample number and number of samples of each shard of the split
     lengths:       int32 [2, samples of the dataset] in positions, see csm/data/lengths.py
-    max_positions: length of a row
+    max_seq_len: length of a row
     """
 
     def __init__(
-        self, source: str, shards: np.ndarray, lengths: np.ndarray, max_positions: int, window_shards: int, seed: int
+        self, source: str, shards: np.ndarray, lengths: np.ndarray, max_seq_len: int, window_shards: int, seed: int
     ) -> None:
         self.shards, self.lengths = shards, lengths
-        self.max_positions, self.window_shards = max_positions, window_shards
+        self.max_seq_len, self.window_shards = max_seq_len, window_shards
         self._seed = (seed, zlib.crc32(source.encode()))
 
     @property
@@ -74,11 +74,11 @@ class EpochPlan:
         that fit); one whose first turn does not fit is in no row."""
         rng = np.random.default_rng((*self._seed, _SAMPLES, epoch, window))
         parts = [np.arange(first, first + count) for first, count in self.window_of(epoch, window)]
-        samples, lengths = fitting(np.concatenate(parts), self.lengths, self.max_positions)
+        samples, lengths = fitting(np.concatenate(parts), self.lengths, self.max_seq_len)
         permutation = rng.permutation(len(samples))
         samples, lengths = samples[permutation], lengths[permutation]
-        priorities = lengths + rng.uniform(0, _jitter(len(lengths)) * self.max_positions, len(lengths))
-        packed, starts = best_fit(lengths, priorities, self.max_positions)
+        priorities = lengths + rng.uniform(0, _jitter(len(lengths)) * self.max_seq_len, len(lengths))
+        packed, starts = best_fit(lengths, priorities, self.max_seq_len)
         return WindowRows(samples[packed], starts, rng.permutation(len(starts) - 1))
 
 
@@ -89,22 +89,22 @@ def _jitter(samples: int) -> float:
     return max(1 / 16, 64 / max(samples, 1))
 
 
-def fitting(samples: np.ndarray, lengths: np.ndarray, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
+def fitting(samples: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Those of `samples` whose first turn fits into a row, and how many positions of a row each takes."""
     whole, first_turn = lengths[0][samples], lengths[1][samples]
-    fit = first_turn <= max_positions
-    return samples[fit], np.minimum(whole[fit], max_positions)
+    fit = first_turn <= max_seq_len
+    return samples[fit], np.minimum(whole[fit], max_seq_len)
 
 
-def best_fit(lengths: np.ndarray, priorities: np.ndarray, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Packs samples into rows of at most `max_positions`: by falling priority, each into the fullest row with room for
+def best_fit(lengths: np.ndarray, priorities: np.ndarray, max_seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packs samples into rows of at most `max_seq_len`: by falling priority, each into the fullest row with room for
     it, else into a new one. (int64 [n], the samples row by row, within a row in their given order; int64 [rows + 1],
     where each row begins there.)
 
-    lengths:    int [n], each at most `max_positions`
+    lengths:    int [n], each at most `max_seq_len`
     priorities: [n]
     """
-    rows_with: list[list[int]] = [[] for _ in range(max_positions + 1)]  # rows by the positions left in them
+    rows_with: list[list[int]] = [[] for _ in range(max_seq_len + 1)]  # rows by the positions left in them
     spaces = 0  # bit s is set if `rows_with[s]` is not empty
     turn = np.argsort(-priorities, kind="stable")
     rows, count = [], 0
@@ -115,7 +115,7 @@ def best_fit(lengths: np.ndarray, priorities: np.ndarray, max_positions: int) ->
             if not rows_with[space]:
                 spaces ^= 1 << space
         else:
-            space, row = max_positions, count
+            space, row = max_seq_len, count
             count += 1
         rows_with[space - length].append(row)
         spaces |= 1 << (space - length)

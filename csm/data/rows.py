@@ -17,19 +17,19 @@ from csm.text import TextTokenizer
 
 
 def sample_turns(
-    sample: Sample, tokenizer: TextTokenizer, max_positions: int, speakers: dict[int, int] | None = None
+    sample: Sample, tokenizer: TextTokenizer, max_seq_len: int, speakers: dict[int, int] | None = None
 ) -> list[TurnTokens]:
     """The turns of a stored conversation, tokenized, with its speaker ids renamed by `speakers`.
 
-    A conversation longer than `max_positions` keeps its leading turns: whole turns, never audio without its text.
+    A conversation longer than `max_seq_len` keeps its leading turns: whole turns, never audio without its text.
     """
     turns, total = [], 0
     for turn in sample.turns:
-        speaker = turn.spk if speakers is None else speakers[turn.spk]
-        codes = torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype(np.int64))
+        speaker = turn.speaker if speakers is None else speakers[turn.speaker]
+        codes = torch.from_numpy(sample.turn_codes(turn))
         tokens = TurnTokens(tokenizer.encode_turn(turn.text, speaker), codes, turn.loss)
         total += tokens.num_positions
-        if total > max_positions:
+        if total > max_seq_len:
             break
         turns.append(tokens)
     return turns
@@ -51,7 +51,7 @@ def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generato
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
     """A random renaming of the conversation's speaker ids among themselves, so that an id carries no voice and
     "speaks first" no identity."""
-    ids = sorted({turn.spk for turn in sample.turns})
+    ids = sorted({turn.speaker for turn in sample.turns})
     return dict(zip(ids, rng.permutation(ids).tolist(), strict=True))
 
 
@@ -71,11 +71,11 @@ class TrainRows(Dataset):
         seed: int,
     ) -> None:
         self.datasets, self.tokenizer, self.data, self.seed = datasets, tokenizer, data, seed
-        self.slots = num_slots(data.max_positions, loss.decoder_frame_ratio)
+        self.slots = num_slots(data.max_seq_len, loss.decoder_frame_ratio)
         self.num_codebooks = next(iter(datasets.values())).codec.num_codebooks
 
     def __getitem__(self, spec: StepSpec) -> StepBatch:
-        per_pass = self.data.rows_per_microbatch
+        per_pass = self.data.micro_batch_size
         rows, keys = [], []
         for row in spec.rows:
             samples = [self.datasets[row.source].read(int(number)) for number in row.samples]
@@ -94,10 +94,10 @@ class TrainRows(Dataset):
         documents = []
         for sample in samples:
             speakers = permuted_speakers(sample, rng) if self.data.permute_speakers else None
-            turns = sample_turns(sample, self.tokenizer, self.data.max_positions, speakers)
+            turns = sample_turns(sample, self.tokenizer, self.data.max_seq_len, speakers)
             parts = drop_context(turns, self.data.context_dropout, rng)
             documents += [conversation_frames(part, self.num_codebooks) for part in parts]
-        return pack_row(documents, self.data.max_positions, self.num_codebooks, self.slots, rng)
+        return pack_row(documents, self.data.max_seq_len, self.num_codebooks, self.slots, rng)
 
 
 class ValidationRows(Dataset):
@@ -123,15 +123,15 @@ class ValidationRows(Dataset):
         self.rows: list[tuple[str, np.ndarray]] = []
         for name, dataset in datasets.items():
             shards = dataset.shards(split)
-            plan = EpochPlan(name, shards, lengths[name], data.max_positions, data.window_shards, seed=0)
+            plan = EpochPlan(name, shards, lengths[name], data.max_seq_len, data.window_shards, seed=0)
             self.rows += [(name, row) for window in range(plan.windows) for row in plan.rows(0, window)]
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // (self.data.rows_per_microbatch * self.world_size))
+        return -(-len(self.rows) // (self.data.micro_batch_size * self.world_size))
 
     def __getitem__(self, index: int) -> RowBatch:
-        first = (index * self.world_size + self.rank) * self.data.rows_per_microbatch
-        return stack_rows([self._row(i) for i in range(first, first + self.data.rows_per_microbatch)])
+        first = (index * self.world_size + self.rank) * self.data.micro_batch_size
+        return stack_rows([self._row(i) for i in range(first, first + self.data.micro_batch_size)])
 
     def _row(self, index: int) -> RowBatch:
         num_codebooks = next(iter(self.datasets.values())).codec.num_codebooks
@@ -139,7 +139,7 @@ class ValidationRows(Dataset):
         if index < len(self.rows):
             name, samples = self.rows[index]
             for number in samples:
-                turns = sample_turns(self.datasets[name].read(int(number)), self.tokenizer, self.data.max_positions)
+                turns = sample_turns(self.datasets[name].read(int(number)), self.tokenizer, self.data.max_seq_len)
                 documents.append(conversation_frames(turns, num_codebooks))
-        length = self.data.max_positions
+        length = self.data.max_seq_len
         return pack_row(documents, length, num_codebooks, length, np.random.default_rng(0))

@@ -17,13 +17,17 @@ import numpy as np
 
 from csm.codec.base import CodecInfo
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_SCHEMAS = (2, SCHEMA_VERSION)
+READABLE = " and ".join(str(version) for version in READABLE_SCHEMAS)
 CODES_MEMBER = "codes.npy"
 JSON_MEMBER = "json"
 REMEDY = "prepare the dataset again (python -m data_prep ... overwrite=true)"
 
 # WebDataset splits a member's name at its first dot and lower-cases the rest, so a key must hold neither.
 _KEY = re.compile(r"[a-z0-9_-]{1,80}")
+# Names of schema 2, which is still read.
+_RENAMED = {"spk": "speaker", "f0": "start_frame", "nf": "num_frames", "q": "quality"}
 # Derived from the turns, and stored all the same for those who read the json members without this module.
 _DERIVED = ("start", "end", "num_frames", "num_speakers")
 
@@ -32,18 +36,18 @@ _DERIVED = ("start", "end", "num_frames", "num_speakers")
 class Turn:
     """What one speaker says without a break. Times are seconds in the recording."""
 
-    spk: int  # number of the speaker within the conversation
+    speaker: int  # number of the speaker within the conversation
     text: str
     start: float
     end: float
-    f0: int  # first frame in `Sample.codes`
-    nf: int  # number of frames
+    start_frame: int  # first of its frames in `Sample.codes`
+    num_frames: int
     loss: bool = True  # False: context only, never predicted
     channel: int | None = None  # of the recording; None: all channels mixed
     gap: float = 0.0  # seconds of silence before it; negative: so much earlier than the others had ended
     overlap: float = 0.0  # seconds in which someone else speaks on the same track
     words: list[list[Any]] | None = None  # [text, start, end, probability or None] as recognised; None: text was given
-    q: dict[str, float] = field(default_factory=dict)  # measures, see data_prep/packing/conversation.py
+    quality: dict[str, float] = field(default_factory=dict)  # measures, see data_prep/packing/conversation.py
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Event:
     """Something heard during the conversation that is no turn of its own."""
 
     time: float  # seconds in the recording
-    spk: int
+    speaker: int
     kind: str  # "backchannel"
     text: str
 
@@ -95,7 +99,11 @@ class Sample:
 
     @property
     def num_speakers(self) -> int:
-        return len({turn.spk for turn in self.turns})
+        return len({turn.speaker for turn in self.turns})
+
+    def turn_codes(self, turn: Turn) -> np.ndarray:
+        """Codes of one of the turns: int64 `[K, num_frames]`, a copy."""
+        return self.codes[:, turn.start_frame : turn.start_frame + turn.num_frames].astype(np.int64)
 
 
 _STORED = [f.name for f in fields(Sample) if f.name not in ("codec", "turns", "codes", "events")]
@@ -163,9 +171,16 @@ def record_from_member(json_bytes: bytes, where: str) -> dict[str, Any]:
         version = record.pop("schema")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: its json member is not a sample record ({error!r}); {REMEDY}") from error
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{where}: has schema version {version}, this program reads {SCHEMA_VERSION}; {REMEDY}")
+    if version not in READABLE_SCHEMAS:
+        raise ValueError(f"{where}: has schema version {version}, this program reads {READABLE}; {REMEDY}")
+    if version == 2:
+        for part in ("turns", "events"):
+            record[part] = [_renamed(entry) for entry in record.get(part, [])]
     return record
+
+
+def _renamed(entry: Any) -> Any:
+    return {_RENAMED.get(name, name): value for name, value in entry.items()} if isinstance(entry, dict) else entry
 
 
 def validate_sample(sample: Sample, where: str) -> None:
@@ -190,9 +205,9 @@ def validate_sample(sample: Sample, where: str) -> None:
         refuse("has no turns")
     frame, previous_start = 0, float("-inf")
     for number, turn in enumerate(sample.turns):
-        if turn.f0 != frame or turn.nf <= 0:
-            refuse(f"turn {number} has frames {turn.f0}+{turn.nf}, expected them to begin at {frame}")
-        frame += turn.nf
+        if turn.start_frame != frame or turn.num_frames <= 0:
+            refuse(f"turn {number} has frames {turn.start_frame}+{turn.num_frames}, expected them to begin at {frame}")
+        frame += turn.num_frames
         if not turn.text.strip():
             refuse(f"turn {number} has an empty text")
         if not previous_start <= turn.start < turn.end:

@@ -1,7 +1,8 @@
 """The endless stream of training rows, over windows, epochs and sources, and its one small cursor.
 
-An optimizer step takes the next `rows_per_step` rows of the stream, whatever window or epoch they belong to. The source
-of a row is drawn by weight from (seed, number of the row in the stream); each source goes through its own epochs. A
+An optimizer step takes the next `global_batch_size` rows of the stream, whatever window or epoch they belong to. The
+source of a row is drawn by weight from (seed, number of the row in the stream); each source goes through its own
+epochs. A
 source that has finished its `max_epochs` leaves the mixture, the others share its weight in proportion to theirs; when
 all have finished, the stream ends, in the middle of a step if need be.
 
@@ -127,27 +128,27 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class RankShare:
-    """How the rows of a step are dealt: `rows_per_microbatch` consecutive ones to each rank in turn.
+    """How the rows of a step are dealt: `micro_batch_size` consecutive ones to each rank in turn.
 
     Raises ValueError if the rows of a step do not divide evenly.
     """
 
-    rows_per_step: int
-    rows_per_microbatch: int
+    global_batch_size: int
+    micro_batch_size: int
     rank: int
     world_size: int
 
     def __post_init__(self) -> None:
-        if self.rows_per_step % (self.rows_per_microbatch * self.world_size):
+        if self.global_batch_size % (self.micro_batch_size * self.world_size):
             raise ValueError(
-                f"data.rows_per_step={self.rows_per_step} is not a multiple of data.rows_per_microbatch="
-                f"{self.rows_per_microbatch} x {self.world_size} ranks"
+                f"data.global_batch_size={self.global_batch_size} is not a multiple of data.micro_batch_size="
+                f"{self.micro_batch_size} x {self.world_size} ranks"
             )
 
     def rows(self) -> list[int]:
         """This rank's rows of a step, by their number in the step."""
-        per_pass = self.rows_per_microbatch
-        firsts = range(self.rank * per_pass, self.rows_per_step, self.world_size * per_pass)
+        per_pass = self.micro_batch_size
+        firsts = range(self.rank * per_pass, self.global_batch_size, self.world_size * per_pass)
         return [first + i for first in firsts for i in range(per_pass)]
 
 
@@ -169,7 +170,7 @@ class StepSampler(Sampler[StepSpec]):
         mine = self.share.rows()
         while not stream.finished:
             taken = []
-            while len(taken) < self.share.rows_per_step and not stream.finished:
+            while len(taken) < self.share.global_batch_size and not stream.finished:
                 taken.append(stream.take())
             nothing = (next(iter(self.sources)), np.empty(0, dtype=np.int64))
             rows = [RowSpec(i, *(taken[i] if i < len(taken) else nothing)) for i in mine]

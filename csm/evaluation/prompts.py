@@ -101,7 +101,7 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
         suitable = [
             number
             for number, turn in enumerate(sample.turns)
-            if turn.loss and (cfg.speaker is None or turn.spk == cfg.speaker)
+            if turn.loss and (cfg.speaker is None or turn.speaker == cfg.speaker)
         ]
         if suitable:
             turns_by_conversation.append(
@@ -126,8 +126,7 @@ def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, cont
         return AudioSpan(path, sample.turns[i].start, sample.turns[i].end, sample.turns[i].channel)
 
     def codes(i: int) -> Tensor:
-        turn = sample.turns[i]
-        return torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype("int64"))
+        return torch.from_numpy(sample.turn_codes(sample.turns[i]))
 
     target = sample.turns[number]
     earlier = range(max(0, number - context_turns), number)
@@ -135,12 +134,12 @@ def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, cont
     return EvalPrompt(
         id=f"{sample.key}/{number}",
         text=target.text,
-        speaker=target.spk,
+        speaker=target.speaker,
         cluster=sample.group,
-        context=[Segment(sample.turns[i].spk, sample.turns[i].text, codes=codes(i)) for i in earlier],
+        context=[Segment(sample.turns[i].speaker, sample.turns[i].text, codes=codes(i)) for i in earlier],
         reference=span(number) if found else None,
         reference_codes=codes(number),
-        own_context=[span(i) for i in earlier if found and sample.turns[i].spk == target.spk],
+        own_context=[span(i) for i in earlier if found and sample.turns[i].speaker == target.speaker],
         missing_reference=None if found else str(path or f"the dataset names no audio file for {sample.recording}"),
     )
 
@@ -225,12 +224,12 @@ def fit_context(prompt: EvalPrompt, generator: Generator, max_frames: int) -> li
     Raises:
         ValueError: the text alone does not fit.
     """
-    room = generator.model.config.max_positions - max_frames - 1  # the generator wants one position to spare
+    room = generator.model.config.max_seq_len - max_frames - 1  # the generator wants one position to spare
     room -= len(generator.tokenizer.encode_turn(prompt.text, prompt.speaker))
     if room < 0:
         raise ValueError(
             f"prompt {prompt.id}: its text and {max_frames} frames of audio exceed the model's "
-            f"{generator.model.config.max_positions} positions; lower eval.max_audio_seconds"
+            f"{generator.model.config.max_seq_len} positions; lower eval.max_audio_seconds"
         )
     kept: list[Segment] = []
     for segment in reversed(prompt.context):

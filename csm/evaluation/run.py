@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from csm.checkpoint.source import Checkpoint, open_checkpoint
 from csm.codec.base import hash_tensors
 from csm.config import EvalConfig, EvaluateConfig
 from csm.data.dataset import ShardedDataset
@@ -23,6 +22,7 @@ from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
 from csm.evaluation.stages import compare_voices, generated, recorded, transcribe
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
+from csm.formats.open import Checkpoint, open_checkpoint
 from csm.inference.generator import Generator
 from csm.provenance import code_version, hardware, package_versions
 

@@ -126,11 +126,11 @@ class Generator:
         `temperature=0` is greedy; `seed` makes sampling reproducible whatever else draws random numbers.
         Raises ValueError if prompt and `max_frames` do not fit into the model's positions (Sesame's rule).
         """
-        limit = self.model.config.max_positions - max_frames
+        limit = self.model.config.max_seq_len - max_frames
         if tokens.shape[0] >= limit:
             raise ValueError(
-                f"prompt of {tokens.shape[0]} positions is too long: it must stay below max_positions - max_frames = "
-                f"{self.model.config.max_positions} - {max_frames} = {limit}; "
+                f"prompt of {tokens.shape[0]} positions is too long: it must stay below max_seq_len - max_frames = "
+                f"{self.model.config.max_seq_len} - {max_frames} = {limit}; "
                 "give less context or a smaller max_audio_length_ms"
             )
         frames = []

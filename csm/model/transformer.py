@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from csm.config import Recompute, RopeConfig, TransformerConfig
+from csm.config import ActivationCheckpointing, RopeConfig, TransformerConfig
 
 AttentionMask = Tensor | BlockMask
 """bool [B, 1, S, S_keys], True where a query may look; or the same for flex attention (CUDA)."""
@@ -225,15 +225,17 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, norm_eps)
         self.mlp = FeedForward(config)
-        self.recompute = Recompute.none  # what the backward pass computes again instead of keeping it
+        self.activation_checkpointing = (
+            ActivationCheckpointing.none
+        )  # what the backward pass computes again instead of keeping it
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
     ) -> Tensor:
-        if self.recompute is Recompute.none or not torch.is_grad_enabled():
+        if self.activation_checkpointing is ActivationCheckpointing.none or not torch.is_grad_enabled():
             return self._forward(x, rope, mask, extend)
         options: dict[str, Any] = {"use_reentrant": False}
-        if self.recompute is Recompute.selective:
+        if self.activation_checkpointing is ActivationCheckpointing.selective:
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
         return checkpoint(self._forward, x, rope, mask, extend, **options)
 

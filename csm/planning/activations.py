@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from csm.config import CSMConfig, Recompute, TransformerConfig
+from csm.config import ActivationCheckpointing, CSMConfig, TransformerConfig
 
 
 class Precision(Enum):
@@ -23,7 +23,7 @@ class Precision(Enum):
     bf16 = "bf16"  # weights gathered as bf16 from fp32 shards: fsdp, deepspeed
 
 
-NONE, SELECTIVE, FULL = Recompute
+NONE, SELECTIVE, FULL = ActivationCheckpointing
 ALWAYS = (NONE, SELECTIVE, FULL)
 
 
@@ -36,7 +36,7 @@ class Saved:
     fp32: int  # bytes per element
     autocast: int
     bf16: int
-    kept_by: tuple[Recompute, ...] = (NONE,)
+    kept_by: tuple[ActivationCheckpointing, ...] = (NONE,)
     split: bool = False  # dealt out to tensor-parallel ranks; what is not exists on each of them
     only_split: bool = False  # kept under tensor parallelism only
 
@@ -95,47 +95,58 @@ def saved_bytes(
     stack: TransformerConfig,
     length: int,
     precision: Precision,
-    recompute: Recompute = NONE,
+    activation_checkpointing: ActivationCheckpointing = NONE,
     ranks: int = 1,
 ) -> int:
     """Bytes per position of a list of tensors, on each of `ranks` tensor-parallel ranks."""
     return sum(
         tensor.elements(stack, length) // (ranks if tensor.split else 1) * getattr(tensor, precision.name)
         for tensor in tensors
-        if recompute in tensor.kept_by and (ranks > 1 or not tensor.only_split)
+        if activation_checkpointing in tensor.kept_by and (ranks > 1 or not tensor.only_split)
     )
 
 
 def stack_bytes(
-    stack: TransformerConfig, length: int, precision: Precision, recompute: Recompute, masked: bool, ranks: int = 1
+    stack: TransformerConfig,
+    length: int,
+    precision: Precision,
+    activation_checkpointing: ActivationCheckpointing,
+    masked: bool,
+    ranks: int = 1,
 ) -> float:
     """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included, on
     each of `ranks` tensor-parallel ranks.
 
-    While a block is computed again, all that it would keep without `recompute` is there as well.
+    While a block is computed again, all that it would keep without `activation_checkpointing` is there as well.
     """
     block = BLOCK + MASKED_BLOCK if masked else BLOCK
-    kept = saved_bytes(block, stack, length, precision, recompute, ranks)
+    kept = saved_bytes(block, stack, length, precision, activation_checkpointing, ranks)
     total = stack.layers * kept
-    if recompute is not NONE:
+    if activation_checkpointing is not NONE:
         total += saved_bytes(block, stack, length, precision, ranks=ranks) - kept
     return total + saved_bytes(FINAL_NORM, stack, length, precision)
 
 
-def backbone_bytes(config: CSMConfig, length: int, precision: Precision, recompute: Recompute, ranks: int = 1) -> float:
+def backbone_bytes(
+    config: CSMConfig,
+    length: int,
+    precision: Precision,
+    activation_checkpointing: ActivationCheckpointing,
+    ranks: int = 1,
+) -> float:
     """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep, on each of `ranks`
     tensor-parallel ranks."""
     embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
     head_input = config.backbone.dim * HEAD_INPUT[precision]
     rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
-    stack = stack_bytes(config.backbone, length, precision, recompute, masked=True, ranks=ranks)
+    stack = stack_bytes(config.backbone, length, precision, activation_checkpointing, masked=True, ranks=ranks)
     return stack + embedding + rope + head_input
 
 
-def decoder_bytes(config: CSMConfig, precision: Precision, recompute: Recompute) -> float:
+def decoder_bytes(config: CSMConfig, precision: Precision, activation_checkpointing: ActivationCheckpointing) -> float:
     """Bytes per frame that the depth decoder keeps of one pass, beyond its inputs (`decoder_input_bytes`)."""
     codebooks = config.num_codebooks
-    stack = stack_bytes(config.decoder, codebooks, precision, recompute, masked=False)
+    stack = stack_bytes(config.decoder, codebooks, precision, activation_checkpointing, masked=False)
     heads_input = config.decoder.dim * HEAD_INPUT[precision]
     copies = 2 * config.backbone.dim if precision is Precision.autocast else 0  # of the inputs, for `projection`
     return codebooks * (stack + heads_input + copies)

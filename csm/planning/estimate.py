@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from csm.config import PlanConfig, Recompute, StrategyConfig, StrategyName, TrainConfig
+from csm.config import ActivationCheckpointing, PlanConfig, StrategyConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
+from csm.parallel.plan import check_tensor_parallel
 from csm.planning.activations import Precision
 from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
-from csm.training.parallel import check_tensor_parallel
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
@@ -58,18 +58,18 @@ class Plan:
     nodes: int
     strategy: StrategyConfig
     precision: Precision
-    rows_per_step: int
-    rows_per_microbatch: int
+    global_batch_size: int
+    micro_batch_size: int
     microbatches: int  # on one device
     data_ranks: int  # devices, or groups of tensor-parallel ones, that train on different rows
-    memory: dict[str, MemoryPlan]  # by trainer.recompute
+    memory: dict[str, MemoryPlan]  # by trainer.activation_checkpointing
     host_memory_per_node: float
     positions_per_step: int
     audio_frames_per_step: float
     decoder_frames_per_step: float
     flops_per_step: float  # each counted once, as for MFU
     device_flops_per_step: float  # of one device, what tensor-parallel ranks all compute included
-    hardware_flops_per_step: float  # of all devices, with trainer.recompute=full
+    hardware_flops_per_step: float  # of all devices, with trainer.activation_checkpointing=full
     step_seconds: float | None
     positions_per_second: float | None
     steps: int
@@ -97,15 +97,15 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         raise ValueError(f"mfu={options.mfu} is a share of the peak: at most 1")
     precision = _precision(config, gpu)
     data, notes = config.data, []
-    rows, per_microbatch = data.rows_per_step, data.rows_per_microbatch
+    rows, per_microbatch = data.global_batch_size, data.micro_batch_size
     sharing = strategy.tensor_parallel_size
     data_ranks = gpus // sharing
     if rows % (per_microbatch * data_ranks):
         rows = math.ceil(rows / (per_microbatch * data_ranks)) * per_microbatch * data_ranks
         dealt = f"{data_ranks} devices" if sharing == 1 else f"{data_ranks} groups of {sharing} devices"
         notes.append(
-            f"data.rows_per_step={data.rows_per_step} is no multiple of {dealt} x data.rows_per_microbatch="
-            f"{per_microbatch}; planned with data.rows_per_step={rows}"
+            f"data.global_batch_size={data.global_batch_size} is no multiple of {dealt} x data.micro_batch_size="
+            f"{per_microbatch}; planned with data.global_batch_size={rows}"
         )
     microbatches = rows // (per_microbatch * data_ranks)
     if sharing > options.gpus_per_node:
@@ -121,21 +121,19 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     slots = _slots(config, audio_share)
     # Strategies that exchange weights during the backward pass need the decoder in one piece.
     chunk = config.loss.decoder_chunk if strategy.name in WHOLE else None
-    microbatch = Microbatch(per_microbatch, data.max_positions, per_microbatch * slots, chunk)
+    microbatch = Microbatch(per_microbatch, data.max_seq_len, per_microbatch * slots, chunk)
     memory = {}
-    for level in Recompute:
+    for level in ActivationCheckpointing:
         peak = peak_memory(config.model, own, state, microbatch, precision, level, sharing)
         allocator = CPU_ALLOCATOR * peak.activations if gpu is None else GPU_ALLOCATOR * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
         memory[level.value] = MemoryPlan(peak, allocator, context, available)
 
-    positions = rows * data.max_positions
+    positions = rows * data.max_seq_len
     audio_frames = positions * audio_share
     # One document to a row: the most that attention can cost.
-    flops = training_flops(
-        config.model, Work(positions, rows * data.max_positions**2, round(audio_frames), rows * slots)
-    )
+    flops = training_flops(config.model, Work(positions, rows * data.max_seq_len**2, round(audio_frames), rows * slots))
     on_device = flops.on_each_of(sharing)  # of all rows; a device has those of its data rank
     seconds = None if gpu is None else on_device.model / data_ranks / (gpu.peak_flops * options.mfu)
     frames = options.hours * 3600 * FRAME_RATE
@@ -151,8 +149,8 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         nodes=math.ceil(gpus / options.gpus_per_node),
         strategy=strategy,
         precision=precision,
-        rows_per_step=rows,
-        rows_per_microbatch=per_microbatch,
+        global_batch_size=rows,
+        micro_batch_size=per_microbatch,
         microbatches=microbatches,
         data_ranks=data_ranks,
         memory=memory,
@@ -186,14 +184,14 @@ def remedy(config: TrainConfig, options: PlanConfig, plan: Plan) -> str | None:
     strategies["strategy=fsdp_offload"] = StrategyConfig(
         StrategyName.fsdp, cpu_offload=True, tensor_parallel_size=sharing, reduce_every_microbatch=True
     )
-    fewer = [rows for rows in (4, 2, 1) if rows < config.data.rows_per_microbatch]
+    fewer = [rows for rows in (4, 2, 1) if rows < config.data.micro_batch_size]
     for word, strategy in strategies.items():
-        for rows in (config.data.rows_per_microbatch, *fewer):
-            data = replace(config.data, rows_per_microbatch=rows)
+        for rows in (config.data.micro_batch_size, *fewer):
+            data = replace(config.data, micro_batch_size=rows)
             changed = make_plan(replace(config, data=data, strategy=strategy), options)
             if any(memory.fits for memory in changed.memory.values()):
                 words = [word] if word else []
-                words += [f"data.rows_per_microbatch={rows}"] if rows in fewer else []
+                words += [f"data.micro_batch_size={rows}"] if rows in fewer else []
                 return " ".join(words)
     return None
 
@@ -230,8 +228,8 @@ def _precision(config: TrainConfig, gpu: Gpu | None) -> Precision:
 def _slots(config: TrainConfig, audio_share: float) -> int:
     """Frames of a row that the depth decoder computes."""
     if config.loss.decoder_frame_ratio == 1:  # all of them: slots that no frame fills are cut off
-        return math.ceil(config.data.max_positions * audio_share)
-    return num_slots(config.data.max_positions, config.loss.decoder_frame_ratio)
+        return math.ceil(config.data.max_seq_len * audio_share)
+    return num_slots(config.data.max_seq_len, config.loss.decoder_frame_ratio)
 
 
 def _overhead(options: PlanConfig) -> float:

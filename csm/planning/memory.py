@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from csm.config import CSMConfig, LoraConfig, Recompute, StrategyConfig, StrategyName
+from csm.config import ActivationCheckpointing, CSMConfig, LoraConfig, StrategyConfig, StrategyName
 from csm.model.csm import CSM
 from csm.model.flops import linear_parameters
 from csm.model.lora import apply_lora
@@ -28,7 +28,7 @@ from csm.planning.activations import (
     logits_bytes,
 )
 
-DEEPSPEED_BUCKET = 200_000_000  # elements; reduce_bucket_size of csm/training/strategies.py, two of them in flight
+DEEPSPEED_BUCKET = 200_000_000  # elements; reduce_bucket_size of csm/parallel/strategies.py, two of them in flight
 DEEPSPEED_LIVE = 1_000_000_000  # elements; DeepSpeed's stage3_max_live_parameters
 
 
@@ -57,7 +57,7 @@ class Parameters:
 
     def on_each_of(self, ranks: int, config: CSMConfig) -> Parameters:
         """Those of each of `ranks` tensor-parallel ranks, before FSDP: slices of the backbone's matrices, and
-        all the rest (csm/training/parallel.py)."""
+        all the rest (csm/parallel/plan.py)."""
         layers, matrices = config.backbone.layers, linear_parameters(config.backbone)
         others = matrices - matrices // ranks
         return replace(
@@ -129,7 +129,7 @@ def training_state(
 
 
 def _fsdp_buffers(parameters: Parameters, precision: Precision) -> Buffers:
-    """By the units of csm/training/parallel.py. The root (audio embeddings, projection, heads) stays gathered; so does
+    """By the units of csm/parallel/plan.py. The root (audio embeddings, projection, heads) stays gathered; so does
     the decoder until its backward pass is over; of the backbone, the block in use and the next. A unit's gradient
     exists in the type of computation and, to be summed, in fp32."""
     element = 4 if precision is Precision.fp32 else 2
@@ -212,7 +212,7 @@ def peak_memory(
     state: State,
     microbatch: Microbatch,
     precision: Precision,
-    recompute: Recompute,
+    activation_checkpointing: ActivationCheckpointing,
     ranks: int = 1,
 ) -> Memory:
     """The moment of an optimizer step at which the most memory is in use.
@@ -223,8 +223,8 @@ def peak_memory(
     chunk = min(microbatch.chunk or microbatch.frames, microbatch.frames)
     chunks = -(-microbatch.frames // chunk)
     frames = chunks * chunk  # the last chunk is filled up
-    backbone = positions * backbone_bytes(config, microbatch.length, precision, recompute, ranks)
-    decoder = chunk * decoder_bytes(config, precision, recompute)
+    backbone = positions * backbone_bytes(config, microbatch.length, precision, activation_checkpointing, ranks)
+    decoder = chunk * decoder_bytes(config, precision, activation_checkpointing)
     inputs = frames * decoder_input_bytes(config, precision)
     c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
     softmax = logits_bytes(precision)

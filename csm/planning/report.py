@@ -46,10 +46,10 @@ def verdict(plan: Plan, remedy: str | None) -> str:
     fitting = [name for name, memory in plan.memory.items() if memory.fits]
     if not fitting:
         change = f"it would fit with {remedy}" if remedy else "take more or larger GPUs, or a smaller model"
-        return f"Does not fit into the memory of {plan.gpu}, even with trainer.recompute=full: {change}."
+        return f"Does not fit into the memory of {plan.gpu}, even with trainer.activation_checkpointing=full: {change}."
     memory = plan.memory[fitting[0]]
     spare = (memory.available - memory.total) / GIB
-    return f"Fits into {plan.gpu} with trainer.recompute={fitting[0]}, {spare:.1f} GiB to spare."
+    return f"Fits into {plan.gpu} with trainer.activation_checkpointing={fitting[0]}, {spare:.1f} GiB to spare."
 
 
 def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Console) -> None:
@@ -61,8 +61,8 @@ def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Con
     console.print(
         f"{_count(plan.parameters)} parameters{trained}, {devices}, strategy {plan.strategy.name.value}"
         f"{' with CPU offload' if plan.strategy.cpu_offload else ''}, "
-        f"{plan.precision.value}, step of {plan.rows_per_step} rows = "
-        f"{plan.microbatches} x {plan.rows_per_microbatch} on each "
+        f"{plan.precision.value}, step of {plan.global_batch_size} rows = "
+        f"{plan.microbatches} x {plan.micro_batch_size} on each "
         f"{'device' if sharing == 1 else f'group of {sharing} tensor-parallel devices'}",
         highlight=False,
     )
@@ -72,7 +72,7 @@ def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Con
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = Table(title="Peak memory per device, GiB, by trainer.recompute", title_justify="left")
+    table = Table(title="Peak memory per device, GiB, by trainer.activation_checkpointing", title_justify="left")
     table.add_column("")
     for name in plan.memory:
         table.add_column(name, justify="right")
@@ -112,7 +112,7 @@ def _work_table(plan: Plan, options: PlanConfig) -> Table:
     computed = plan.gpus * plan.device_flops_per_step
     if plan.strategy.tensor_parallel_size > 1:
         table.add_row("with what tensor-parallel devices all compute", f"{computed:.3e}")
-    table.add_row("with trainer.recompute=full", f"{plan.hardware_flops_per_step:.3e}")
+    table.add_row("with trainer.activation_checkpointing=full", f"{plan.hardware_flops_per_step:.3e}")
     if plan.step_seconds is not None:
         mfu = options.mfu * plan.flops_per_step / computed
         table.add_row(f"step time at {mfu:.0%} MFU", f"{plan.step_seconds:.3f} s")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -102,9 +101,9 @@ class AudioSamples(L.Callback):
         sample = self.dataset.read(number)
         segments = [
             Segment(
-                turn.spk,
+                turn.speaker,
                 turn.text,
-                codes=torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype(np.int64)),
+                codes=torch.from_numpy(sample.turn_codes(turn)),
             )
             for turn in sample.turns
         ]

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from csm.checkpoint.archive import check_archive
+from csm.checkpoint.checksums import check_archive
 from csm.checkpoint.sharded import check_parts, is_sharded
 from csm.checkpoint.zero import is_zero, read_zero
-from csm.training.agreement import RankAgreement
+from csm.parallel.ranks import RankAgreement
 
 log = logging.getLogger(__name__)
 

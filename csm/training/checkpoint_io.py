@@ -15,10 +15,10 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from torch import Tensor
 
-from csm.checkpoint.archive import unwritten, writing
+from csm.checkpoint.checksums import unwritten, writing
 from csm.checkpoint.sharded import OPTIMIZER, is_sharded, read_sharded
 from csm.training.candidates import Candidates
-from csm.training.preemption import StopRequest
+from csm.training.signals import StopRequest
 
 
 class CheckpointWriter(TorchCheckpointIO):

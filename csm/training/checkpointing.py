@@ -27,7 +27,7 @@ from csm.config import TrainerConfig
 from csm.files import partial, remove, sync
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.module import CSMTrainingModule
-from csm.training.preemption import Stopped
+from csm.training.signals import Stopped
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 

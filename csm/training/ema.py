@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from csm.config import TrainConfig
-from csm.training.strategies import DEEPSPEED
+from csm.parallel.strategies import DEEPSPEED
 
 
 def check_average(config: TrainConfig) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from csm.parallel.plan import gradient_norm, scale_gradients
 from csm.training.optim import PARTS, part_of
-from csm.training.parallel import gradient_norm, scale_gradients
 
 
 def contagious(loss: Tensor) -> Tensor:

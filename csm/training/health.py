@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from csm.config import TrainerConfig
-from csm.training.agreement import RankAgreement
+from csm.parallel.ranks import RankAgreement
 from csm.training.loggers import JsonLines
 from csm.training.metrics import all_reduce
 

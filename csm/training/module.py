@@ -23,22 +23,22 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from csm.checkpoint.init import initialize
 from csm.config import TrainConfig
 from csm.data.datamodule import data_ranks
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
-from csm.training.agreement import RankAgreement
+from csm.parallel.plan import parallelize, reshard, whole_model
+from csm.parallel.ranks import RankAgreement
+from csm.parallel.strategies import ShardedStrategy, ZeroStrategy
 from csm.training.ema import WeightAverage, check_average
 from csm.training.gradients import clip_gradients, trainable_parts
 from csm.training.health import StepHealth
 from csm.training.heap import return_freed_memory
+from csm.training.init_weights import initialize
 from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
 from csm.training.optim import allocate_state, build_optimizer, lr_factor, numbered_state
-from csm.training.parallel import parallelize, reshard, whole_model
-from csm.training.preemption import StopRequest
-from csm.training.strategies import ShardedStrategy, ZeroStrategy
+from csm.training.signals import StopRequest
 from csm.training.throughput import Doing, Stopwatch, throughput_metrics
 from csm.training.trainer import precision
 
@@ -51,7 +51,7 @@ class CSMTrainingModule(L.LightningModule):
     on the ranks. resumed: those will be a checkpoint's.
 
     `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config, codec, tokenizer: see
-    csm/checkpoint/training.py).
+    csm/checkpoint/contents.py).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CSMTrainingModule(L.LightningModule):
         parallelize(
             self.model,
             self.device_mesh,
-            options.recompute,
+            options.activation_checkpointing,
             options.compile,
             bf16=self._bf16,
             cpu_offload=self.config.strategy.cpu_offload,
@@ -221,7 +221,7 @@ class CSMTrainingModule(L.LightningModule):
             self._clock,
             self.config.model,
             frame_rate,
-            self.config.trainer.recompute,
+            self.config.trainer.activation_checkpointing,
             self.trainer.world_size,
             self._root_device,
         )

@@ -6,18 +6,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from csm.checkpoint.training import EXTRAS, config_of, plain_config, read_parts
+from csm.checkpoint.contents import EXTRAS, config_of, plain_config, read_parts
 from csm.checkpoint.zero import is_zero
 from csm.config import TrainConfig
+from csm.parallel.strategies import DEEPSPEED
 from csm.training.checkpointing import LAST, PREVIOUS
-from csm.training.strategies import DEEPSPEED
 
 log = logging.getLogger(__name__)
 
 CHANGEABLE = (
     *("name", "run_dir", "ckpt_path", "resume_anyway", "init_from", "logger"),
     *("trainer", "strategy", "optim", "loss"),
-    *("data.path", "data.sources", "data.demo", "data.num_workers", "data.rows_per_microbatch"),
+    *("data.path", "data.sources", "data.demo", "data.num_workers", "data.micro_batch_size"),
     *("data.cache_dir", "data.cache_gb"),
     *("codec", "tokenizer.path"),  # what they lead to is compared instead
 )
@@ -29,7 +29,7 @@ ORDER = "the code's order of the data"
 FIXED = (
     *("model.backbone", "model.decoder", "model.text_vocab_size", "model.codebook_size", "model.num_codebooks"),
     *("lora.rank", "lora.targets", "lora.stacks", "lora.train_modules"),
-    *("seed", "data.max_positions", "data.window_shards", "dataset", "tokenizer", "codec"),
+    *("seed", "data.max_seq_len", "data.window_shards", "dataset", "tokenizer", "codec"),
     *(AVERAGE, ORDER),
 )
 """What no run can change midway: which tensors there are, and the order of the data, where a checkpoint has a place."""
@@ -55,7 +55,7 @@ def check_same_run(path: Path, extras: dict[str, Any], config: TrainConfig) -> N
     """Raises ValueError, with every difference from old to new, if `config` does not continue what the checkpoint at
     `path` is a part of. Differences named in `config.resume_anyway` are only logged, unless they are FIXED.
 
-    extras: of the new run, see csm/checkpoint/training.py
+    extras: of the new run, see csm/checkpoint/contents.py
     """
     if is_zero(path) != (config.strategy.name in DEEPSPEED):
         raise ValueError(

@@ -12,14 +12,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from csm.checkpoint.export import export
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.training import checkpoint_extras
+from csm.checkpoint.contents import checkpoint_extras
 from csm.codec import check_same_codec, load_codec
 from csm.config import CodecKind, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.data.sources import open_sources
+from csm.formats.export import export
+from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.text import TextTokenizer, load_tokenizer
@@ -28,8 +28,8 @@ from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.checkpointing import Checkpoints
 from csm.training.module import CSMTrainingModule
-from csm.training.preemption import listening
 from csm.training.resume import check_same_run, find_checkpoints
+from csm.training.signals import listening
 from csm.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from enum import Enum
 
 import torch
 
-from csm.config import CSMConfig, Recompute
+from csm.config import ActivationCheckpointing, CSMConfig
 from csm.model.flops import find_gpu, training_flops
 from csm.training.metrics import Interval
 
@@ -60,7 +60,7 @@ def throughput_metrics(
     clock: Stopwatch,
     model: CSMConfig,
     frame_rate: float,
-    recompute: Recompute,
+    activation_checkpointing: ActivationCheckpointing,
     world_size: int,
     device: torch.device,
 ) -> dict[str, float]:
@@ -81,7 +81,11 @@ def throughput_metrics(
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is not None:
         flops = training_flops(model, interval.timed_work)
-        executed = flops.hardware_full_checkpointing if recompute is Recompute.full else flops.model
+        executed = (
+            flops.hardware_full_checkpointing
+            if activation_checkpointing is ActivationCheckpointing.full
+            else flops.model
+        )
         possible = seconds * world_size * gpu.peak_flops
         metrics |= {"throughput/mfu": flops.model / possible, "throughput/hfu": executed / possible}
     return metrics | memory_metrics(device)

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from csm.config import TrainConfig, TrainerConfig
+from csm.parallel.strategies import SHARDING, build_strategy, check_strategy
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.loop import FitLoop
-from csm.training.preemption import without_lightning_signals
-from csm.training.strategies import SHARDING, build_strategy, check_strategy
+from csm.training.signals import without_lightning_signals
 
 log = logging.getLogger(__name__)
 

@@ -81,4 +81,4 @@ def _name(path: str, taken: dict[str, SourceConfig]) -> str:
 def _text(parts: dict[str, Part]) -> str:
     sources = {name: {"path": part.path, "weight": part.weight} for name, part in parts.items()}
     comment = "".join(f"# {line}\n" for line in describe(parts).splitlines())
-    return comment + yaml.safe_dump({"path": None, "max_positions": 2048, "sources": sources}, sort_keys=False)
+    return comment + yaml.safe_dump({"path": None, "max_seq_len": 2048, "sources": sources}, sort_keys=False)

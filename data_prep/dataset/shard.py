@@ -105,7 +105,7 @@ def read_sample(path: Path, key: str, members: Members) -> Sample:
 
 def index_row(sample: Sample, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
     """What the index says of a sample: the columns of INDEX_SCHEMA, but for its shard."""
-    scored = [(turn.q["ovrl"], turn.nf) for turn in sample.turns if "ovrl" in turn.q]
+    scored = [(turn.quality["ovrl"], turn.num_frames) for turn in sample.turns if "ovrl" in turn.quality]
     frames = sum(count for _, count in scored)
     (codes_offset, codes_size), (json_offset, json_size) = members[CODES_MEMBER], members[JSON_MEMBER]
     return {
@@ -123,7 +123,7 @@ def index_row(sample: Sample, members: dict[str, tuple[int, int]]) -> dict[str, 
         "n_frames": sample.num_frames,
         "n_turns": len(sample.turns),
         "n_speakers": sample.num_speakers,
-        "loss_frames": sum(turn.nf for turn in sample.turns if turn.loss),
+        "loss_frames": sum(turn.num_frames for turn in sample.turns if turn.loss),
         "text_bytes": sum(len(turn.text.encode()) for turn in sample.turns),
         "quality": sum(ovrl * count for ovrl, count in scored) / frames if frames else None,
     }

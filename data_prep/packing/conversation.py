@@ -186,7 +186,7 @@ def _joins(conversation: list[_Piece], piece: _Piece, cfg: ConversationConfig) -
     return (
         len(joined) <= cfg.max_turns
         and sum(p.seconds for p in joined) <= cfg.max_seconds
-        and sum(p.positions for p in joined) <= cfg.max_positions
+        and sum(p.positions for p in joined) <= cfg.max_seq_len
         and _gap(conversation, piece) <= cfg.max_gap_seconds
         and len({p.draft.lang for p in joined} - {None}) <= 1
     )
@@ -221,7 +221,7 @@ def _sample(key: str, pieces: list[_Piece], given: EncodedRecording, codec: Code
         turns.append(_turn(piece, speaker, frame, gap))
         frame += piece.encoded.frames
     lang, lang_prob = _language(pieces, recording)
-    bandwidths = [turn.q["bandwidth"] for turn in turns if "bandwidth" in turn.q]
+    bandwidths = [turn.quality["bandwidth"] for turn in turns if "bandwidth" in turn.quality]
     return Sample(
         key=key,
         source=recording.source,
@@ -257,7 +257,7 @@ def _turn(piece: _Piece, speaker: int, frame: int, gap: float) -> Turn:
         gap=round(gap, 3),
         overlap=round(draft.overlap, 3),
         words=[_word(word) for word in draft.words] or None,
-        q=_measures(piece),
+        quality=_measures(piece),
     )
 
 

@@ -178,7 +178,7 @@ def _too_long(packing: Packing, contents: Contents) -> Check:
         (packing.shortened + packing.left_out) / total,
         lambda value: value > MAX_SHORTENED,
         f"of the conversations are longer than a row ({packing.shortened} lose turns, {packing.left_out} are left out)",
-        "Training drops what does not fit. Prepare with a lower conversation.max_positions or max_seconds.",
+        "Training drops what does not fit. Prepare with a lower conversation.max_seq_len or max_seconds.",
     )
 
 
@@ -192,7 +192,7 @@ def _padding(packing: Packing) -> Check:
         lambda value: value < MIN_EFFICIENCY,
         "of the positions of packed rows are filled",
         "The rest is padding that GPUs compute for nothing: conversations of just over half a row fit badly. See "
-        "conversation.max_positions and max_seconds.",
+        "conversation.max_seq_len and max_seconds.",
     )
 
 

@@ -37,7 +37,7 @@ MAX_WINDOWS = 4  # of an epoch, packed as training packs them
 NARROW_BAND = 4_500.0
 """Hz. Telephone speech ends at 3.4 to 4 kHz; wideband telephony reaches 7 kHz."""
 
-ROW_POSITIONS = DataConfig().max_positions
+ROW_POSITIONS = DataConfig().max_seq_len
 _WINDOW_SHARDS = DataConfig().window_shards
 _WRITE_ROWS = 1 << 16
 
@@ -272,12 +272,12 @@ def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     rate = record["sample_rate"]
     ceiling = rate / 2 if rate and rate / 2 < NARROW_BAND else None
     for number, turn in enumerate(record["turns"]):
-        seconds, measured = turn["end"] - turn["start"], turn["q"]
+        seconds, measured = turn["end"] - turn["start"], turn["quality"]
         rows.append(
             {
                 **{name: record[name] for name in ("key", "source", "lang", "split")},
                 "turn": number,
-                "speaker": turn["spk"],
+                "speaker": turn["speaker"],
                 "loss": turn["loss"],
                 "seconds": seconds,
                 "gap": turn["gap"] if number else None,

@@ -80,7 +80,7 @@ def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
 
 def _decoder(codec: Codec) -> Voice:
     def decode(sample: Sample, turn: Turn) -> np.ndarray:
-        codes = torch.from_numpy(sample.codes[:, turn.f0 : turn.f0 + turn.nf].astype(np.int64))
+        codes = torch.from_numpy(sample.turn_codes(turn))
         return codec.decode(codes[None])[0, 0].numpy()
 
     return decode
@@ -135,7 +135,7 @@ def view(heard: Heard) -> dict[str, Any]:
     sample = heard.sample
     lines = [_turn_line(number, turn, heard) for number, turn in enumerate(sample.turns)]
     lines += [
-        {"event": event.kind, "speaker": event.spk, "text": event.text, "at": event.time - sample.start}
+        {"event": event.kind, "speaker": event.speaker, "text": event.text, "at": event.time - sample.start}
         for event in sample.events
     ]
     lines.sort(key=lambda line: line["at"])
@@ -175,11 +175,11 @@ _MEASURES = {
 
 def _turn_line(number: int, turn: Turn, heard: Heard) -> dict[str, Any]:
     seconds = turn.end - turn.start
-    measures = [text.format(turn.q[name]) for name, text in _MEASURES.items() if turn.q.get(name)]
+    measures = [text.format(turn.quality[name]) for name, text in _MEASURES.items() if turn.quality.get(name)]
     offset = heard.offsets[number]
     return {
         "event": None,
-        "speaker": turn.spk,
+        "speaker": turn.speaker,
         "text": turn.text,
         "at": offset,
         "seek": offset if offset < heard.seconds else None,

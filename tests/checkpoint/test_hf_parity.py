@@ -7,8 +7,8 @@ import torch
 from transformers import CsmConfig
 from transformers.models.csm.modeling_csm import CsmRotaryEmbedding
 
-from csm.checkpoint import hf
 from csm.config import CSMConfig, RopeConfig, TransformerConfig
+from csm.formats import hf
 from csm.inference.generator import Generator
 from csm.model.transformer import rope_frequencies
 from tests.hf_reference import hf_inputs, hf_labels, hf_model, small_codec_config
@@ -52,7 +52,7 @@ def test_training_loss(pair, ratio):
     """Both terms apart; at 1/16 the depth decoder is given the frames that our slots chose, with unit weights."""
     model, reference = pair
     frames = conversation(seed=6, frame_counts=(16, 9, 14), codebooks=K)
-    batch = rows([[frames]], max_positions=64, ratio=ratio, codebooks=K)
+    batch = rows([[frames]], max_seq_len=64, ratio=ratio, codebooks=K)
     used = batch.slot_weights > 0
     batch.slot_weights = used.float()
     sums = forward(model, batch)

@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, CsmProcessor
 
-from csm.checkpoint.hf_text import write_processor_files
+from csm.formats.hf_processor import write_processor_files
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.messages import segments_from_messages
 from csm.text import ByteTokenizer, HFTokenizer

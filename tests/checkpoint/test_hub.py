@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load, save_file
 
 from csm import load_model
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.tensors import lazy, write_safetensors
 from csm.cli import main
+from csm.formats.open import open_checkpoint
+from csm.formats.tensors import lazy, write_safetensors
 from csm.model.csm import CSM
 from tests.tiny import tiny_config
 
@@ -21,7 +21,8 @@ from tests.tiny import tiny_config
 @pytest.fixture
 def sesame_folder(tmp_path):
     """A tiny model as Sesame stores it: two flavors' worth of config.json and one file of weights."""
-    from csm.checkpoint import names, sesame
+    from csm.formats import sesame
+    from csm.formats import weight_names as names
 
     torch.manual_seed(0)
     model = CSM(tiny_config())

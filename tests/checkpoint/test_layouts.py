@@ -13,12 +13,12 @@ from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm import Segment, load_csm_1b, load_generator, load_model
 from csm.audio import load_audio
-from csm.checkpoint.export import LAYOUTS, export
-from csm.checkpoint.native import write_native
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.tensors import lazy
 from csm.codec.mimi import MimiCodec
 from csm.config import CodecConfig, CSMConfig, TransformerConfig
+from csm.formats.export import LAYOUTS, export
+from csm.formats.native import write_native
+from csm.formats.open import open_checkpoint
+from csm.formats.tensors import lazy
 from csm.model.csm import CSM
 from csm.text import HFTokenizer
 from tests.codec.conftest import make_babble
@@ -36,7 +36,7 @@ def source(tmp_path_factory, mimi_weights, llama_tokenizer):
         text_vocab_size=128_256,
         codebook_size=2048,
         num_codebooks=32,
-        max_positions=200,
+        max_seq_len=200,
         initializer_std=0.3,
     )
     folder = tmp_path_factory.mktemp("source") / "native"

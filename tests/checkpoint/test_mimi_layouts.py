@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, MimiModel
 
-from csm.checkpoint.mimi import HF_CODEC_CONFIG, hf_to_moshi, moshi_to_hf
 from csm.codec.mimi import MimiCodec
+from csm.formats.mimi import HF_CODEC_CONFIG, hf_to_moshi, moshi_to_hf
 from tests.codec.conftest import make_babble
 
 

@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csm.audio import load_audio, save_wav
-from csm.checkpoint.export import export
-from csm.checkpoint.load import load_generator, load_model
-from csm.checkpoint.native import write_native
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.tensors import lazy
 from csm.cli import main
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.files import atomic_directory, write_atomically
+from csm.formats.export import export
+from csm.formats.load import load_generator, load_model
+from csm.formats.native import write_native
+from csm.formats.open import open_checkpoint
+from csm.formats.tensors import lazy
 from csm.model.csm import CSM
 from csm.text import ByteTokenizer
 from csm.training.run import train

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csm.checkpoint.names import from_sesame, interleave, split_halves, to_sesame
-from csm.checkpoint.tensors import lazy
 from csm.config import TransformerConfig
+from csm.formats.tensors import lazy
+from csm.formats.weight_names import from_sesame, interleave, split_halves, to_sesame
 from csm.model.transformer import rope_frequencies
 from tests.tiny import conversation, tiny_model
 

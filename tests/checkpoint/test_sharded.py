@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from csm import load_model
-from csm.checkpoint.source import open_checkpoint
+from csm.formats.open import open_checkpoint
 from csm.training.run import train
 from tests.conftest import TINY_OVERRIDES, compose_train
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from lightning.fabric.strategies.fsdp import _distributed_checkpoint_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from csm.checkpoint.training import config_of, read_training_checkpoint
+from csm.checkpoint.contents import config_of, read_training_checkpoint
 from csm.model.csm import CSM
 
 source, target = sys.argv[1:]

@@ -20,7 +20,7 @@ LENGTHS = np.stack([np.random.default_rng(0).integers(3, 60, 46), np.full(46, 2)
 
 
 def plan(**changes) -> EpochPlan:
-    values = {"source": "a", "shards": SHARDS, "lengths": LENGTHS, "max_positions": 64, "window_shards": 2, "seed": 1}
+    values = {"source": "a", "shards": SHARDS, "lengths": LENGTHS, "max_seq_len": 64, "window_shards": 2, "seed": 1}
     return EpochPlan(**values | changes)
 
 
@@ -70,13 +70,13 @@ def test_long_samples_have_rows_of_their_own_and_unusable_ones_none():
     assert sorted(i for row in rows for i in row) == [i for i in SAMPLES if i != 40]
 
 
-def naive_best_fit(lengths: list[int], max_positions: int) -> list[int]:
+def naive_best_fit(lengths: list[int], max_seq_len: int) -> list[int]:
     """Positions left in each row after packing `lengths` in this order."""
     spaces: list[int] = []
     for length in lengths:
         room = [i for i, space in enumerate(spaces) if space >= length]
         if not room:
-            spaces.append(max_positions)
+            spaces.append(max_seq_len)
             room = [len(spaces) - 1]
         spaces[min(room, key=lambda i: spaces[i])] -= length
     return spaces
@@ -110,16 +110,16 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_rows_are_full(kind):
     """And, of these conversations, no more than next-fit makes in a random order (not so of any lengths whatever)."""
-    draw, max_positions, share = CONVERSATIONS[kind]
+    draw, max_seq_len, share = CONVERSATIONS[kind]
     for number in (1, 10, 100, 3000):
-        lengths = np.minimum(draw(np.random.default_rng(number), number), max_positions)
+        lengths = np.minimum(draw(np.random.default_rng(number), number), max_seq_len)
         shards = np.array([[0, number]])
-        window = EpochPlan("a", shards, np.stack([lengths, lengths]), max_positions, 1, seed=1).rows(0, 0)
+        window = EpochPlan("a", shards, np.stack([lengths, lengths]), max_seq_len, 1, seed=1).rows(0, 0)
         used = [int(lengths[row].sum()) for row in window]
-        assert max(used) <= max_positions
-        assert len(window) <= next_fit(np.random.default_rng(0).permutation(lengths), max_positions)
+        assert max(used) <= max_seq_len
+        assert len(window) <= next_fit(np.random.default_rng(0).permutation(lengths), max_seq_len)
         if number == 3000:
-            assert sum(used) >= share * len(window) * max_positions
+            assert sum(used) >= share * len(window) * max_seq_len
 
 
 def partners(window: WindowRows) -> set[tuple[int, int]]:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
         repeats = 3300 // sample.num_frames
         sample.codes = np.tile(sample.codes, repeats)
         for turn in sample.turns:
-            turn.f0, turn.nf = turn.f0 * repeats, turn.nf * repeats
+            turn.start_frame, turn.num_frames = turn.start_frame * repeats, turn.num_frames * repeats
     return write_dataset(tmp_path_factory.mktemp("remote") / "data", samples, shard_bytes=1_150_000)
 
 

@@ -29,16 +29,16 @@ def dataset(small_dataset):
 
 
 def train_steps(
-    dataset, steps=None, rank=0, world_size=1, rows_per_microbatch=2, max_epochs=None, max_positions=384, **options
+    dataset, steps=None, rank=0, world_size=1, micro_batch_size=2, max_epochs=None, max_seq_len=384, **options
 ) -> list[StepBatch]:
     """The first steps of one rank; all of `max_epochs` with steps=None."""
     data = DataConfig(
-        path="", max_positions=max_positions, rows_per_step=4, rows_per_microbatch=rows_per_microbatch, **options
+        path="", max_seq_len=max_seq_len, global_batch_size=4, micro_batch_size=micro_batch_size, **options
     )
     rows = TrainRows({"data": dataset}, TOKENIZER, data, LossConfig(decoder_frame_ratio=8), seed=5)
     lengths = load_lengths(dataset, TOKENIZER, Path("unused"))
-    plan = EpochPlan("data", dataset.shards("train"), lengths, max_positions, 16, seed=5)
-    share = RankShare(4, rows_per_microbatch, rank, world_size)
+    plan = EpochPlan("data", dataset.shards("train"), lengths, max_seq_len, 16, seed=5)
+    share = RankShare(4, micro_batch_size, rank, world_size)
     sampler = StepSampler({"data": MixtureSource(plan, max_epochs=max_epochs)}, share, 5, None)
     return [rows[spec] for spec in islice(iter(sampler), steps)]
 
@@ -74,8 +74,8 @@ def test_a_step_names_its_samples_and_counts_what_it_holds(dataset):
 
 
 def test_ranks_and_microbatches_share_the_same_rows(dataset):
-    whole = train_steps(dataset, 4, rows_per_microbatch=4)[3].microbatches[0]
-    parts = [train_steps(dataset, 4, rank, 2, rows_per_microbatch=1)[3].microbatches for rank in (0, 1)]
+    whole = train_steps(dataset, 4, micro_batch_size=4)[3].microbatches[0]
+    parts = [train_steps(dataset, 4, rank, 2, micro_batch_size=1)[3].microbatches for rank in (0, 1)]
     joined = [parts[0][0], parts[1][0], parts[0][1], parts[1][1]]  # row i of the step goes to rank i % 2
     for name in ("tokens", "mask", "positions", "documents", "targets", "slots", "slot_weights"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in joined])), name
@@ -100,7 +100,7 @@ def test_speakers_are_permuted_as_a_whole(dataset):
     assert {tuple(sorted(m.items())) for m in maps} == {((0, 0), (1, 1)), ((0, 1), (1, 0))}
     turns = sample_turns(sample, TOKENIZER, 10_000, {0: 1, 1: 0})
     for turn, stored in zip(turns, sample.turns, strict=True):
-        assert bytes(turn.text[1:-1]).decode() == f"[{1 - stored.spk}]{stored.text}"
+        assert bytes(turn.text[1:-1]).decode() == f"[{1 - stored.speaker}]{stored.text}"
 
 
 def test_dropped_context_keeps_every_turn_in_order(dataset):
@@ -135,7 +135,7 @@ def test_in_short_rows_conversations_are_shortened_or_left_out(dataset):
     for i in dataset.select("train"):
         turns = sample_turns(dataset.read(int(i)), TOKENIZER, 45)
         expected += [bytes(turn.text[1:-1]).decode().split("]", 1)[1] for turn in turns]
-    batches = [batch for step in train_steps(dataset, max_epochs=1, max_positions=45) for batch in step.microbatches]
+    batches = [batch for step in train_steps(dataset, max_epochs=1, max_seq_len=45) for batch in step.microbatches]
     assert sorted(texts(batches)) == sorted(expected) and len(expected) > 10
 
 
@@ -143,7 +143,7 @@ def test_in_short_rows_conversations_are_shortened_or_left_out(dataset):
 def test_no_renaming_of_speakers_exceeds_a_samples_length(dataset, tmp_path, speakers):
     """Ids with other digit counts change the texts' lengths: a length is the bound over all of them."""
     source = next(s for s in (dataset.read(i) for i in range(len(dataset))) if len(s.turns) == 4)
-    turns = [replace(turn, spk=speakers[i % len(speakers)]) for i, turn in enumerate(source.turns)]
+    turns = [replace(turn, speaker=speakers[i % len(speakers)]) for i, turn in enumerate(source.turns)]
     stored = write_dataset(tmp_path / "data", [replace(source, turns=turns)])
     ((whole, first_turn),) = load_lengths(ShardedDataset(stored), TOKENIZER, tmp_path).T.tolist()
     lengths, firsts = [], []
@@ -157,7 +157,7 @@ def test_no_renaming_of_speakers_exceeds_a_samples_length(dataset, tmp_path, spe
 
 
 def test_validation_uses_every_frame_once_on_any_number_of_ranks(dataset):
-    data = DataConfig(path="", max_positions=384, rows_per_microbatch=1, num_workers=0)
+    data = DataConfig(path="", max_seq_len=384, micro_batch_size=1, num_workers=0)
     stored = [turn.text for i in dataset.select("val") for turn in dataset.read(int(i)).turns]
     datasets, lengths = {"data": dataset}, {"data": load_lengths(dataset, TOKENIZER, Path("unused"))}
     for world_size in (1, 2):

@@ -23,7 +23,7 @@ def sample() -> Sample:
             gap=-0.1,
             overlap=0.1,
             words=[["second", 0.3, 0.7, None]],
-            q={"ovrl": 3.25},
+            quality={"ovrl": 3.25},
         ),
     ]
     return Sample(
@@ -64,7 +64,7 @@ BROKEN = {
     "codes are uint16 (2, 9)": lambda s: replace(s, codes=s.codes[:2]),
     "codes are int64": lambda s: replace(s, codes=s.codes.astype(np.int64)),
     "turns cover 9 frames, codes hold 8": lambda s: replace(s, codes=s.codes[:, :8]),
-    "turn 1 has frames 5+5": lambda s: replace(s, turns=[s.turns[0], replace(s.turns[1], f0=5)]),
+    "turn 1 has frames 5+5": lambda s: replace(s, turns=[s.turns[0], replace(s.turns[1], start_frame=5)]),
     "turn 0 has an empty text": lambda s: replace(s, turns=[replace(s.turns[0], text=" \n"), s.turns[1]]),
     "turn 1 has times 0.05..0.7": lambda s: replace(s, turns=[s.turns[0], replace(s.turns[1], start=0.05)]),
     "turn 0 has times 0.4..0.4": lambda s: replace(s, turns=[replace(s.turns[0], start=0.4), s.turns[1]]),
@@ -105,7 +105,7 @@ def test_record_of_another_layout_is_refused(sample, change, message):
 
 
 def test_numbers_that_are_none_are_not_written(sample):
-    sample.turns[0].q = {"ovrl": float("nan")}
+    sample.turns[0].quality = {"ovrl": float("nan")}
     with pytest.raises(ValueError, match="src-rec-00000: holds a number that is not finite"):
         sample_to_members(sample)
 
@@ -116,3 +116,15 @@ def test_damaged_members_are_refused(sample):
         sample_from_members(members["codes.npy"][:-4], members["json"], "x.tar, sample k")
     with pytest.raises(ValueError, match=r"^x\.tar, sample k: its json member"):
         sample_from_members(members["codes.npy"], members["json"][:-1], "x.tar, sample k")
+
+
+def test_schema_2_is_still_read(sample):
+    members = sample_to_members(sample)
+    record = json.loads(members["json"])
+    old_names = {"speaker": "spk", "start_frame": "f0", "num_frames": "nf", "quality": "q"}
+    for part in ("turns", "events"):
+        record[part] = [{old_names.get(name, name): value for name, value in entry.items()} for entry in record[part]]
+    old = json.dumps(record | {"schema": 2}).encode()
+    read = sample_from_members(members["codes.npy"], old, "old")
+    assert read.turns == sample.turns and read.events == sample.events and read.events
+    assert np.array_equal(read.codes, sample.codes)

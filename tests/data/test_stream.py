@@ -25,15 +25,15 @@ def source(name: str, samples: int, weight: float = 1.0, max_epochs: int | None 
     return MixtureSource(EpochPlan(name, shards, lengths, POSITIONS, 2, seed=1), weight, max_epochs)
 
 
-def steps(sources, rank=0, world_size=1, rows_per_microbatch=1, cursor=None, rows_per_step=4):
-    share = RankShare(rows_per_step, rows_per_microbatch, rank, world_size)
+def steps(sources, rank=0, world_size=1, micro_batch_size=1, cursor=None, global_batch_size=4):
+    share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
     return StepSampler(sources, share, 1, cursor)
 
 
-def global_steps(sources, count: int | None, world_size=1, rows_per_microbatch=1, cursor: Cursor | None = None):
+def global_steps(sources, count: int | None, world_size=1, micro_batch_size=1, cursor: Cursor | None = None):
     """Steps of all ranks put together: for each, the rows in the order of the global step, and the cursor."""
     ranks = [
-        islice(iter(steps(sources, rank, world_size, rows_per_microbatch, cursor)), count) for rank in range(world_size)
+        islice(iter(steps(sources, rank, world_size, micro_batch_size, cursor)), count) for rank in range(world_size)
     ]
     joined = []
     for specs in zip(*ranks, strict=True):
@@ -48,10 +48,10 @@ def samples_of(joined) -> list[int]:
     return [i for _, rows, _ in joined for _, samples in rows for i in samples]
 
 
-@pytest.mark.parametrize(("world_size", "rows_per_microbatch"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
-def test_ranks_and_microbatches_share_one_stream(world_size, rows_per_microbatch):
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_ranks_and_microbatches_share_one_stream(world_size, micro_batch_size):
     sources = {"a": source("a", 87, max_epochs=3)}
-    joined = global_steps(sources, None, world_size, rows_per_microbatch)
+    joined = global_steps(sources, None, world_size, micro_batch_size)
     assert joined == global_steps(sources, None)
     assert Counter(samples_of(joined)) == dict.fromkeys(range(87), 3)
     # No partial step but the last: windows and epochs end in the middle of steps.
@@ -65,7 +65,7 @@ def test_resumed_with_other_ranks_nothing_is_lost_or_repeated(cut):
     whole = global_steps(sources, 25)
     before = global_steps(sources, cut, world_size=2)
     cursor = json.loads(json.dumps(before[-1][2]))  # as a checkpoint keeps it
-    after = global_steps(sources, 25 - cut, world_size=1, rows_per_microbatch=2, cursor=cursor)
+    after = global_steps(sources, 25 - cut, world_size=1, micro_batch_size=2, cursor=cursor)
     assert before + after == whole
     taken = Counter((name, i) for _, rows, _ in whole for name, samples in rows for i in samples)
     for name, samples in (("a", 87), ("b", 23)):
@@ -131,5 +131,7 @@ def test_orders_of_sources_are_independent():
 
 
 def test_uneven_shares_are_refused():
-    with pytest.raises(ValueError, match=r"data\.rows_per_step=4 is not a multiple of data\.rows_per_microbatch=1 x 3"):
+    with pytest.raises(
+        ValueError, match=r"data\.global_batch_size=4 is not a multiple of data\.micro_batch_size=1 x 3"
+    ):
         RankShare(4, 1, 0, 3)

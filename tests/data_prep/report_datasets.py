@@ -38,9 +38,9 @@ def demo_samples(codec: SpectralCodec, count: int) -> list[Sample]:
             start, stop = turn["start"] - 0.4 * (number == 2), turn["end"]
             turns.append(
                 Turn(
-                    turn["speaker"], turn["text"], start, stop, sum(t.nf for t in turns), code.shape[1],
+                    turn["speaker"], turn["text"], start, stop, sum(t.num_frames for t in turns), code.shape[1],
                     loss=number != 1, channel=None, gap=round(start - end, 3), overlap=0.1 * (number == 2),
-                    q=q | {"bandwidth": bandwidth},
+                    quality=q | {"bandwidth": bandwidth},
                 )
             )  # fmt: skip
             end = stop

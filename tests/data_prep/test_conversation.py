@@ -141,9 +141,9 @@ def test_position_budget_counts_what_the_model_reads():
     assert positions_of(text, frames) == len(layout) == 41
     drafts = [draft(i, 3.0 * i, 3.0 * i + 2.0, text="x" * 32 + f" {i}") for i in range(6)]
     each = positions_of(drafts[0].text, 25)
-    assert texts(made(drafts), max_positions=3 * each) == [[0, 1, 2], [3, 4, 5]]
-    assert texts(made(drafts), max_positions=3 * each - 1) == [[0, 1], [2, 3], [4, 5]]
-    assert texts(made(drafts), max_positions=1) == [[i] for i in range(6)]
+    assert texts(made(drafts), max_seq_len=3 * each) == [[0, 1, 2], [3, 4, 5]]
+    assert texts(made(drafts), max_seq_len=3 * each - 1) == [[0, 1], [2, 3], [4, 5]]
+    assert texts(made(drafts), max_seq_len=1) == [[i] for i in range(6)]
 
 
 def test_long_silence_ends_a_conversation():
@@ -229,9 +229,9 @@ def test_speakers_are_numbered_by_appearance_and_given_numbers_kept():
     assert number_speakers([5, "al", 5]) == [0, 1, 0]
     drafts = [replace(d, speaker=speaker) for d, speaker in zip(row(1, 1, 1, 1), "xyzy", strict=True)]
     first, second = run(made(drafts), max_turns=2)[0]
-    assert [turn.spk for turn in first.turns + second.turns] == [0, 1, 0, 1]  # anew in every conversation
+    assert [turn.speaker for turn in first.turns + second.turns] == [0, 1, 0, 1]  # anew in every conversation
     numbered = [replace(d, speaker_id=speaker) for d, speaker in zip(drafts, (7, 3, 7, 3), strict=True)]
-    assert [turn.spk for turn in run(made(numbered))[0][0].turns] == [7, 3, 7, 3]
+    assert [turn.speaker for turn in run(made(numbered))[0][0].turns] == [7, 3, 7, 3]
 
 
 def test_events_inside_are_carried():
@@ -262,16 +262,19 @@ def test_sample_says_everything_and_survives_storage():
     sample = sample_from_members(stored["codes.npy"], stored["json"], "here")
     first, second = sample.turns
     assert first.words == [["Hello,", 1.0, 1.31, 0.99], ["you.", 1.35, 1.9, None]] and second.words is None
-    assert first.q == {
+    assert first.quality == {
         **{"lufs": -23.0457, "bandwidth": 3900.0, "ovrl": 3.5},
         **{"lang_prob": 0.99, "avg_logprob": -0.25, "gain_db": 1.5},
     }
-    assert second.q == {"bandwidth": 3700.0, "clipped": 0.0, "gain_db": 1.5}
+    assert second.quality == {"bandwidth": 3700.0, "clipped": 0.0, "gain_db": 1.5}
     assert (first.gap, second.gap, second.overlap, first.channel) == (0.0, -0.5, 0.25, 1)
     assert (sample.start, sample.end, sample.bandwidth, sample.num_speakers) == (1.0, 3.5, 3800.0, 2)
     assert (sample.sample_rate, sample.channels, sample.prep, sample.licence) == (8000, 2, "c0ffee", "cc0")
     for stored, encoded in zip(sample.turns, given.encoded.turns, strict=True):
-        assert sample.codes[:, stored.f0 : stored.f0 + stored.nf].astype("<u2").tobytes() == encoded.codes
+        assert (
+            sample.codes[:, stored.start_frame : stored.start_frame + stored.num_frames].astype("<u2").tobytes()
+            == encoded.codes
+        )
 
 
 def test_keys_are_their_recordings_own():

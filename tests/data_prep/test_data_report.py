@@ -136,11 +136,11 @@ def test_tables_are_the_same_however_they_are_read(reported, monkeypatch) -> Non
 def test_contents_and_turns(reported, numbers, samples) -> None:
     contents = numbers["contents"]
     turns = [turn for sample in samples for turn in sample.turns]
-    frames = sum(turn.nf for turn in turns)
+    frames = sum(turn.num_frames for turn in turns)
     assert (contents["conversations"], contents["turns"]) == (8, len(turns))
     assert contents["hours"] == pytest.approx(frames / 12.5 / 3600)
-    assert contents["loss_frames"] == sum(turn.nf for turn in turns if turn.loss) < frames
-    assert contents["speakers"] == sum(len({turn.spk for turn in sample.turns}) for sample in samples)
+    assert contents["loss_frames"] == sum(turn.num_frames for turn in turns if turn.loss) < frames
+    assert contents["speakers"] == sum(len({turn.speaker for turn in sample.turns}) for sample in samples)
     assert contents["groups"] == 3 and contents["groups_on_both_sides"] == 2
     seconds = np.array([turn.end - turn.start for turn in turns])
     gaps = np.array([turn.gap for sample in samples for turn in sample.turns[1:]])
@@ -189,7 +189,8 @@ def test_packing_against_the_plan_of_training(tmp_path, counted) -> None:
     else:  # 3.2 bytes for a token and 6 positions more for each turn, from the samples themselves
         order = [dataset.read(i) for i in range(len(dataset))]
         whole = [
-            np.ceil(sum(len(t.text.encode()) for t in s.turns) / 3.2) + sum(t.nf + 6 for t in s.turns) for s in order
+            np.ceil(sum(len(t.text.encode()) for t in s.turns) / 3.2) + sum(t.num_frames + 6 for t in s.turns)
+            for s in order
         ]
         lengths = np.stack([whole, [2100 if len(s.turns) == 1 else 1 for s in order]]).astype(np.int32)
     write_report(folder)
@@ -258,11 +259,11 @@ def test_every_conversation_can_be_heard(page, samples, codec) -> None:
         assert head == "data:audio/mpeg;base64"
         audio, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
         sample = by_key[key]
-        ends = [turn.start - sample.start + turn.nf / 12.5 for turn in sample.turns]
+        ends = [turn.start - sample.start + turn.num_frames / 12.5 for turn in sample.turns]
         assert len(audio) / rate == pytest.approx(max(ends), abs=0.06)
     last = sample.turns[-1]
     spoken = audio[round((last.start - sample.start) * rate) :]
-    codes = sample.codes[:, last.f0 : last.f0 + last.nf].astype(np.int64)
+    codes = sample.codes[:, last.start_frame : last.start_frame + last.num_frames].astype(np.int64)
     decoded = codec.decode(torch.from_numpy(codes)[None]).numpy()
     assert np.sqrt((spoken**2).mean()) == pytest.approx(np.sqrt((decoded**2).mean()), rel=0.2)
 

@@ -103,7 +103,9 @@ def test_channels_rates_and_times_of_one_file(tmp_path, config):
     prepare(config(write_manifest(tmp_path / "m.jsonl", rows)))
     dataset = ShardedDataset(tmp_path / "out")
     samples = {sample.audio: sample for sample in map(dataset.read, range(len(dataset)))}
-    codes = [samples["both.flac"].codes[:, t.f0 : t.f0 + t.nf] for t in samples["both.flac"].turns]
+    codes = [
+        samples["both.flac"].codes[:, t.start_frame : t.start_frame + t.num_frames] for t in samples["both.flac"].turns
+    ]
     assert [part.shape for part in codes] == [(5, 25), (5, 13), (5, 15)]
     # But for rounding: what lies around the span decides in which order a processor adds up.
     assert (codes[1] == samples["right.wav"].codes).mean() > 0.95

@@ -27,7 +27,7 @@ def made_samples() -> list[Sample]:
     samples = [made_sample(i, "train" if i % 5 else "val", source="ab"[i % 2]) for i in range(240)]
     for i, sample in enumerate(samples):
         sample.lang, sample.licence = ("en", "cc0") if i % 3 else ("de", "cc-by-4.0")
-        sample.turns[0].q = {"ovrl": round(1 + i / 60, 3)} if i % 4 else {}
+        sample.turns[0].quality = {"ovrl": round(1 + i / 60, 3)} if i % 4 else {}
         sample.turns[0].words = [["turn", 0.0, 0.4, 0.9], ["0", 0.5, 0.9, None]]
         sample.turns[-1].loss = i % 7 > 0
         sample.events = [Event(0.5, 1, "backchannel", "mhm “ja”")]
@@ -68,9 +68,9 @@ def test_index_describes_the_samples(tmp_path):
         sample = dataset.read(i)
         names = ("source", "lang", "licence", "group")
         assert [dataset.column(name)[i] for name in names] == [getattr(sample, name) for name in names]
-        assert dataset.column("n_speakers")[i] == len({turn.spk for turn in sample.turns})
-        assert dataset.column("loss_frames")[i] == sum(turn.nf for turn in sample.turns if turn.loss)
-        expected = sample.turns[0].q.get("ovrl", np.nan)
+        assert dataset.column("n_speakers")[i] == len({turn.speaker for turn in sample.turns})
+        assert dataset.column("loss_frames")[i] == sum(turn.num_frames for turn in sample.turns if turn.loss)
+        expected = sample.turns[0].quality.get("ovrl", np.nan)
         np.testing.assert_allclose(dataset.column("quality")[i], expected, rtol=1e-6)
     info = dataset.info
     assert {name: totals["samples"] for name, totals in info.sources.items()} == {"a": 120, "b": 120}

@@ -34,11 +34,11 @@ def test_each_turn_is_encoded_on_its_own_and_stored_in_order(calls, config, tmp_
     assert codec.info == dataset.codec and len(dataset) == 5
     for sample in map(dataset.read, range(5)):
         audio = load_audio(dataset.audio_path(sample), RATE)
-        assert [t.spk for t in sample.turns] == [0, 1, 0, 1]
+        assert [t.speaker for t in sample.turns] == [0, 1, 0, 1]
         for stored in sample.turns:
             alone = audio[round(stored.start * RATE) : round(stored.end * RATE)]
             codes = codec.encode(resample(alone, RATE, 24000)[None, None])[0].numpy()
-            assert np.array_equal(sample.codes[:, stored.f0 : stored.f0 + stored.nf], codes)
+            assert np.array_equal(sample.codes[:, stored.start_frame : stored.start_frame + stored.num_frames], codes)
 
 
 def test_same_input_gives_identical_shards_and_index(calls, config, tmp_path):

@@ -48,7 +48,7 @@ def keys_trained_on(folder: Path, epochs: int = 2) -> dict[str, int]:
     lengths = load_lengths(dataset, TOKENIZER, folder)
     plan = EpochPlan("data", dataset.shards("train"), lengths, 400, 3, seed=1)
     sampler = StepSampler({"data": MixtureSource(plan, max_epochs=epochs)}, RankShare(2, 2, 0, 1), 1, None)
-    data = DataConfig(max_positions=400, rows_per_step=2, rows_per_microbatch=2)
+    data = DataConfig(max_seq_len=400, global_batch_size=2, micro_batch_size=2)
     rows = TrainRows({"data": dataset}, TOKENIZER, data, LossConfig(), seed=1)
     counts: dict[str, int] = {}
     for spec in sampler:

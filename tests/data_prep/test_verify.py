@@ -118,12 +118,13 @@ def test_end_of_speech_inside_a_turn(folder):
 
 def test_frames_that_are_not_contiguous(folder):
     dataset = ShardedDataset(folder)
-    number = next(i for i in range(80) if len(dataset.read(i).turns) > 1 and dataset.read(i).turns[1].f0 > 10)
+    number = next(i for i in range(80) if len(dataset.read(i).turns) > 1 and dataset.read(i).turns[1].start_frame > 10)
     second = dataset.read(number).turns[1]
-    old, new = (f'"f0":{second.f0 - by},'.encode() for by in (0, 1))
+    old, new = (f'"start_frame":{second.start_frame - by},'.encode() for by in (0, 1))
     shard, key = patch(folder, number, old, new)
     only(
-        verify(folder, workers=1), rf"^{shard}, sample {key}: turn 1 has frames {second.f0 - 1}\+{second.nf}, expected"
+        verify(folder, workers=1),
+        rf"^{shard}, sample {key}: turn 1 has frames {second.start_frame - 1}\+{second.num_frames}, expected",
     )
 
 

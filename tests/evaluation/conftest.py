@@ -12,8 +12,6 @@ from torch import Tensor
 
 import data_prep.demo
 from csm.audio import load_audio
-from csm.checkpoint.native import write_native
-from csm.checkpoint.tensors import lazy
 from csm.codec import SpectralCodec
 from csm.config import (
     CodecConfig,
@@ -24,6 +22,8 @@ from csm.config import (
     TransformerConfig,
 )
 from csm.data.dataset import ShardedDataset
+from csm.formats.native import write_native
+from csm.formats.tensors import lazy
 from csm.model.csm import CSM
 from csm.text import load_tokenizer
 from data_prep.config import DataPrepConfig, ExecutorConfig, ExecutorKind
@@ -81,7 +81,7 @@ def checkpoint(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         text_vocab_size=258,
         codebook_size=CODEC.codebook_size,
         num_codebooks=CODEC.num_codebooks,
-        max_positions=512,
+        max_seq_len=512,
     )
     torch.manual_seed(7)
     dataset = ShardedDataset(dataset_path)

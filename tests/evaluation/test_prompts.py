@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from csm.audio import load_audio, save_wav
-from csm.checkpoint.load import load_generator
 from csm.codec import SpectralCodec
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
 from csm.evaluation.prompts import AudioSpan, EvalPrompt, dataset_prompts, file_prompts, fit_context
+from csm.formats.load import load_generator
 from csm.inference.generator import Generator, Segment
 
 
@@ -45,7 +45,10 @@ def test_prompt_holds_the_turn_its_context_and_its_recording(dataset, generator,
 
     sample = next(s for s in map(dataset.read, range(len(dataset))) if s.recording == "local/weasels")
     last = sample.turns[3]
-    assert prompt.reference_codes.tolist() == sample.codes[:, last.f0 : last.f0 + last.nf].tolist()
+    assert (
+        prompt.reference_codes.tolist()
+        == sample.codes[:, last.start_frame : last.start_frame + last.num_frames].tolist()
+    )
     joined = torch.cat([s.codes for s in prompt.context] + [prompt.reference_codes], dim=1)
     assert joined.tolist() == sample.codes.tolist()
 
@@ -147,7 +150,7 @@ def test_context_is_shortened_from_its_oldest_turn_until_the_model_accepts_it(da
         return Segment(1, "well", codes=torch.ones(5, frames, dtype=torch.int64))
 
     text = len(generator.tokenizer.encode_turn("well", 1))
-    free = generator.model.config.max_positions - 2 * text - 3  # two texts, two frames to speak, one end of speech
+    free = generator.model.config.max_seq_len - 2 * text - 3  # two texts, two frames to speak, one end of speech
     largest = turn(free - 1)  # and one position the generator wants to spare
     prompt = EvalPrompt("id", "well", 1, "cluster", context=[turn(4), largest])
     assert fit_context(prompt, generator, max_frames=2) == [largest]
@@ -162,7 +165,7 @@ def test_context_is_shortened_from_its_oldest_turn_until_the_model_accepts_it(da
 def test_text_that_cannot_fit_names_the_option_to_change(dataset, generator):
     prompt = dataset_prompts(dataset, settings(), generator.codec, "model").prompts[0]
     with pytest.raises(ValueError, match=r"prompt .*lower eval.max_audio_seconds"):
-        fit_context(prompt, generator, generator.model.config.max_positions)
+        fit_context(prompt, generator, generator.model.config.max_seq_len)
 
 
 def test_relative_audio_of_a_prompts_file_is_found_from_anywhere(generator, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from tests.tiny import conversation, rows, tiny_model
 def test_flex_attention_equals_dense_mask():
     """Documents of unequal length, rows longer than one block of 128, an empty tail; values and all gradients."""
     documents = [[conversation(i, (40 + i, 17)) for i in range(2)], [conversation(9, (5,))]]
-    batch = rows(documents, max_positions=157)
+    batch = rows(documents, max_seq_len=157)
     assert int((batch.documents < 0).sum()) > 100
     results = []
     for mask in (batch.attention_mask(), batch.block_mask()):

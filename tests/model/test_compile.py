@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from csm.config import LossConfig, Recompute
+from csm.config import ActivationCheckpointing, LossConfig
 from csm.data.packing import RowBatch
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
@@ -23,10 +23,10 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled_model(backend: str, recompute: Recompute) -> CSM:
+def compiled_model(backend: str, activation_checkpointing: ActivationCheckpointing) -> CSM:
     model = tiny_model()
     for block in (*model.backbone.layers, *model.decoder.layers):
-        block.recompute = recompute
+        block.activation_checkpointing = activation_checkpointing
         block.compile(fullgraph=True, dynamic=False, backend=backend)  # fullgraph: a graph break is an error
     return model
 
@@ -42,7 +42,7 @@ def test_compiled_blocks_compute_the_same():
     """With activations recomputed selectively, which the compiler has to follow into the block."""
     batch = rows([[conversation(1)], [conversation(2, (5,))]], ratio=4)
     expected = gradients(tiny_model(), batch)
-    found = gradients(compiled_model("inductor", Recompute.selective), batch)
+    found = gradients(compiled_model("inductor", ActivationCheckpointing.selective), batch)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
@@ -50,7 +50,7 @@ def test_compiled_blocks_compute_the_same():
 @pytest.mark.parametrize("kind", ["attention_mask", "block_mask"])
 def test_nothing_is_compiled_again_after_the_first_step(kind):
     """Training steps and validation batches of ever different content; validation has a varying number of frames."""
-    model = compiled_model("aot_eager", Recompute.none)
+    model = compiled_model("aot_eager", ActivationCheckpointing.none)
 
     def run(batch: RowBatch) -> LossSums:
         inputs = (batch.tokens, batch.mask, batch.positions, batch.targets, batch.slots, batch.slot_weights)

@@ -39,7 +39,7 @@ def test_formula_equals_the_operations_that_run(ratio):
     square, as the formula does): nothing is left to differ. Codebook 0's head runs on all positions but the last.
     """
     model = tiny_model()
-    batch = rows([[conversation(0, frame_counts=(13, 12))]], max_positions=36, ratio=ratio)
+    batch = rows([[conversation(0, frame_counts=(13, 12))]], max_seq_len=36, ratio=ratio)
     assert (batch.documents == 0).all(), "no padding"
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sums = forward(model, batch)

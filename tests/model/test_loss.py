@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csm.config import LossConfig, Recompute
+from csm.config import ActivationCheckpointing, LossConfig
 from csm.data.packing import select_slots
 from csm.model.loss import ENTROPY_POSITIONS, LossSums
 from tests.tiny import K, conversation, forward, rows, tiny_model
@@ -75,8 +75,8 @@ def test_entropy_and_top_five_of_codebook_0():
 def test_packed_row_equals_its_documents_alone():
     model = tiny_model()
     documents = [conversation(i, lengths) for i, lengths in enumerate(LENGTHS)]
-    packed = gradients(model, [rows([documents], max_positions=128)])
-    alone = gradients(model, [rows([[document] for document in documents], max_positions=40)])
+    packed = gradients(model, [rows([documents], max_seq_len=128)])
+    alone = gradients(model, [rows([[document] for document in documents], max_seq_len=40)])
     assert_same(packed, alone)
 
 
@@ -122,14 +122,14 @@ def test_chunks_leave_frozen_parameters_alone():
     assert frozen == {f"decoder.layers.0.{name}" for name in model.decoder.layers[0].state_dict()}
 
 
-@pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
-def test_recomputation_changes_nothing(recompute):
+@pytest.mark.parametrize("activation_checkpointing", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
+def test_recomputation_changes_nothing(activation_checkpointing):
     batch = rows([[conversation(i, lengths)] for i, lengths in enumerate(LENGTHS)], 40)
     results = []
-    for choice in (Recompute.none, recompute):
+    for choice in (ActivationCheckpointing.none, activation_checkpointing):
         model = tiny_model()
         for block in (*model.backbone.layers, *model.decoder.layers):
-            block.recompute = choice
+            block.activation_checkpointing = choice
         forward(model, batch, chunk=9).loss(CONFIG, 11.0).backward()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in results[0].items():

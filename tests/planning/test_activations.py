@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from csm.config import Recompute, RopeConfig, TransformerConfig
+from csm.config import ActivationCheckpointing, RopeConfig, TransformerConfig
 from csm.model.transformer import Transformer
 from csm.planning.activations import (
     BLOCK,
@@ -62,7 +62,7 @@ def test_a_stack_saves_what_the_list_says(precision, masked):
     autocast = torch.autocast("cpu", torch.bfloat16) if precision is Precision.autocast else nullcontext()
     with (saved := SavedBytes(*stack.parameters())), autocast:
         stack(x, positions, mask)
-    expected = stack_bytes(STACK, length, precision, Recompute.none, masked) * batch * length
+    expected = stack_bytes(STACK, length, precision, ActivationCheckpointing.none, masked) * batch * length
     expected += length * 4 * STACK.dim // STACK.heads  # rotary positions: cosines and sines, the same for both rows
     norms = 2 * STACK.layers + 1
     if precision is not Precision.fp32 and masked:  # the list is a GPU's; this CPU also keeps the mask, in bf16
@@ -77,22 +77,23 @@ def test_a_stack_saves_what_the_list_says(precision, masked):
 def test_the_model_saves_what_the_lists_say():
     """Backbone with embeddings, and depth decoder, as CSM calls them."""
     model, config = tiny_model(), tiny_config()
-    batch = rows([[conversation(0)], [conversation(1)]], max_positions=64)
+    batch = rows([[conversation(0)], [conversation(1)]], max_seq_len=64)
     with (saved := SavedBytes(*model.parameters())):
         states = model.backbone_states(batch.tokens, batch.mask, batch.positions, batch.attention_mask())
         model.codebook0_head(states)
-    expected = backbone_bytes(config, 64, Precision.fp32, Recompute.none) * 2 * 64
+    expected = backbone_bytes(config, 64, Precision.fp32, ActivationCheckpointing.none) * 2 * 64
     assert saved.total == pytest.approx(expected, rel=0.01)
     codes = torch.randint(0, 13, (50, config.num_codebooks - 1))
     states = torch.randn(50, config.backbone.dim, requires_grad=True)
     with (saved := SavedBytes(*model.parameters())):
         model.decoder_logits(states, codes)
     expected = (
-        decoder_bytes(config, Precision.fp32, Recompute.none) + decoder_input_bytes(config, Precision.fp32)
+        decoder_bytes(config, Precision.fp32, ActivationCheckpointing.none)
+        + decoder_input_bytes(config, Precision.fp32)
     ) * 50
     assert saved.total == pytest.approx(expected, rel=0.01)
 
 
 def test_checkpointing_keeps_less():
-    kept = [saved_bytes(BLOCK, STACK, 80, Precision.autocast, level) for level in Recompute]
+    kept = [saved_bytes(BLOCK, STACK, 80, Precision.autocast, level) for level in ActivationCheckpointing]
     assert kept[0] > kept[1] > kept[2] == 4 * STACK.dim

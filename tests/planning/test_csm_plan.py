@@ -38,7 +38,7 @@ def test_estimate_agrees_with_the_measured_peak_of_csm_tiny(allocator, tolerance
 
 def test_hand_computed_numbers_of_csm_1b():
     """1.553B parameters: 4 + 4 + 8 bytes each; 2048 positions to a row."""
-    result = plan("model=csm_1b", "gpu=h100", "data.rows_per_step=16", "data.rows_per_microbatch=4", "hours=1000000")
+    result = plan("model=csm_1b", "gpu=h100", "data.global_batch_size=16", "data.micro_batch_size=4", "hours=1000000")
     assert result.parameters == pytest.approx(1552.8e6, rel=1e-4)
     peak = result.memory["none"].peak
     assert result.microbatches == 4 and peak.gradients >= 4 * result.parameters, "gradients of earlier microbatches"
@@ -58,27 +58,27 @@ def test_recomputation_and_sharding_save_memory():
     single = plan("model=csm_3b", "gpu=h100").memory
     assert single["none"].total > single["selective"].total > single["full"].total
     totals = [
-        plan("model=csm_3b", "gpus=8", "data.rows_per_microbatch=1", f"strategy={name}").memory["none"].total
+        plan("model=csm_3b", "gpus=8", "data.micro_batch_size=1", f"strategy={name}").memory["none"].total
         for name in ("ddp", "deepspeed_zero2", "fsdp", "fsdp_offload")
     ]
     assert sorted(totals, reverse=True) == totals
-    offload = plan("model=csm_3b", "gpus=16", "strategy=fsdp_offload", "data.rows_per_microbatch=1")
+    offload = plan("model=csm_3b", "gpus=16", "strategy=fsdp_offload", "data.micro_batch_size=1")
     assert offload.nodes == 2 and offload.host_memory_per_node == 16 * offload.parameters / 2
 
 
 def test_accumulation_keeps_gradients():
     """Whole ones under FSDP, unless every microbatch's are summed at once; DDP's exist all the time."""
-    words = ["model=csm_3b", "gpus=8", "data.rows_per_microbatch=1"]
+    words = ["model=csm_3b", "gpus=8", "data.micro_batch_size=1"]
     peak = {}
     for strategy in ("ddp", "fsdp"):
         for rows in (8, 16):
             peak[strategy, rows] = (
-                plan(*words, f"strategy={strategy}", f"data.rows_per_step={rows}").memory["none"].peak
+                plan(*words, f"strategy={strategy}", f"data.global_batch_size={rows}").memory["none"].peak
             )
     count = Parameters.of(compose_train([*words[:1], "data.path=x"]).model, LoraConfig()).count
     assert peak["ddp", 8].gradients >= 4 * count
     assert peak["fsdp", 8].gradients < 4 * count / 8 and peak["fsdp", 16].gradients >= 4 * count
-    reduced = plan(*words, "strategy=fsdp", "data.rows_per_step=16", "strategy.reduce_every_microbatch=true")
+    reduced = plan(*words, "strategy=fsdp", "data.global_batch_size=16", "strategy.reduce_every_microbatch=true")
     assert reduced.memory["none"].peak.gradients < 8 * count / 8
 
 
@@ -136,9 +136,9 @@ def test_storage_agrees_with_a_real_dataset(small_dataset: Path):
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_rounded_up_and_said():
-    result = plan("model=csm_8b", "gpus=64", "strategy=fsdp", "data.rows_per_microbatch=2")
-    assert result.rows_per_step == 128 and result.microbatches == 1
-    assert "data.rows_per_step=128" in result.notes[0]
+    result = plan("model=csm_8b", "gpus=64", "strategy=fsdp", "data.micro_batch_size=2")
+    assert result.global_batch_size == 128 and result.microbatches == 1
+    assert "data.global_batch_size=128" in result.notes[0]
 
 
 def test_the_remedy_is_one():
@@ -150,7 +150,7 @@ def test_the_remedy_is_one():
     assert change is not None
     changed = plan(*words, *change.split())
     assert any(memory.fits for memory in changed.memory.values())
-    too_large = ["model=csm_8b", "gpu=rtx4090", "data.max_positions=131072"]
+    too_large = ["model=csm_8b", "gpu=rtx4090", "data.max_seq_len=131072"]
     config, options = read_request(too_large)
     assert remedy(config, options, make_plan(config, options)) is None
 
@@ -161,7 +161,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_prints_tables_and_json(capsys):
-    result = run("model=csm_1b", "gpus=8", "gpu=h100", "strategy=ddp", "data.rows_per_microbatch=1")
+    result = run("model=csm_1b", "gpus=8", "gpu=h100", "strategy=ddp", "data.micro_batch_size=1")
     assert result.returncode == 0, result.stderr
     assert "Fits into h100" in result.stdout and "optimizer state" in result.stdout
     arguments = build_parser().parse_args(["plan", "--json", "model=csm_8b", "gpu=l4", "hours=10"])

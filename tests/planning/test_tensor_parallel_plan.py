@@ -16,16 +16,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from csm.config import (
+    ActivationCheckpointing,
     CSMConfig,
     LoraConfig,
     LossConfig,
     OptimConfig,
-    Recompute,
     StrategyConfig,
     StrategyName,
     TransformerConfig,
 )
 from csm.model.csm import CSM
+from csm.parallel.plan import parallelize
 from csm.planning.activations import Precision, stack_bytes
 from csm.planning.estimate import Plan, make_plan
 from csm.planning.memory import Parameters, training_state
@@ -33,8 +34,7 @@ from csm.planning.request import read_request
 from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.optim import build_optimizer
-from csm.training.parallel import parallelize
-from csm.training.preemption import StopRequest
+from csm.training.signals import StopRequest
 from csm.training.trainer import build_trainer
 from tests.conftest import compose_train
 from tests.planning.test_activations import SavedBytes
@@ -48,7 +48,7 @@ CONFIG = CSMConfig(  # every first dimension even: two ranks get equal shards
     text_vocab_size=TEXT_VOCAB + 1,
     codebook_size=CODEBOOK_SIZE,
     num_codebooks=K,
-    max_positions=160,
+    max_seq_len=160,
 )
 
 
@@ -88,11 +88,11 @@ def one_step(ranks: int) -> dict[str, int]:
     mesh = init_device_mesh("cpu", (2 // ranks, ranks), mesh_dim_names=("data_parallel", "tensor_parallel"))
     with torch.device("meta"):
         model = CSM(CONFIG)
-    parallelize(model, mesh, Recompute.none, compile_blocks=False, bf16=False, cpu_offload=False)
+    parallelize(model, mesh, ActivationCheckpointing.none, compile_blocks=False, bf16=False, cpu_offload=False)
     model.to_empty(device="cpu")
     model.init_weights()
     optimizer = build_optimizer(model, OptimConfig())
-    batch = rows([[conversation(0)], [conversation(1)]], max_positions=LENGTH)
+    batch = rows([[conversation(0)], [conversation(1)]], max_seq_len=LENGTH)
     with saved_in_backbone(model) as saved:
         sums = forward(model, batch)
     # Gathered weights of blocks have been freed by now; the final norm's belongs to the root, which stays gathered.
@@ -132,7 +132,9 @@ def test_two_processes_hold_what_is_planned(tmp_path):
         own = whole.on_each_of(ranks, CONFIG)
         options = StrategyConfig(StrategyName.fsdp, tensor_parallel_size=ranks)
         state = training_state(options, own, 2 // ranks, Precision.fp32, accumulates=False)
-        stack = stack_bytes(CONFIG.backbone, LENGTH, Precision.fp32, Recompute.none, masked=True, ranks=ranks)
+        stack = stack_bytes(
+            CONFIG.backbone, LENGTH, Precision.fp32, ActivationCheckpointing.none, masked=True, ranks=ranks
+        )
         assert bytes_held == {
             "activations": (stack + 4 * width) * 2 * LENGTH,  # rotary positions beside the stack
             "weights": state.weights,
@@ -143,10 +145,10 @@ def test_two_processes_hold_what_is_planned(tmp_path):
 
 def test_hand_computed_numbers_of_csm_8b():
     """4 of 64 devices share the backbone: 6.98B of its 8.19B parameters are linear layers."""
-    words = ["model=csm_8b", "gpus=64", "strategy=fsdp", "data.rows_per_microbatch=2", "data.rows_per_step=64"]
-    whole, shared = plan(*words, "data.rows_per_step=128"), plan(*words, "strategy.tensor_parallel_size=4")
+    words = ["model=csm_8b", "gpus=64", "strategy=fsdp", "data.micro_batch_size=2", "data.global_batch_size=64"]
+    whole, shared = plan(*words, "data.global_batch_size=128"), plan(*words, "strategy.tensor_parallel_size=4")
     matrices = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    assert (shared.data_ranks, shared.microbatches, shared.rows_per_step) == (16, 2, 64) and not shared.notes
+    assert (shared.data_ranks, shared.microbatches, shared.global_batch_size) == (16, 2, 64) and not shared.notes
     peak = shared.memory["none"].peak
     assert peak.weights == 4 * (shared.parameters - matrices * 3 / 4) / 16 and peak.optimizer == 2 * peak.weights
     assert peak.gradients >= 4 * (shared.parameters - matrices * 3 / 4), "whole ones of the first microbatch"
@@ -166,10 +168,10 @@ def test_hand_computed_numbers_of_csm_8b():
 
 
 def test_rows_are_dealt_to_groups_of_devices():
-    words = ["model=csm_8b", "strategy=fsdp", "strategy.tensor_parallel_size=8", "data.rows_per_microbatch=1"]
-    result = plan(*words, "gpus=16", "data.rows_per_step=3")
-    assert result.rows_per_step == 4 and "3 is no multiple of 2 groups of 8 devices" in result.notes[0]
-    across = plan(*words, "gpus=16", "gpus_per_node=4", "data.rows_per_step=2")
+    words = ["model=csm_8b", "strategy=fsdp", "strategy.tensor_parallel_size=8", "data.micro_batch_size=1"]
+    result = plan(*words, "gpus=16", "data.global_batch_size=3")
+    assert result.global_batch_size == 4 and "3 is no multiple of 2 groups of 8 devices" in result.notes[0]
+    across = plan(*words, "gpus=16", "gpus_per_node=4", "data.global_batch_size=2")
     assert "exceeds gpus_per_node=4" in across.notes[0]
 
 

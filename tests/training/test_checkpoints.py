@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.data.plan import ORDER
@@ -28,7 +28,7 @@ from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 from tests.training.forked import Run
 from tests.training.test_train import command
 
-STEPS = ["trainer.val_every_steps=3", "trainer.checkpoint_every_steps=2", "data.rows_per_step=2", "ckpt_path=last"]
+STEPS = ["trainer.val_every_steps=3", "trainer.checkpoint_every_steps=2", "data.global_batch_size=2", "ckpt_path=last"]
 STEPS += ["optim.schedule=wsd", "optim.warmup_steps=1"]  # whose learning rate does not depend on max_steps
 
 
@@ -151,26 +151,26 @@ def test_sharded_checkpoint_cut_short(tmp_path):
 
 
 def test_resuming_as_another_run_is_refused_field_by_field(run_dir, resume, warnings):
-    allowed = ["data.rows_per_microbatch=1", "optim.lr=1e-9"]
-    other = ["data.rows_per_step=4", "data.context_dropout=0.25", *allowed]
+    allowed = ["data.micro_batch_size=1", "optim.lr=1e-9"]
+    other = ["data.global_batch_size=4", "data.context_dropout=0.25", *allowed]
     before = (run_dir / "checkpoints" / "last.ckpt").read_bytes()
     with pytest.raises(ValueError, match="belongs to a run with other settings") as refusal:
         resume(*other)
-    assert "data.rows_per_step: 2 -> 4" in str(refusal.value) and "data.context_dropout: 0.5 -> 0.25" in str(
+    assert "data.global_batch_size: 2 -> 4" in str(refusal.value) and "data.context_dropout: 0.5 -> 0.25" in str(
         refusal.value
     )
-    assert "rows_per_microbatch" not in str(refusal.value) and "optim" not in str(refusal.value)
+    assert "micro_batch_size" not in str(refusal.value) and "optim" not in str(refusal.value)
     accept = str(refusal.value).partition("accept the new ones: ")[2]
     assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == before
     assert resume(*other, accept)["global_step"] == 9
-    assert len(warnings()) == 2 and any("another data.rows_per_step: 2 -> 4" in warning for warning in warnings())
+    assert len(warnings()) == 2 and any("another data.global_batch_size: 2 -> 4" in warning for warning in warnings())
 
 
 def test_what_cannot_change_midway(run_dir, resume, small_dataset, tmp_path):
     for override, difference in {
         "model.backbone.ffn_dim=88": "model.backbone.ffn_dim: 72 -> 88",
         "seed=5": "seed: 1234 -> 5",
-        "data.max_positions=320": "data.max_positions: 384 -> 320",
+        "data.max_seq_len=320": "data.max_seq_len: 384 -> 320",
         "trainer.ema_decay=0.9": "trainer.ema_decay > 0: False -> True",
     }.items():
         with pytest.raises(ValueError, match=rf"settings \({difference}\); .* or start from its weights .* init_from="):
@@ -227,7 +227,7 @@ def test_checkpoint_that_cannot_be_written_ends_the_run(background, small_datase
 def test_sigterm_to_the_command_that_started_the_other_process(small_dataset, tmp_path):
     """`train.py` starts its second rank itself; only the first gets the signal, and both save and end."""
     more = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=100000", "trainer.val_every_steps=100000"]
-    overrides = [*command_of(small_dataset, tmp_path / "run"), *more, "data.rows_per_microbatch=1"]
+    overrides = [*command_of(small_dataset, tmp_path / "run"), *more, "data.micro_batch_size=1"]
     process = subprocess.Popen(
         command([*overrides, "strategy=ddp", "trainer.devices=2"]),
         stdout=subprocess.PIPE,

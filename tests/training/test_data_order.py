@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.data.dataset import ShardedDataset
 from csm.training.run import train
 from tests.conftest import ROOT, compose_train
@@ -53,7 +53,7 @@ def last_checkpoint(folder: Path) -> dict:
 @pytest.mark.slow
 def test_ranks_end_together_and_a_killed_run_goes_on_with_fewer(tiny_overrides, small_dataset, tmp_path, monkeypatch):
     """A mixture of 3 + 2 epochs: two gloo processes to its end; two, killed after step 5, then one to its end."""
-    overrides = [*tiny_overrides, *LONG, *mixture(small_dataset, 3, 2), "data.rows_per_microbatch=1"]
+    overrides = [*tiny_overrides, *LONG, *mixture(small_dataset, 3, 2), "data.micro_batch_size=1"]
     two = ["strategy=ddp", "trainer.devices=2"]
     whole = run(tmp_path / "whole", 0, [*overrides, *two, "data.num_workers=1", f"run_dir={tmp_path / 'whole'}"])
     assert whole.returncode == 0, whole.stderr

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from csm import load_model
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.cli import build_parser
 from csm.data.packing import RowBatch
+from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.loggers import read_lines

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from csm import load_model
-from csm.checkpoint.export import export
-from csm.checkpoint.init import init_weights_from
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import RopeConfig
+from csm.formats.export import export
+from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
+from csm.training.init_weights import init_weights_from
 from csm.training.loggers import read_lines
 from csm.training.run import train
 from tests.conftest import compose_train

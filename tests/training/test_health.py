@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import TrainerConfig
-from csm.training.agreement import RankAgreement
+from csm.parallel.ranks import RankAgreement
 from csm.training.health import RunningStatistics, StepHealth
 from csm.training.loggers import read_lines
 from csm.training.run import train
@@ -53,7 +53,7 @@ def test_skipped_step_changes_nothing(tiny_overrides, tmp_path):
 
 def test_nan_on_one_rank_is_skipped_by_both_and_the_third_in_a_row_stops_both(tiny_overrides, tmp_path):
     options = ["strategy=ddp", "trainer.devices=2", "trainer.max_steps=9", "trainer.max_skipped_in_a_row=3"]
-    options += ["data.rows_per_microbatch=1", "trainer.checkpoint_every_steps=1", "trainer.log_every_steps=9"]
+    options += ["data.micro_batch_size=1", "trainer.checkpoint_every_steps=1", "trainer.log_every_steps=9"]
     script = [sys.executable, str(Path(__file__).with_name("poisoned_train.py")), "2,4,5,6"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.training.loggers import read_lines
 from csm.training.module import CSMTrainingModule
-from csm.training.preemption import StopRequest, listening
+from csm.training.signals import StopRequest, listening
 from tests.conftest import TINY_OVERRIDES
 from tests.training.forked import Run, finished, server, wait_for
 
 STEPS = [
     *("trainer.val_every_steps=3", "trainer.checkpoint_every_steps=1", "trainer.keep_every_steps=5", "ckpt_path=last"),
-    *("data.rows_per_step=2", "data.rows_per_microbatch=1", "data.context_dropout=0.5", "optim.warmup_steps=3"),
+    *("data.global_batch_size=2", "data.micro_batch_size=1", "data.context_dropout=0.5", "optim.warmup_steps=3"),
     "optim.schedule=wsd",  # without a decay: max_steps changes nothing
     "trainer.log_every_steps=2",  # checkpoints in the middle of an interval too
 ]

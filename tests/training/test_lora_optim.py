@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csm import load_model
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import LoraConfig, OptimConfig
 from csm.model.lora import apply_lora
 from csm.training.optim import parameter_groups

@@ -107,7 +107,7 @@ def test_interval_goes_on_with_ranks_that_read_the_same_rows(tiny_overrides, tmp
 def test_work_of_packed_rows():
     """Lengths of documents come from their positions."""
     documents = [[conversation(1), conversation(2, (5,))], [conversation(3, (4, 3, 2))]]
-    batch = rows(documents, max_positions=64, ratio=4)
+    batch = rows(documents, max_seq_len=64, ratio=4)
     lengths = [len(document) for row in documents for document in row]
     interval = IntervalSums()
     interval.add_microbatch(forward(tiny_model(), batch), batch)

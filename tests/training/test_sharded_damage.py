@@ -18,16 +18,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from csm.checkpoint.archive import check_archive
+from csm.checkpoint.checksums import check_archive
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, read_sharded, write_sharded
-from csm.checkpoint.source import open_checkpoint
 from csm.errors import user_errors
+from csm.formats.open import open_checkpoint
 from csm.training.candidates import Candidates, check_whole
 from tests.conftest import ROOT, TINY_OVERRIDES
 from tests.training.forked import Run, finished, launcher_variables, server
 
 STEPS = ["trainer.val_every_steps=100", "trainer.checkpoint_every_steps=2", "trainer.max_steps=4", "ckpt_path=last"]
-STEPS += ["data.rows_per_step=2", "data.rows_per_microbatch=1", "optim.schedule=wsd", "optim.warmup_steps=1"]
+STEPS += ["data.global_batch_size=2", "data.micro_batch_size=1", "optim.schedule=wsd", "optim.warmup_steps=1"]
 
 
 def overrides(dataset: Path, run_dir: Path) -> list[str]:

@@ -19,18 +19,18 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from csm import load_model
+from csm.checkpoint.contents import config_of, read_parts
 from csm.checkpoint.sharded import OPTIMIZER, is_sharded, read_sharded
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.training import config_of, read_parts
 from csm.checkpoint.zero import TAG, is_zero
 from csm.config import OptimConfig
+from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
+from csm.parallel.strategies import build_strategy
 from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.optim import parameter_groups
-from csm.training.preemption import StopRequest
 from csm.training.run import train
-from csm.training.strategies import build_strategy
+from csm.training.signals import StopRequest
 from csm.training.trainer import build_trainer
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 
@@ -39,7 +39,7 @@ STEPS = [
     "model.backbone={layers: 2, dim: 48, heads: 6, kv_heads: 2, ffn_dim: 72}",
     "model.initializer_std=0.1",  # gradients of every tensor well above rounding
     "data.context_dropout=0.5",
-    "data.rows_per_microbatch=1",
+    "data.micro_batch_size=1",
     "loss.decoder_chunk=37",
     "optim.eps=1e-2",
     "optim.warmup_steps=1",
@@ -129,7 +129,7 @@ def check_moved(run: Path, start: Path) -> None:
 
 
 def test_one_batch_equals_four_microbatches(one, folder, overrides):
-    train(compose_train([*overrides, f"run_dir={folder / 'batch'}", "data.rows_per_microbatch=4"]))
+    train(compose_train([*overrides, f"run_dir={folder / 'batch'}", "data.micro_batch_size=4"]))
     check_same_run(one, folder / "batch")
 
 
@@ -168,7 +168,7 @@ def test_tensor_parallel_run_takes_over_from_one_process(one, folder, overrides)
     """Two steps of one process, two of two that share every matrix of the backbone and recompute activations."""
     half = ["trainer.max_steps=2", "trainer.val_every_steps=2"]
     train(compose_train([*overrides, *half, f"run_dir={folder / 'tensor'}"]))
-    more = ["strategy=fsdp", "strategy.tensor_parallel_size=2", "trainer.recompute=selective", *TWO]
+    more = ["strategy=fsdp", "strategy.tensor_parallel_size=2", "trainer.activation_checkpointing=selective", *TWO]
     launch([*overrides, f"run_dir={folder / 'tensor'}", *more])
     assert is_sharded(last(folder / "tensor"))
     check_same_run(one, folder / "tensor")
@@ -186,7 +186,7 @@ def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
 
 
 def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one, folder, overrides):
-    more = ["strategy=deepspeed_zero3_offload", "trainer.recompute=full", *TWO]
+    more = ["strategy=deepspeed_zero3_offload", "trainer.activation_checkpointing=full", *TWO]
     launch([*overrides, f"run_dir={folder / 'zero3'}", *more], ZERO)
     path = last(folder / "zero3")
     check_same_run(one, folder / "zero3")

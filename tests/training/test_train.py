@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from csm import load_generator
-from csm.checkpoint.native import read_config
-from csm.checkpoint.training import read_training_checkpoint
+from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind
+from csm.formats.native import read_config
 from csm.training.loggers import read_lines
 from csm.training.run import train
 from data_prep.config import DataPrepConfig, ReportConfig
@@ -88,8 +88,8 @@ def test_refusals_name_the_key_and_the_remedy(tiny_overrides, tmp_path):
     cases = {
         "codec.num_codebooks=6": "codec.num_codebooks=5",
         "model.text_vocab_size=99": "set model.text_vocab_size=258",
-        "data.rows_per_microbatch=3": "data.rows_per_step=4 is not a multiple",
-        "data.max_positions=4096": "exceeds model.max_positions=2048",
+        "data.micro_batch_size=3": "data.global_batch_size=4 is not a multiple",
+        "data.max_seq_len=4096": "exceeds model.max_seq_len=2048",
         "ckpt_path=nowhere.ckpt": "nowhere.ckpt does not exist",
         "data.path=nowhere": "nowhere: not a prepared dataset",
         "trainer.accelerator=gpu": "trainer.accelerator=gpu",
@@ -125,10 +125,10 @@ def test_diverged_run_stops_and_its_checkpoint_is_finite(tiny_overrides, tmp_pat
 
 def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path):
     """45 positions hold some first turns and not others."""
-    result = run([*tiny_overrides, "data.max_positions=45"])
+    result = run([*tiny_overrides, "data.max_seq_len=45"])
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
     left_out = [line for line in lines if "is left out" in line]
-    assert left_out and all("data.max_positions=45" in line and "sample demo-" in line for line in left_out)
+    assert left_out and all("data.max_seq_len=45" in line and "sample demo-" in line for line in left_out)
     assert any("keep their leading turns only" in line for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

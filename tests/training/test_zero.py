@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from csm import load_model
-from csm.checkpoint.source import open_checkpoint
-from csm.checkpoint.training import read_parts
+from csm.checkpoint.contents import read_parts
+from csm.formats.open import open_checkpoint
 from csm.training.gradients import contagious
 from csm.training.loggers import read_lines
 from csm.training.run import train

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
-from csm.training import strategies
+from csm.parallel import strategies
 from csm.training.run import train
 from tests.conftest import compose_train
 from tests.training.bad_step import poison

@@ -16,12 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from csm.checkpoint.tensors import Weights, write_safetensors
 from csm.codec import CodecInfo, SpectralCodec
 from csm.config import CodecConfig, CSMConfig
+from csm.formats.tensors import Weights, write_safetensors
 from csm.text import TextTokenizer
 
 FORMAT_VERSION = 1
+_STORED_NAMES = {"max_seq_len": "max_positions"}  # in config.json, where format 1 calls them otherwise
 
 
 def write_native(
@@ -41,7 +42,7 @@ def write_native(
     """
     content = {
         "format_version": FORMAT_VERSION,
-        "model": asdict(config),
+        "model": {_STORED_NAMES.get(name, name): value for name, value in asdict(config).items()},
         "codec": {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo},
         "training": training,
     }
@@ -69,6 +70,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_model_config(path: Path) -> CSMConfig:
     """The shape of the model in a native model directory."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CSMConfig), read_config(path)["model"]))
+        stored = read_config(path)["model"]
+        names = {stored_name: name for name, stored_name in _STORED_NAMES.items()}
+        values = {names.get(name, name): value for name, value in stored.items()}
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CSMConfig), values))
     except (OmegaConfBaseException, KeyError) as error:
         raise ValueError(f"{path / 'config.json'}: not a model configuration ({error}); export it again") from None

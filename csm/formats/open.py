@@ -3,10 +3,10 @@
 `open_checkpoint` reads configurations and names only; weights, codec and tokenizer come when they are asked for.
 
     layout      recognized by
-    native      config.json with format_version                        csm/checkpoint/native.py
-    hf          config.json with model_type csm                        csm/checkpoint/hf.py
-    sesame      config.json with backbone_flavor, or a lone ckpt.pt    csm/checkpoint/sesame.py
-    training    a .ckpt of train.py: a file, or a folder of shards     csm/checkpoint/training.py
+    native      config.json with format_version                        csm/formats/native.py
+    hf          config.json with model_type csm                        csm/formats/hf.py
+    sesame      config.json with backbone_flavor, or a lone ckpt.pt    csm/formats/sesame.py
+    training    a .ckpt of train.py: a file, or a folder of shards     csm/checkpoint/contents.py
 
 The published csm-1b directory is both hf and sesame; Sesame's single file is then read, being the smaller.
 """
@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from csm.checkpoint import hf, names, native, sesame
-from csm.checkpoint.hub import fetch
-from csm.checkpoint.mimi import hf_to_moshi
-from csm.checkpoint.tensors import Weights, check_tensors, lazy, load_pickled, open_safetensors
-from csm.checkpoint.training import EXTRAS, config_of, is_training_folder, model_weights, read_parts, stored_files
+from csm.checkpoint.contents import EXTRAS, config_of, is_training_folder, model_weights, read_parts, stored_files
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig, TokenizerConfig
+from csm.formats import hf, native, sesame
+from csm.formats import weight_names as names
+from csm.formats.hub import fetch
+from csm.formats.mimi import hf_to_moshi
+from csm.formats.tensors import Weights, check_tensors, lazy, load_pickled, open_safetensors
 from csm.model.csm import CSM
 from csm.text import TOKENIZER_FILE, TextTokenizer, load_saved_tokenizer, load_tokenizer
 
@@ -181,7 +182,7 @@ def _open_training(path: Path, content: dict[str, Any], tensors: Weights, averag
             "name": config.name,
             "seed": config.seed,
             "data": config.data.path or ", ".join(source.path for source in config.data.sources.values()),
-            "max_positions": config.data.max_positions,
+            "max_seq_len": config.data.max_seq_len,
             "ema_decay": config.trainer.ema_decay if averaged else 0.0,
         },
     )

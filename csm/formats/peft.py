@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from csm.checkpoint.names import hf_name
-from csm.checkpoint.tensors import Weights, write_safetensors
 from csm.config import LoraConfig
+from csm.formats.tensors import Weights, write_safetensors
+from csm.formats.weight_names import hf_name
 
 PREFIX = "base_model.model."
 PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}

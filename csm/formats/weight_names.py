@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csm.checkpoint.tensors import LazyTensor, Weights, check_tensors
 from csm.config import CSMConfig, TransformerConfig
+from csm.formats.tensors import LazyTensor, Weights, check_tensors
 from csm.model.csm import CSM
 
 # ours -> (Sesame's, Hugging Face's), inside a layer

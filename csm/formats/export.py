@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 
-from csm.checkpoint import hf, names, sesame
-from csm.checkpoint.card import model_card
-from csm.checkpoint.hf_text import write_processor_files
-from csm.checkpoint.mimi import HF_CODEC_CONFIG, moshi_to_hf
-from csm.checkpoint.native import write_native
-from csm.checkpoint.peft import write_peft_adapter
-from csm.checkpoint.source import HF_CODEC_PREFIX, Checkpoint
-from csm.checkpoint.tensors import Weights, cast, lazy, write_safetensors
 from csm.codec import SpectralCodec
 from csm.config import CodecKind
 from csm.files import atomic_directory
+from csm.formats import hf, sesame
+from csm.formats import weight_names as names
+from csm.formats.card import model_card
+from csm.formats.hf_processor import write_processor_files
+from csm.formats.mimi import HF_CODEC_CONFIG, moshi_to_hf
+from csm.formats.native import write_native
+from csm.formats.open import HF_CODEC_PREFIX, Checkpoint
+from csm.formats.peft import write_peft_adapter
+from csm.formats.tensors import Weights, cast, lazy, write_safetensors
 
 LAYOUTS = ("native", "sesame", "hf", "all")
 ADAPTER = "peft"

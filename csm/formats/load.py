@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from csm.checkpoint.source import open_checkpoint
+from csm.formats.open import open_checkpoint
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
 

@@ -26,11 +26,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from csm.checkpoint.sharded import is_sharded, read_sharded
-from csm.checkpoint.tensors import Weights, lazy, load_pickled
 from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
-from csm.config import TrainConfig
+from csm.config import RENAMED_OPTIONS, TrainConfig
 from csm.data.plan import ORDER
+from csm.formats.tensors import Weights, lazy, load_pickled
 from csm.model.lora import merged
 from csm.provenance import code_version
 from csm.text import TextTokenizer
@@ -101,7 +101,13 @@ def read_parts(path: Path) -> tuple[dict[str, Any], Weights]:
 
 def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     """The configuration a checkpoint was trained with."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), checkpoint[EXTRAS]["config"]))
+    stored = checkpoint[EXTRAS]["config"]
+    for old, new in RENAMED_OPTIONS.items():
+        (group, old_name), (_, new_name) = old.split("."), new.split(".")
+        if old_name in stored[group]:
+            values = {name: value for name, value in stored[group].items() if name != old_name}
+            stored = stored | {group: values | {new_name: stored[group][old_name]}}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored))
 
 
 def model_weights(checkpoint: dict[str, Any], tensors: Weights, averaged: bool = False) -> tuple[Weights, Weights]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from csm.checkpoint.source import Checkpoint
 from csm.config import TransformerConfig
+from csm.formats.open import Checkpoint
 
 HF_SNIPPET = """
 ```python
@@ -48,7 +48,7 @@ codebook of every frame, a depth decoder predicts the others.
 | depth decoder | {decoder} |
 | audio | {codec}, {codebooks} codebooks of {codebook_size} |
 | text vocabulary | {text_vocab} |
-| longest sequence | {max_positions} positions |
+| longest sequence | {max_seq_len} positions |
 {training}
 ## Use
 {snippets}
@@ -77,7 +77,7 @@ def model_card(checkpoint: Checkpoint, name: str, layout: str) -> str:
         codebooks=config.num_codebooks,
         codebook_size=config.codebook_size,
         text_vocab=config.text_vocab_size,
-        max_positions=config.max_positions,
+        max_seq_len=config.max_seq_len,
         training=training,
         snippets=snippets,
     )

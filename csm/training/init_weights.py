@@ -6,12 +6,12 @@ import logging
 
 import torch
 
-from csm.checkpoint.hub import fetch
-from csm.checkpoint.llama import init_from_llama
-from csm.checkpoint.names import shapes
-from csm.checkpoint.source import open_checkpoint, read_json
-from csm.checkpoint.tensors import check_tensors
 from csm.config import TrainConfig
+from csm.formats.hub import fetch
+from csm.formats.llama import init_from_llama
+from csm.formats.open import open_checkpoint, read_json
+from csm.formats.tensors import check_tensors
+from csm.formats.weight_names import shapes
 from csm.model.csm import CSM
 from csm.model.init import assign
 from csm.model.lora import LoraLinear

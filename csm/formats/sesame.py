@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from csm.checkpoint.tensors import Weights
 from csm.config import RESERVED_CODES, CSMConfig, TransformerConfig
+from csm.formats.tensors import Weights
 
 FLAVORS = {
     "llama-1B": TransformerConfig(layers=16, dim=2048, heads=32, kv_heads=8, ffn_dim=8192),

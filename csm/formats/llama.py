@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from csm.checkpoint import hf
-from csm.checkpoint.names import LAYER
-from csm.checkpoint.tensors import Weights, open_safetensors
+from csm.formats import hf
+from csm.formats.tensors import Weights, open_safetensors
+from csm.formats.weight_names import LAYER
 from csm.model.csm import CSM
 from csm.model.init import assign
 

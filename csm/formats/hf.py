@@ -50,8 +50,8 @@ def write_config(
         "transformers_version": TRANSFORMERS_VERSION,
         **shared,
         **_stack(config.backbone),
-        "max_position_embeddings": config.max_positions,
-        "rope_scaling": _rope(config.rope, config.max_positions),
+        "max_position_embeddings": config.max_seq_len,
+        "rope_scaling": _rope(config.rope, config.max_seq_len),
         "text_vocab_size": config.text_vocab_size,
         "tie_codebooks_embeddings": True,
         "bos_token_id": bos_token_id,
@@ -114,7 +114,7 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             text_vocab_size=content["text_vocab_size"],
             codebook_size=content["vocab_size"] - RESERVED_CODES,
             num_codebooks=content["num_codebooks"],
-            max_positions=content["max_position_embeddings"],
+            max_seq_len=content["max_position_embeddings"],
             norm_eps=content.get("rms_norm_eps", 1e-5),
             rope=rope,
             initializer_std=content.get("initializer_range", 0.02),
@@ -162,7 +162,7 @@ def _check_supported(entry: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: tie_codebooks_embeddings must be true, CSM has one audio embedding")
 
 
-def _rope(rope: RopeConfig, max_positions: int) -> dict[str, Any]:
+def _rope(rope: RopeConfig, max_seq_len: int) -> dict[str, Any]:
     """Llama-3 scaling as transformers wants it.
 
     It demands original_max_position_embeddings < max_position_embeddings. Only the quotients with the two factors
@@ -170,7 +170,7 @@ def _rope(rope: RopeConfig, max_positions: int) -> dict[str, Any]:
     floating point, and for csm-1b the very numbers of the published file (1024, 0.5, 0.125 and 16, 2^-7, 2^-9).
     """
     shrink = 1
-    while rope.old_context / shrink > max_positions / 2:
+    while rope.old_context / shrink > max_seq_len / 2:
         shrink *= 2
     old_context = rope.old_context / shrink
     return {

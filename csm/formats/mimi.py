@@ -2,7 +2,7 @@
 
 The same tensors under other names, but for one: moshi keeps the query, key and value projections of its transformers
 in one matrix, with queries and keys in the order of interleaved rotary positions; Hugging Face keeps three, in
-half-split order (csm/checkpoint/names.py). Source: transformers' MimiModel and moshi's loaders, compared by name.
+half-split order (csm/formats/weight_names.py). Source: transformers' MimiModel and moshi's loaders, compared by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm.checkpoint.names import interleave, split_halves
+from csm.formats.weight_names import interleave, split_halves
 
 HEADS = 8
 TRANSPOSED = ("2", "5", "8", "11")  # layers of the decoder that are transposed convolutions, one for each stride

@@ -32,13 +32,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
-from csm.checkpoint.archive import unwritten, writing
+from csm.checkpoint.checksums import unwritten, writing
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, write_sharded
 from csm.checkpoint.zero import LATEST, TAG, check_contents
 from csm.config import StrategyConfig, StrategyName, TrainConfig
 from csm.model.init import assign
+from csm.parallel.plan import check_tensor_parallel
 from csm.training.gradients import contagious
-from csm.training.parallel import check_tensor_parallel
 
 if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # slow to import
@@ -87,7 +87,7 @@ def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`.
 
-    The sharding itself happens in the module's `configure_model` (csm/training/parallel.py).
+    The sharding itself happens in the module's `configure_model` (csm/parallel/plan.py).
     """
 
     def __init__(self, options: StrategyConfig) -> None:
@@ -113,7 +113,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """All ranks write, and come back together. What keeps one from it is put down on rank 0, which then leaves the
-        earlier checkpoints where they are; the others learn of it at the next step (csm/training/preemption.py)."""
+        earlier checkpoints where they are; the others learn of it at the next step (csm/training/signals.py)."""
         stop = self.checkpoint_io.stop
         path, failed = self.broadcast((str(filepath), stop.error is not None))
         if failed:

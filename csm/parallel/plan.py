@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csm.config import LoraConfig, Recompute, StrategyName, TrainConfig
+from csm.config import ActivationCheckpointing, LoraConfig, StrategyName, TrainConfig
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.model.transformer import Transformer
@@ -27,7 +27,7 @@ from csm.model.transformer import Transformer
 def parallelize(
     model: CSM,
     mesh: DeviceMesh | None,
-    recompute: Recompute,
+    activation_checkpointing: ActivationCheckpointing,
     compile_blocks: bool,
     bf16: bool,
     cpu_offload: bool,
@@ -40,7 +40,7 @@ def parallelize(
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_matrices(model.backbone, mesh["tensor_parallel"])
     for block in [*model.backbone.layers, *model.decoder.layers]:
-        block.recompute = recompute
+        block.activation_checkpointing = activation_checkpointing
         if compile_blocks:
             # Shapes are static, but differ between the stacks, whose blocks run the same code: not a dynamic dimension.
             block.compile(fullgraph=True, dynamic=False)
