@@ -21,7 +21,7 @@ register_schemas()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float | None:
-    from csm.training.run import train  # only now: `--help` and mistakes need not wait for torch
+    from csm.training.build import train  # only now: `--help` and mistakes need not wait for torch
 
     job = HydraConfig.get()
     if job.mode is RunMode.MULTIRUN:  # otherwise all jobs of a sweep would share, and resume, one run

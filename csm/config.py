@@ -28,6 +28,7 @@ RENAMED_OPTIONS = {
     "model.max_positions": "model.max_seq_len",
     "trainer.recompute": "trainer.activation_checkpointing",
 }
+REMOVED_OPTIONS = ("data.demo",)
 """Earlier names of options of train.py, as they appear in old checkpoints."""
 
 RESERVED_CODES = 3
@@ -189,8 +190,8 @@ class DataConfig:
     """Node-local folder for remote shards, and for token counts that cannot be stored next to their dataset."""
     cache_gb: float = 100.0
     """Limit of the remote shards kept in `cache_dir`, in 10^9 bytes, over all datasets."""
-    demo: bool = False
-    """Prepare the bundled demo recordings into `path` first if it holds no dataset."""
+    prepare: Any = None
+    """A `_target_` called with the configuration before training, to make the dataset if it does not exist yet."""
 
 
 @dataclass
@@ -277,6 +278,11 @@ class OptimConfig:
     """Final learning rate as a share of `lr`."""
 
 
+class Profile(Enum):
+    off = "off"
+    steps = "steps"
+
+
 @dataclass
 class TrainerConfig:
     """Hardware, precision, length of the run and cadences. All cadences count optimizer steps."""
@@ -292,11 +298,11 @@ class TrainerConfig:
     max_steps: int = MISSING
     """Optimizer steps of the run."""
     log_every_steps: int = 10
-    """Steps between two records of training metrics."""
+    """Steps between two records of training metrics; 0: none."""
     val_every_steps: int = 500
-    """Steps between two validations."""
+    """Steps between two validations; 0: none."""
     checkpoint_every_steps: int = 500
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints; 0: only after validations and at the end."""
     keep_every_steps: int = 0
     """Keep step-*.ckpt this often, in addition to the newest and the best checkpoint; 0: none."""
     async_checkpoint: bool = True
@@ -321,6 +327,8 @@ class TrainerConfig:
     """Activation checkpointing in the blocks of both stacks."""
     compile: bool = False
     """Apply torch.compile to the blocks of both stacks."""
+    profile: Profile = Profile.off
+    """`steps`: torch.profiler records steps 4 to 6 of this process and writes run_dir/profile/."""
 
 
 class StrategyName(Enum):
@@ -386,6 +394,9 @@ class TrainConfig:
     """Distribution over devices."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Loggers: name -> {_target_: a Lightning logger, ...}."""
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Name -> {_target_: ...}: objects whose methods on_train_start, on_train_batch_end, on_validation_end,
+    on_save_checkpoint and on_train_end are called (docs/training.md)."""
 
 
 # ----------------------------------------------------------------------------------------------- planning

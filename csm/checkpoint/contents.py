@@ -28,7 +28,7 @@ from torch import Tensor
 from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
-from csm.config import RENAMED_OPTIONS, TrainConfig
+from csm.config import REMOVED_OPTIONS, RENAMED_OPTIONS, TrainConfig
 from csm.data.plan import ORDER
 from csm.formats.tensors import Weights, lazy, load_pickled
 from csm.model.lora import merged
@@ -107,6 +107,9 @@ def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
         if old_name in stored[group]:
             values = {name: value for name, value in stored[group].items() if name != old_name}
             stored = stored | {group: values | {new_name: stored[group][old_name]}}
+    for option in REMOVED_OPTIONS:
+        group, removed = option.split(".")
+        stored = stored | {group: {name: value for name, value in stored[group].items() if name != removed}}
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored))
 
 

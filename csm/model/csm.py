@@ -13,20 +13,32 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csm.config import CSMConfig
-from csm.model.depth import decoder_sums
-from csm.model.embedding import FrameEmbeddings
 from csm.model.init import draw
-from csm.model.loss import LossSums, loss_sums
+from csm.model.loss import (
+    BackboneSums,
+    DecoderFrames,
+    DecoderSums,
+    LossSums,
+    backbone_sums,
+    decoder_sums,
+    join,
+)
 from csm.model.transformer import AttentionMask, Cache, Transformer
 
 
 class CSM(nn.Module):
-    """The model of one `CSMConfig`; `forward` is the training forward, the other methods serve generation too."""
+    """The model of one `CSMConfig`.
+
+    `model(...)` computes the training loss, `model(..., method="backbone_losses")` and `method="decoder_losses"` its
+    two halves (see `forward`). Generation uses `backbone_states`, `embed_codes` and the stacks themselves.
+    """
 
     def __init__(self, config: CSMConfig) -> None:
         super().__init__()
@@ -65,26 +77,30 @@ class CSM(nn.Module):
 
     def embed(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Sum of the present embeddings of every position: `tokens, mask [B, S, K+1]` -> `[B, S, D]`."""
-        return self._embed(tokens, mask, tokens.new_zeros(0, self.config.num_codebooks - 1))[0]
+        batch, length, columns = tokens.shape
+        table = self.audio_embeddings.weight
+        rows = self.table_rows(tokens[..., :-1]).view(-1, columns - 1)  # [B*S, K]
+        present = mask[..., :-1].reshape(-1, columns - 1).to(table.dtype)
+        audio = F.embedding_bag(rows, table, mode="sum", per_sample_weights=present)  # never holds [B*S, K, D]
+        return self.embed_text(tokens, mask) + audio.view(batch, length, -1)
+
+    def embed_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Text embeddings `[B, S, D]`, zero where a position is a frame."""
+        text = self.text_embeddings(tokens[..., -1])
+        return text * mask[..., -1:].to(text.dtype)
 
     def embed_codes(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
         """Embeddings of codes of consecutive codebooks: `[M, n]` -> `[M, n, D]`."""
-        return self.audio_embeddings(codes + self._offsets(codes, first_codebook))
+        return self.audio_embeddings(self.table_rows(codes, first_codebook))
 
-    def _embed(self, tokens: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What `embed` gives for `tokens`, and what `embed_codes` gives for `codes [M, K-1]`."""
-        batch, length, columns = tokens.shape
-        table = self.audio_embeddings.weight
-        rows = (tokens[..., :-1] + self._offsets(tokens[..., :-1])).view(-1, columns - 1)  # [B*S, K]
-        present = mask[..., :-1].reshape(-1, columns - 1).to(table.dtype)
-        audio, single = FrameEmbeddings.apply(table, rows, present, codes + self._offsets(codes))
-        text = self.text_embeddings(tokens[..., -1]) * mask[..., -1:].to(table.dtype)
-        return text + audio.view(batch, length, -1), single
+    def embed_rows(self, tokens: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """`embed(tokens, mask)` and `embed_codes(codes)`, which share the audio table."""
+        return self.embed(tokens, mask), self.embed_codes(codes)
 
-    def _offsets(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
-        """Where each codebook's part of the table begins: [n] for codes [..., n]."""
-        numbers = torch.arange(first_codebook, first_codebook + codes.shape[-1], device=codes.device)
-        return numbers * self.config.audio_vocab_size
+    def table_rows(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+        """Rows of the audio table for codes `[..., n]` of consecutive codebooks."""
+        codebooks = torch.arange(first_codebook, first_codebook + codes.shape[-1], device=codes.device)
+        return codes + codebooks * self.config.audio_vocab_size
 
     # ------------------------------------------------------------------------------------------------ stacks
 
@@ -105,20 +121,27 @@ class CSM(nn.Module):
         states: [M, D], backbone states before each frame; codes: [M, K-1], c_0..c_{K-2} of the frames.
         Returns [K-1, M, V]: entry i-1 predicts c_i, from h and c_0..c_{i-1}.
         """
-        return torch.bmm(self._decode(states, self.embed_codes(codes)), self.audio_head)
+        return self._decoder_logits(states, self.embed_codes(codes))
 
-    def _decode(self, states: Tensor, embeddings: Tensor) -> Tensor:
-        """`DecoderStates` of csm/model/depth.py."""
+    def _decoder_logits(self, states: Tensor, embeddings: Tensor) -> Tensor:
         # Both are projected before they are joined: the copy is half as wide.
         projected = (self.projection(states)[:, None], self.projection(embeddings))
         inputs = torch.cat(projected, dim=1)  # [M, K, d]
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # the same for every frame
         hidden = self.decoder(inputs, positions)  # [M, K, d]
-        return hidden[:, 1:].transpose(0, 1)  # [K-1, M, d]
+        return torch.bmm(hidden[:, 1:].transpose(0, 1), self.audio_head)  # [K-1, M, V]
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def forward(
+    def forward(self, *args: Any, method: str = "losses", **kwargs: Any) -> Any:
+        """Runs `losses`, `backbone_losses` or `decoder_losses`.
+
+        Everything in training goes through here, because DDP, FSDP and DeepSpeed act when a module is called: they
+        gather its weights and get ready for its backward pass.
+        """
+        return getattr(self, method)(*args, **kwargs)
+
+    def losses(
         self,
         tokens: Tensor,
         mask: Tensor,
@@ -127,9 +150,8 @@ class CSM(nn.Module):
         slots: Tensor,
         slot_weights: Tensor,
         attention_mask: AttentionMask | None = None,
-        chunk: int | None = None,
     ) -> LossSums:
-        """Loss sums over packed rows.
+        """Loss sums over packed rows, all decoder frames at once.
 
         tokens, mask:   [B, S, K+1], see csm/frames.py
         positions:      [B, S] int, restarting with every document
@@ -137,23 +159,31 @@ class CSM(nn.Module):
         slots:          [B, N] int, positions of the frames the depth decoder sees
         slot_weights:   [B, N] float, inverse sampling probabilities; 0 = empty slot
         attention_mask: [B, 1, S, S], block-diagonal and causal; None = one document per row
-        chunk:          frames per pass of the depth decoder, see csm/model/depth.py; None = all at once
         """
+        backbone, frames = self.backbone_losses(tokens, mask, positions, targets, slots, slot_weights, attention_mask)
+        return join(backbone, self.decoder_losses(frames))
+
+    def backbone_losses(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        slots: Tensor,
+        slot_weights: Tensor,
+        attention_mask: AttentionMask | None = None,
+    ) -> tuple[BackboneSums, DecoderFrames]:
+        """The half of `losses` that the backbone computes, and the frames that the depth decoder is to see."""
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
         codes = tokens[..., :-1]
         slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
-        embedded, slot_embeddings = self._embed(tokens, mask, slot_codes[:, :-1])
+        embedded, slot_embeddings = self.embed_rows(tokens, mask, slot_codes[:, :-1])
         states = self.backbone(embedded, positions, attention_mask)  # [B, S, D]
-        decoder = decoder_sums(
-            self._decode,
-            [self.projection.weight, *self.decoder.parameters()],
-            self.audio_head,
-            states[rows, slots - 1].flatten(0, 1),  # [B*N, D]
-            slot_embeddings,
-            slot_codes,
-            slot_weights.flatten(),
-            chunk,
-        )
-        # Only now, that they need not lie beside the decoder's activations.
         c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
-        return loss_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights, decoder)
+        sums = backbone_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights)
+        slot_states = states[rows, slots - 1].flatten(0, 1)  # [B*N, D]
+        return sums, DecoderFrames(slot_states, slot_embeddings, slot_codes, slot_weights.flatten())
+
+    def decoder_losses(self, frames: DecoderFrames) -> DecoderSums:
+        """The half of `losses` that the depth decoder computes, for any part of the frames."""
+        return decoder_sums(self._decoder_logits(frames.states, frames.embeddings), frames.codes, frames.weights)

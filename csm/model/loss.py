@@ -1,4 +1,4 @@
-"""The training objective, as sums: what is divided by what is decided once, in `LossSums.loss`.
+"""The training objective as sums over frames; normalization happens in one place, `LossSums.loss`.
 
     loss = c0_weight * (1/F) sum_frames CE(c_0)
          + decoder_weight * (1/F) sum_slots w * mean_{i=1..K-1} CE(c_i)
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from csm.config import LossConfig
 from csm.frames import is_eos_frame
-from csm.model.depth import DecoderSums
 
 ENTROPY_POSITIONS = 512  # at a time
 
@@ -64,34 +63,129 @@ class LossSums(NamedTuple):
         return LossSums(losses[0], losses[1:].mean(), losses, correct, *single, eos)
 
 
-def loss_sums(
-    c0_logits: Tensor, codes: Tensor, targets: Tensor, slots: Tensor, slot_weights: Tensor, decoder: DecoderSums
-) -> LossSums:
-    """Joins the losses of both stacks.
+class BackboneSums(NamedTuple):
+    """The backbone's half of `LossSums`. Fields of the same names are the same; beside them:
+
+    c0_correct: [] fp32, number of frames whose most likely code of codebook 0 is right
+    ends:       [B*N] bool, slots that hold an end-of-speech frame
+    c0_right:   [B*N] bool, slots whose codebook 0 is predicted
+    """
+
+    c0: Tensor
+    c0_correct: Tensor
+    top5: Tensor
+    entropy: Tensor
+    frames: Tensor
+    ends: Tensor
+    c0_right: Tensor
+
+
+class DecoderFrames(NamedTuple):
+    """M frames for the depth decoder.
+
+    states:     [M, D], backbone state before each frame
+    embeddings: [M, K-1, D], of c_0..c_{K-2}
+    codes:      [M, K]
+    weights:    [M] fp32, inverse sampling probabilities; 0 = empty
+    """
+
+    states: Tensor
+    embeddings: Tensor
+    codes: Tensor
+    weights: Tensor
+
+
+class DecoderSums(NamedTuple):
+    """The depth decoder's half of `LossSums`.
+
+    decoder:         [] fp32, as there, with its gradient
+    losses, correct: [K-1] fp32, weighted sums of each codebook's cross entropy and hits, without gradient
+    all_right:       [M] bool, whether codes 1..K-1 of a frame were all the most likely ones
+    """
+
+    decoder: Tensor
+    losses: Tensor
+    correct: Tensor
+    all_right: Tensor
+
+
+def backbone_sums(
+    c0_logits: Tensor, codes: Tensor, targets: Tensor, slots: Tensor, slot_weights: Tensor
+) -> BackboneSums:
+    """Sums of codebook 0.
 
     c0_logits: [B, S, V] with codes [B, S, K] and targets bool [B, S] already aligned to them;
-    slots, slot_weights: [B, N], where the depth decoder's frames lie in them, 0 = empty slot;
-    decoder: its sums over these B*N frames.
+    slots, slot_weights: [B, N], where the depth decoder's frames lie in them, 0 = empty slot
     """
     # Positions that are not predicted get ignore_index -100: loss 0, no gradient, static shapes.
     labels = torch.where(targets, codes[..., 0], -100)
     c0 = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     with torch.no_grad():
-        c0_right = c0_logits.argmax(-1) == codes[..., 0]  # [B, S]
+        right = c0_logits.argmax(-1) == codes[..., 0]  # [B, S]
         five = c0_logits.topk(5).indices == codes[..., :1]  # [B, S, 5]
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-        ends = is_eos_frame(codes[rows, slots]) & (slot_weights > 0)  # [B, N]
-        found = ends & c0_right[rows, slots] & decoder.all_right.view_as(ends)
-        return LossSums(
+        return BackboneSums(
             c0=c0,
-            decoder=decoder.total,
-            losses=torch.cat((c0.detach()[None], decoder.losses)),
-            correct=torch.cat(((c0_right & targets).sum()[None].float(), decoder.correct)),
+            c0_correct=(right & targets).sum().float(),
             top5=(five.any(-1) & targets).sum().float(),
             entropy=torch.where(targets, _entropy(c0_logits), 0.0).sum(),
             frames=targets.sum().float(),
-            eos=torch.stack((ends.sum(), found.sum())).float(),
+            ends=(is_eos_frame(codes[rows, slots]) & (slot_weights > 0)).flatten(),
+            c0_right=right[rows, slots].flatten(),
         )
+
+
+def decoder_sums(logits: Tensor, codes: Tensor, weights: Tensor) -> DecoderSums:
+    """Sums of codebooks 1..K-1 of M frames: logits [K-1, M, V], codes [M, K], weights [M]."""
+    expected = codes[:, 1:].T  # [K-1, M]
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), reduction="none").view_as(expected)
+    losses = (nats * weights).sum(dim=1)  # [K-1]
+    with torch.no_grad():
+        right = logits.argmax(-1) == expected
+        correct = (right * weights).sum(dim=1)
+    return DecoderSums(losses.mean(), losses.detach(), correct, right.all(dim=0))
+
+
+def join(backbone: BackboneSums, decoder: DecoderSums) -> LossSums:
+    """The sums of both stacks. decoder: over exactly the frames that go with `backbone`."""
+    found = backbone.ends & backbone.c0_right & decoder.all_right
+    return LossSums(
+        c0=backbone.c0,
+        decoder=decoder.decoder,
+        losses=torch.cat((backbone.c0.detach()[None], decoder.losses)),
+        correct=torch.cat((backbone.c0_correct[None], decoder.correct)),
+        top5=backbone.top5,
+        entropy=backbone.entropy,
+        frames=backbone.frames,
+        eos=torch.stack((backbone.ends.sum(), found.sum())).float(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ chunks of frames
+
+
+def frame_chunks(frames: DecoderFrames, size: int) -> list[DecoderFrames]:
+    """`frames` in pieces of `size`, the last one filled up with empty frames: one shape, so nothing compiles twice."""
+    size = min(size, len(frames.weights))
+    padding = -len(frames.weights) % size
+    if padding:
+        frames = DecoderFrames(
+            F.pad(frames.states, (0, 0, 0, padding)),
+            F.pad(frames.embeddings, (0, 0, 0, 0, 0, padding)),
+            F.pad(frames.codes, (0, 0, 0, padding)),
+            F.pad(frames.weights, (0, padding)),
+        )
+    return [DecoderFrames(*parts) for parts in zip(*(tensor.split(size) for tensor in frames), strict=True)]
+
+
+def join_chunks(chunks: list[DecoderSums], num_frames: int) -> DecoderSums:
+    """Sums over all chunks of `num_frames` frames."""
+    return DecoderSums(
+        torch.stack([chunk.decoder for chunk in chunks]).sum(),
+        torch.stack([chunk.losses for chunk in chunks]).sum(0),
+        torch.stack([chunk.correct for chunk in chunks]).sum(0),
+        torch.cat([chunk.all_right for chunk in chunks])[:num_frames],
+    )
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -53,34 +50,17 @@ def rope_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates `x [B, H, S, E]` by `cos, sin [B, 1, S, E/2]`: element i pairs with i + E/2 (Hugging Face's order)."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _CpuRope.apply(x.float(), cos, sin).to(x.dtype)
+    """Rotates `x [B, H, S, E]` by `cos, sin [B, 1, S, E/2]` in fp32; element i pairs with i + E/2, as in Hugging Face."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-class _CpuRope(torch.autograd.Function):
-    """The same in half the passes over memory, forward, and a third of them backward: that is the turn back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, -sin), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    result = torch.empty_like(x)
-    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), result.chunk(2, dim=-1)
-    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
-    return result
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None) -> Tensor:
+    """Grouped-query attention of `q [B, H, S, E]` over `k, v [B, G, S_keys, E]`; mask=None is causal."""
+    if isinstance(mask, BlockMask):
+        return cast(Tensor, flex_attention(q, k, v, block_mask=mask, enable_gqa=True))
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 
 class RMSNorm(nn.Module):
@@ -92,35 +72,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _CpuRMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
-
-class _CpuRMSNorm(torch.autograd.Function):
-    """The same in half the passes over memory: on CPUs F.rms_norm is a chain of element-wise operations, whose
-    derivatives are taken one by one and which keeps the normalized input (torch 2.9)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = (length.square() / x.shape[-1] + eps).rsqrt()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        normalized = x * scale
-        product = gradient * normalized
-        along = (product @ weight)[..., None] / x.shape[-1]  # the part of the gradient that only changes x's length
-        inner = (gradient * weight).addcmul_(normalized, along, value=-1).mul_(scale)
-        return inner, product.flatten(0, -2).sum(0), None
 
 
 class Attention(nn.Module):
     """Causal grouped-query self-attention."""
+
+    rotate = staticmethod(apply_rope)
+    attend = staticmethod(attend)
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -138,22 +97,11 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)  # [B, H, S, E]
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, E]
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k = self.rotate(q, *rope), self.rotate(k, *rope)
         if extend is not None:
             k, v = extend(k, v)
-        y = self._attend(q, k, v, mask)  # [B, H, S, E]
+        y = self.attend(q, k, v, mask)  # [B, H, S, E]
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None) -> Tensor:
-        if isinstance(mask, BlockMask):
-            return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
-        length = q.shape[2]
-        # The CPU's fused kernel takes 3-5 times as long as plain matrix products to differentiate short bf16 sequences,
-        # which is what the depth decoder consists of (torch 2.9).
-        short = q.device.type == "cpu" and length <= 64 and torch.is_autocast_enabled("cpu")
-        with sdpa_kernel(SDPBackend.MATH) if short else nullcontext():
-            causal = mask is None and length > 1
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 
 class FeedForward(nn.Module):
@@ -166,38 +114,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        weight = self.down_proj.weight
-        # A layer with an adapter, or split among ranks, is to be called as the module that it is.
-        plain = type(self.down_proj) is nn.Linear and not isinstance(weight, DTensor)
-        if x.device.type == "cpu" and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _CpuSwiGLU.apply(gate, up, weight)
-        return self.down_proj(F.silu(gate) * up)
-
-
-class _CpuSwiGLU(torch.autograd.Function):
-    """The same without keeping silu(gate) and the product, half of what a block keeps otherwise: they are computed
-    again. On GPUs compiled blocks do so by themselves."""
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        return F.linear(F.silu(gate).mul_(up), weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, weight = ctx.saved_tensors
-        silu = F.silu(gate)
-        of_product = gradient @ weight  # [..., ffn_dim]
-        of_weight = None
-        if ctx.needs_input_grad[2]:
-            of_weight = gradient.flatten(0, -2).T @ (silu * up).flatten(0, -2)
-        of_up = silu.mul_(of_product)
-        of_gate = torch.ops.aten.silu_backward(of_product.mul_(up), gate)
-        return of_gate, of_up, of_weight
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 SAVED = {

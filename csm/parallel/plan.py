@@ -1,5 +1,5 @@
-"""How a model is spread over ranks: `parallelize`, in the order tensor parallelism, activation checkpointing,
-compilation, sharding. Names of parameters stay those of csm/model/csm.py throughout.
+"""`parallelize`: tensor parallelism, then activation checkpointing, then compilation, then FSDP. Names of parameters stay
+those of csm/model/csm.py throughout.
 
 The mesh has two dimensions, "data_parallel" x "tensor_parallel". Ranks of one tensor-parallel group hold slices of the
 same backbone matrices and compute the same rows; what differs between data-parallel ranks is the rows. FSDP2 splits
@@ -7,8 +7,6 @@ parameters, gradients and optimizer state over the data-parallel dimension and a
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -18,10 +16,30 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csm.config import ActivationCheckpointing, LoraConfig, StrategyName, TrainConfig
+from csm.config import ActivationCheckpointing, LoraConfig, StrategyName, TrainerConfig
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.model.transformer import Transformer
+
+DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
+SHARDING = (StrategyName.fsdp, *DEEPSPEED)
+"""Strategies that keep fp32 master weights of their own, so that Fabric's autocast stays off."""
+PRECISIONS = ("bf16-mixed", "32-true")
+"""The precisions that the optimizer step is written for: no scaling of losses, as fp16 needs it, and fp32 weights."""
+
+
+def precision(options: TrainerConfig) -> str:
+    """One of PRECISIONS, see TrainerConfig. Raises ValueError for any other."""
+    if options.precision in PRECISIONS:
+        return options.precision
+    if options.precision != "auto":
+        raise ValueError(f"trainer.precision={options.precision} is unknown; choose {', '.join(PRECISIONS)} or auto")
+    on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
 
 
 def parallelize(
@@ -48,25 +66,9 @@ def parallelize(
         _shard(model, mesh["data_parallel"], bf16, cpu_offload)
 
 
-def check_tensor_parallel(config: TrainConfig, devices: int) -> None:
-    """Raises ValueError if `devices` cannot form groups of `strategy.tensor_parallel_size` ranks that share the
-    backbone's matrices."""
-    name, size, backbone = config.strategy.name, config.strategy.tensor_parallel_size, config.model.backbone
-    if name is not StrategyName.fsdp and size != 1:
-        raise ValueError(f"strategy.tensor_parallel_size belongs to strategy=fsdp, not to strategy={name.value}")
-    if size < 1 or devices % size:
-        raise ValueError(f"strategy.tensor_parallel_size={size} does not divide the number of devices, {devices}")
-    for dimension in ("heads", "kv_heads", "ffn_dim"):
-        value = getattr(backbone, dimension)
-        if value % size:
-            raise ValueError(f"strategy.tensor_parallel_size={size} does not divide model.backbone.{dimension}={value}")
-    if size > 1 and config.lora.rank:
-        raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
-
-
 def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
-    """Megatron's plan (Shoeybi et al. 2019, arXiv:1909.08053): heads and hidden units are dealt out, so that attention
-    and feed-forward each need a single sum over ranks, after their last matrix. Norms are computed by all."""
+    """Megatron's plan (Shoeybi et al. 2019, arXiv:1909.08053): heads and hidden units are split over ranks, so that
+    attention and feed-forward each need a single all-reduce, after their last matrix. Norms are replicated."""
     for block in stack.layers:
         plan = {
             "attn.q_proj": ColwiseParallel(),
@@ -139,26 +141,3 @@ def _gathered(parameter: nn.Parameter) -> Tensor:
 
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
-
-
-@torch.no_grad()
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """2-norm [] over all gradients, the same on all ranks whether or not they hold only a part of them."""
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in _by_mesh(parameters)]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole))
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
-    """Brings gradients of that norm down to `limit`, if they exceed it."""
-    for part in _by_mesh(parameters):
-        torch.nn.utils.clip_grads_with_norm_(part, limit, norm)
-
-
-def _by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters with gradients, in groups on one mesh each: torch's operations on lists of tensors want that."""
-    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    return list(groups.values())

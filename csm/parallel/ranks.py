@@ -1,17 +1,28 @@
-"""What ranks must agree on in every optimizer step: how many frames it has, and whether anyone was asked to stop.
+"""Communication between ranks: sums on the device, and what hosts must agree on in every optimizer step.
 
-The values are known on the host, so they travel between hosts: a gloo group beside the training group, whatever its
-backend. Nothing of it waits for a GPU, and every rank reads the same answer at the same step.
+The number of frames of a step and requests to stop are known on the host, so they travel between hosts: a gloo group
+next to the training group, whatever its backend. Nothing of it waits for a GPU, and every rank reads the same answer
+at the same step.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
+
+
+def all_reduce(values: Tensor) -> Tensor:
+    """Sum over ranks (a copy); the values themselves in a single process. Stays on the device."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
 
 
 class RankAgreement:
@@ -27,7 +38,7 @@ class RankAgreement:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
-        return total.tolist()
+        return cast(list[float], total.tolist())
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on every rank; for rare records, not for every step."""
@@ -35,7 +46,7 @@ class RankAgreement:
             return [value]
         values: list[T | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
-        return values
+        return cast(list[T], values)
 
     def largest(self, value: int) -> int:
         """The largest value of all ranks."""

@@ -1,55 +1,70 @@
-"""The Lightning strategy of a configuration.
+"""How one optimizer step runs under each strategy: one process, DDP, FSDP2 with tensor parallelism (here), and DeepSpeed
+(csm/parallel/deepspeed.py).
 
-Single and DDP are Lightning's own. The sharding ones add what manual optimization over microbatches needs: when
-gradients are summed over ranks.
+An `Engine` is a module and its optimizer under a strategy of Lightning Fabric. The training loop sees nothing else: it
+calls the engine as it would call the module, and with every engine takes the same steps.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import lightning as L
 import torch
-import torch.distributed as dist
-from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    Strategy,
-)
-from torch import Tensor
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from csm.checkpoint.checksums import unwritten, writing
-from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, write_sharded
-from csm.checkpoint.zero import LATEST, TAG, check_contents
-from csm.config import StrategyConfig, StrategyName, TrainConfig
+from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, read_sharded, write_sharded
+from csm.checkpoint.writer import CheckpointWriter
+from csm.config import StrategyConfig, StrategyName, TrainConfig, TrainerConfig
 from csm.model.init import assign
-from csm.parallel.plan import check_tensor_parallel
-from csm.training.gradients import contagious
+from csm.parallel.gradients import clip_gradients
+from csm.parallel.plan import SHARDING, precision
 
-if TYPE_CHECKING:
-    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # slow to import
-
-DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
-SHARDING = (StrategyName.fsdp, *DEEPSPEED)
-"""Strategies that keep fp32 master weights of their own, so that Lightning's autocast stays off."""
+Judge = Callable[[Tensor], Tensor]
+"""Global gradient norm [] -> whether the step must be skipped, [] 1 or 0."""
 
 
-def build_strategy(config: TrainConfig, bf16: bool) -> Strategy | str:
-    """What goes into `Trainer(strategy=...)`. bf16: whether a sharding strategy computes in bfloat16."""
+def count_devices(options: TrainerConfig) -> tuple[int, torch.device]:
+    """(devices of all nodes, this process's own). Raises ValueError if this machine does not have them."""
+    try:
+        strategy = Fabric(
+            accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes
+        ).strategy
+    except (RuntimeError, ValueError) as error:
+        asked = f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}"
+        raise ValueError(f"{asked}: {' '.join(str(error).split())}") from None
+    devices = strategy.parallel_devices if isinstance(strategy, ParallelStrategy) else None
+    return len(devices or [0]) * options.num_nodes, strategy.root_device
+
+
+def build_fabric(config: TrainConfig, num_devices: int, loggers: list[Any], callbacks: list[Any]) -> Fabric:
+    """num_devices: of all nodes."""
+    options, computation = config.trainer, precision(config.trainer)
+    return Fabric(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=_build_strategy(config, num_devices),
+        # Sharding strategies keep fp32 master weights and compute in bfloat16 by themselves.
+        precision="32-true" if config.strategy.name in SHARDING else computation,
+        loggers=loggers,
+        callbacks=callbacks,
+    )
+
+
+def _build_strategy(config: TrainConfig, num_devices: int) -> Strategy | str:
     options = config.strategy
     match options.name:
         case StrategyName.single:
@@ -59,250 +74,195 @@ def build_strategy(config: TrainConfig, bf16: bool) -> Strategy | str:
             # would add nothing to that, and does not go with passes whose gradients stay unsynchronized.
             return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
         case StrategyName.fsdp:
-            return ShardedStrategy(options)
+            cuda = count_devices(config.trainer)[1].type == "cuda"
+            return ModelParallelStrategy(
+                lambda module, mesh: module,  # csm/parallel/plan.py shards before
+                data_parallel_size=num_devices // options.tensor_parallel_size,
+                tensor_parallel_size=options.tensor_parallel_size,
+                # With offloading, weights are gathered between GPUs, but gradients are summed where they are.
+                process_group_backend="cpu:gloo,cuda:nccl" if options.cpu_offload and cuda else None,
+            )
         case StrategyName.deepspeed_zero2 | StrategyName.deepspeed_zero3:
-            return ZeroStrategy(options, bf16, config.optim.grad_clip)
+            from csm.parallel.deepspeed import ZeroStrategy  # DeepSpeed is slow to import
+
+            return ZeroStrategy(options, precision(config.trainer) == "bf16-mixed", config.optim.grad_clip)
 
 
-def check_strategy(config: TrainConfig, trainer: L.Trainer) -> None:
-    """Raises ValueError for options that do not go together, or not with the trainer's devices."""
-    options, devices = config.strategy, trainer.num_devices * trainer.num_nodes
-    name = options.name
-    if name in DEEPSPEED and not isinstance(trainer.accelerator, CUDAAccelerator):
-        raise ValueError(f"strategy={name.value} needs CUDA devices; strategy=fsdp shards on any")
-    if name is StrategyName.deepspeed_zero3 and config.trainer.compile:
-        raise ValueError("trainer.compile=true does not go with deepspeed_zero3, which swaps weights inside the blocks")
-    if name is StrategyName.single and devices > 1:
-        raise ValueError(
-            f"strategy=single trains on one device, and trainer.devices={config.trainer.devices} with "
-            f"trainer.num_nodes={config.trainer.num_nodes} asks for {devices}; choose strategy=ddp or strategy=fsdp"
-        )
-    if options.cpu_offload and name not in SHARDING:
-        raise ValueError(f"strategy.cpu_offload=true needs strategy=fsdp or deepspeed_zero2/3, not {name.value}")
-    if name is not StrategyName.fsdp and options.reduce_every_microbatch:
-        raise ValueError(f"strategy.reduce_every_microbatch belongs to strategy=fsdp, not to strategy={name.value}")
-    check_tensor_parallel(config, devices)
+def build_engine(fabric: Fabric, config: TrainConfig, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+    """Sets module and optimizer up under Fabric. The module's parameters have values, and are sharded already under FSDP
+    (csm/parallel/plan.py)."""
+    match config.strategy.name:
+        case StrategyName.fsdp:
+            return ShardedEngine(fabric, config.strategy, module, optimizer)
+        case StrategyName.deepspeed_zero2 | StrategyName.deepspeed_zero3:
+            from csm.parallel.deepspeed import ZeroEngine
+
+            return ZeroEngine(fabric, module, optimizer)
+        case _:
+            return Engine(fabric, module, optimizer)
 
 
-class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`.
+class Engine:
+    """One process, or DDP: every rank holds the whole model."""
 
-    The sharding itself happens in the module's `configure_model` (csm/parallel/plan.py).
-    """
+    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.fabric = fabric
+        self.module, self.optimizer = module, optimizer
+        self._wrapped, self._wrapped_optimizer = fabric.setup(module, optimizer)
 
-    def __init__(self, options: StrategyConfig) -> None:
-        super().__init__()
-        self._options = options
-
-    def setup_environment(self) -> None:
-        self._tensor_parallel_size = self._options.tensor_parallel_size
-        self._data_parallel_size = self.num_processes * self.num_nodes // self._tensor_parallel_size
-        if self._options.cpu_offload and self.root_device.type == "cuda":
-            # Weights are gathered between GPUs, but norms of gradients are summed where those are.
-            self._process_group_backend = "cpu:gloo,cuda:nccl"
-        super().setup_environment()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass, through the wrapper of the strategy and under its autocast."""
+        return self._wrapped(*args, **kwargs)
 
     @property
-    def parameter_device(self) -> torch.device:
-        """Where a rank keeps its shards."""
-        return torch.device("cpu") if self._options.cpu_offload else self.root_device
+    def data_ranks(self) -> tuple[int, int]:
+        """(number of this rank, how many there are) among the ranks that train on different rows."""
+        return data_ranks(self.fabric)
 
-    def model_to_device(self) -> None:
-        if not self._options.cpu_offload:
-            super().model_to_device()
+    def local_gradients(self) -> AbstractContextManager[None]:
+        """Around the forward and backward passes of a step but the last: their gradients are not summed over ranks.
+        The backward pass after the block sums those of all."""
+        return self.fabric.no_backward_sync(self._wrapped)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """All ranks write, and come back together. What keeps one from it is put down on rank 0, which then leaves the
-        earlier checkpoints where they are; the others learn of it at the next step (csm/training/signals.py)."""
-        stop = self.checkpoint_io.stop
-        path, failed = self.broadcast((str(filepath), stop.error is not None))
-        if failed:
-            return
-        content = dict(checkpoint)
-        (optimizer,) = content.pop("optimizer_states")
-        state = {WEIGHTS: content.pop("state_dict"), OPTIMIZER: optimizer}
-        try:
-            write_sharded(Path(path), state, content)
-        except OSError as error:  # on all ranks
-            if self.is_global_zero:
-                stop.error = error
+    def backward(self, loss: Tensor) -> None:
+        self.fabric.backward(loss, model=self._wrapped)
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.candidates.load(
-            lambda path: self._load_sharded(path) if is_sharded(path) else self._load_whole(path)
-        )
+    def step(
+        self, parts: dict[str, list[nn.Parameter]], grad_clip: float, judge: Judge
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Clips, updates the weights and clears the gradients, unless they are to be skipped.
 
-    def _load_sharded(self, path: Path) -> dict[str, Any]:
-        """Of a run on any number of ranks."""
-        module, (optimizer,) = self.model, self.optimizers
-        state = {WEIGHTS: get_model_state_dict(module), OPTIMIZER: get_optimizer_state_dict(module, optimizer)}
-        content = load_sharded(path, state)
-        module.load_state_dict(state[WEIGHTS])
-        set_optimizer_state_dict(module, optimizer, state[OPTIMIZER], options=StateDictOptions(cpu_offload=True))
+        parts: trainable parameters by part of the model. Returns (gradient norms before clipping, of the parts and
+        "total"; whether the step was skipped), scalars on this rank's device. Nothing waits for the device.
+        """
+        norms = clip_gradients(parts, grad_clip)
+        home = norms["total"].device  # of gradients and weights: with offloading, the CPU
+        norms = {part: norm.to(self.fabric.device) for part, norm in norms.items()}
+        skip = judge(norms["total"])
+        # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are. To another
+        # device they would copy this themselves, and read it before it has arrived.
+        self.optimizer.found_inf = skip.to(home)  # type: ignore[attr-defined] # torch has no other interface to it
+        self._wrapped_optimizer.step()
+        self.optimizer.zero_grad()
+        return norms, skip
+
+    def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:
+        """Writes a checkpoint: `content`, and the state of module and optimizer. All ranks must call it."""
+        if self.fabric.is_global_zero:
+            state = {"state_dict": self.module.state_dict(), "optimizer_states": [self.optimizer.state_dict()]}
+            writer.save(content | state, path)
+
+    def verify(self, path: Path) -> None:
+        """Reads this rank's share of a checkpoint whose damage `load` would not notice; raises ValueError."""
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Restores module and optimizer; returns the rest. All ranks must call it. Raises ValueError or OSError if the
+        checkpoint is damaged: on all ranks or none where they communicate."""
+        if is_sharded(path):
+            content = _read_whole(path, self.module, self.optimizer)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(content.pop("state_dict"))
+        (state,) = content.pop("optimizer_states")
+        self.optimizer.load_state_dict(state)
         return content
 
-    def _load_whole(self, path: Path) -> dict[str, Any]:
-        """Of a run whose ranks had whole weights."""
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for name, parameter in self.lightning_module.named_parameters():
-            assign(parameter, checkpoint["state_dict"][name])
-        (optimizer,) = self.optimizers
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, state in checkpoint["optimizer_states"][0]["state"].items():
-            parameter = parameters[number]
-            # The fused optimizer wants its step count where the parameter is.
-            optimizer.state[parameter] = {"step": state["step"].to(parameter.device, copy=True)}
-            for name in ("exp_avg", "exp_avg_sq"):
-                optimizer.state[parameter][name] = torch.empty_like(parameter, requires_grad=False)
-                assign(optimizer.state[parameter][name], state[name])
-        return checkpoint
+
+def data_ranks(fabric: Fabric) -> tuple[int, int]:
+    """(number of this rank, how many there are) among the ranks that train on different rows."""
+    if not isinstance(fabric.strategy, ParallelStrategy):
+        return 0, 1
+    numbers = fabric.strategy.distributed_sampler_kwargs  # of the mesh's data-parallel dimension, where there is a mesh
+    assert numbers is not None
+    return numbers["rank"], numbers["num_replicas"]
+
+
+def device_mesh(fabric: Fabric) -> DeviceMesh | None:
+    """Of FSDP: "data_parallel" x "tensor_parallel"."""
+    return fabric.strategy.device_mesh if isinstance(fabric.strategy, ModelParallelStrategy) else None
+
+
+class ShardedEngine(Engine):
+    """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`."""
+
+    def __init__(
+        self, fabric: Fabric, options: StrategyConfig, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        super().__init__(fabric, module, optimizer)
+        self._reduce_always = options.reduce_every_microbatch
 
     @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Gradients of the passes inside stay whole and on their rank; the next pass outside sums them all."""
-        if self._options.reduce_every_microbatch:
-            yield
-            return
-        roots = [module for module in self.lightning_module.children() if isinstance(module, FSDPModule)]
+    def local_gradients(self) -> Iterator[None]:
+        """Gradients of the passes inside stay whole and on their rank, unless `reduce_every_microbatch`."""
+        roots = [child for child in self.module.children() if isinstance(child, FSDPModule)]
         for root in roots:
-            root.set_requires_gradient_sync(False)
+            root.set_requires_gradient_sync(self._reduce_always)
+            root.set_is_last_backward(False)
         try:
             yield
         finally:
             for root in roots:
                 root.set_requires_gradient_sync(True)
+                root.set_is_last_backward(True)
 
-
-class ZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed's ZeRO 2 and 3, driven by the same step as the others.
-
-    `engine.backward` averages gradients over ranks, so losses are multiplied by their number as under DDP, and would
-    divide them by `gradient_accumulation_steps`, which therefore stays 1: the losses of microbatches already are shares
-    of the step's. What ends a step is said to the engine in so many words (`block_backward_sync`). Clipping happens
-    in `engine.step`, in fp32, after the last sum.
-
-    There the engine also skips steps: those whose summed gradients are not finite, which all ranks see alike. What is
-    not finite on one rank must therefore get into its gradients (`backward`).
-    """
-
-    def __init__(self, options: StrategyConfig, bf16: bool, grad_clip: float) -> None:
-        super().__init__(config=zero_config(options, bf16, grad_clip))
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """As `ShardedStrategy.save_checkpoint`."""
-        stop = self.checkpoint_io.stop
-        path, failed = self.broadcast((Path(filepath), stop.error is not None))
-        if failed:
+    def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:
+        """All ranks write, and return together. A write error on any rank is recorded on rank 0, which then leaves the
+        earlier checkpoints in place."""
+        if self.fabric.broadcast(writer.error is not None):
             return
-        content = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-        with _noting_errors(self.deepspeed_engine.checkpoint_engine) as errors:
-            self.deepspeed_engine.save_checkpoint(path, client_state=content, tag=TAG, save_latest=False)
-        reasons: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(reasons, str(errors[0].strerror) if errors else None)
-        failed = [f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
-        if self.is_global_zero and failed:
-            stop.error = unwritten(path, failed[0])
-        elif self.is_global_zero:
-            self.checkpoint_io.run(lambda: (path / LATEST).write_text(TAG))
-
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        read = super().load_checkpoint
-        return self.checkpoint_io.candidates.load(
-            lambda path: read(path, weights_only),
-            look_into=lambda path: check_contents(path, self.global_rank, self.world_size),
-        )
-
-    @contextmanager
-    def model_sharded_context(self) -> Iterator[None]:
-        """Where the module's `configure_model` runs: without `deepspeed.zero.Init`, which would cut up every module and
-        cast every tensor made inside, also those that only read a checkpoint. The engine shares out the weights."""
-        self._init_config_if_needed()
-        yield
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Passes inside do not end the optimizer step."""
-        engine = self.deepspeed_engine
-        engine.set_gradient_accumulation_boundary(False)
+        options = StateDictOptions(cpu_offload=True)
+        state = {
+            WEIGHTS: get_model_state_dict(self.module, options=options),
+            OPTIMIZER: get_optimizer_state_dict(self.module, self.optimizer, options=options),
+        }
         try:
-            yield
-        finally:
-            engine.set_gradient_accumulation_boundary(True)
-            # Lightning calls `engine.forward` once for all passes of a step. DeepSpeed notices there that a backward
-            # pass is over; unless it is told here, ZeRO 3 overwrites the gradients of one pass with those of the next.
-            engine.optimizer.clear_backward_seen_flag()
+            write_sharded(Path(self.fabric.broadcast(str(path))), state, content)
+        except OSError as error:  # on all ranks
+            if self.fabric.is_global_zero:
+                writer.error = error
 
-    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return super().backward(contagious(closure_loss), *args, **kwargs)
+    def load(self, path: Path) -> dict[str, Any]:
+        if not is_sharded(path):
+            return self._load_whole(path)
+        state = {
+            WEIGHTS: get_model_state_dict(self.module),
+            OPTIMIZER: get_optimizer_state_dict(self.module, self.optimizer),
+        }
+        content = load_sharded(path, state)  # of a run on any number of ranks
+        self.module.load_state_dict(state[WEIGHTS])
+        options = StateDictOptions(cpu_offload=True)
+        set_optimizer_state_dict(self.module, self.optimizer, state[OPTIMIZER], options=options)
+        return content
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().optimizer_step(*args, **kwargs)
-        self.forget_skipped()
-        return result
-
-    def forget_skipped(self) -> None:
-        """Drops the gradients of a step that DeepSpeed skipped. ZeRO 2 with offloading keeps them, sums those of the
-        next step into them, and so skips every step from then on (DeepSpeed 0.19.8, in bf16)."""
-        if not self.deepspeed_engine.was_step_applied():
-            sums = self.deepspeed_engine.optimizer.averaged_gradients
-            for group in sums:
-                sums[group] = None
-
-    def gradient_norm(self) -> Tensor:
-        """2-norm [] of all gradients before clipping, known after the optimizer's step; infinite if that was skipped,
-        on all ranks alike."""
-        engine = self.deepspeed_engine
-        norm = engine.get_global_grad_norm() if engine.was_step_applied() else math.inf
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.root_device)
-
-
-@contextmanager
-def _noting_errors(files: CheckpointEngine) -> Iterator[list[OSError]]:
-    """Within the block DeepSpeed writes on, whatever it cannot write: its ranks wait for one another afterwards."""
-    errors: list[OSError] = []
-
-    def save(state_dict: Any, path: str) -> None:
-        try:
-            with open(path, "wb") as stream, writing():
-                torch.save(state_dict, stream)
-        except OSError as error:
-            errors.append(error)
-
-    def makedirs(path: str, exist_ok: bool = False) -> None:
-        try:
-            os.makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            errors.append(error)
-
-    files.save, files.makedirs = save, makedirs
-    try:
-        yield errors
-    finally:
-        del files.save, files.makedirs
+    def _load_whole(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of a run whose ranks had whole weights."""
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = content.pop("state_dict")
+        for name, parameter in self.module.named_parameters():
+            assign(parameter, weights[name])
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        (stored,) = content.pop("optimizer_states")
+        for number, state in stored["state"].items():
+            parameter = parameters[number]
+            # The fused optimizer wants its step count where the parameter is.
+            restored = {"step": state["step"].to(parameter.device, copy=True)}
+            for name in ("exp_avg", "exp_avg_sq"):
+                restored[name] = torch.empty_like(parameter, requires_grad=False)
+                assign(restored[name], state[name])
+            self.optimizer.state[parameter] = restored
+        return content
 
 
-def zero_config(options: StrategyConfig, bf16: bool, grad_clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration. bf16: weights and activations are bfloat16, over fp32 master weights that each rank
-    keeps a part of; gradients are summed in fp32 as under `fsdp`."""
-    zero: dict[str, Any] = {
-        "stage": 2 if options.name is StrategyName.deepspeed_zero2 else 3,
-        "contiguous_gradients": True,
-        "overlap_comm": True,
-        "reduce_bucket_size": 200_000_000,
-        "allgather_bucket_size": 200_000_000,
-    }
-    if options.cpu_offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if zero["stage"] == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # only DeepSpeed's own throughput log reads it
-        "gradient_clipping": grad_clip,
-        "zero_optimization": zero,
-        # Torch's fused AdamW, on GPU and CPU, as under every other strategy.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bf16, "check_grad_overflow": True},  # in fp32 DeepSpeed checks anyway
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-    }
+def _read_whole(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A sharded checkpoint as one process can load it: there AdamW's state is under the names of parameters."""
+    content, tensors = read_sharded(path)
+    named: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_sharded(path, OPTIMIZER)[1].items():
+        name, _, entry = key.removeprefix("state.").rpartition(".")
+        named.setdefault(name, {})[entry] = tensor.read()
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {number: named[name] for number, name in enumerate(order)}
+    content["state_dict"] = {name: tensor.read() for name, tensor in tensors.items()}
+    content["optimizer_states"] = [{"state": state, "param_groups": optimizer.state_dict()["param_groups"]}]
+    return content

@@ -1,9 +1,9 @@
-"""An exponential moving average of the trained weights, kept beside them and in every checkpoint as `ema.<name>`.
+"""An exponential moving average of the trained weights, kept next to them and in every checkpoint as `ema.<name>`.
 
     after every optimizer step that was not skipped:   average += (1 - decay) * (weight - average)
 
-It starts from the weights that training starts from. Tensors are updated where they are: of a sharded parameter every
-rank averages its own part. Frozen parameters have no average, being their own.
+It starts from the initial weights. Tensors are updated in place; of a sharded parameter every rank averages its own
+part. Frozen parameters have no average.
 """
 
 from __future__ import annotations
@@ -11,23 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-
-from csm.config import TrainConfig
-from csm.parallel.strategies import DEEPSPEED
-
-
-def check_average(config: TrainConfig) -> None:
-    """Raises ValueError for options of the average that make no sense."""
-    options = config.trainer
-    if not 0 <= options.ema_decay < 1:
-        raise ValueError(f"trainer.ema_decay={options.ema_decay} must be at least 0 and below 1, such as 0.9999")
-    if options.validate_ema and not options.ema_decay:
-        raise ValueError("trainer.validate_ema=true needs averaged weights: set trainer.ema_decay, such as 0.9999")
-    if options.ema_decay and config.strategy.name in DEEPSPEED:
-        raise ValueError(
-            f"trainer.ema_decay does not go with strategy={config.strategy.name.value}, which keeps the fp32 weights "
-            "to itself; choose strategy=fsdp"
-        )
 
 
 class WeightAverage(nn.Module):

@@ -1,8 +1,8 @@
-"""Steps that went wrong: non-finite gradients, whose update is skipped on all ranks, and spikes of the loss.
+"""Health of the run: steps with non-finite gradients, whose update is skipped on all ranks, and spikes of the loss.
 
-Whether a step is skipped is decided and obeyed on the device, so nothing waits for it. The host hears of it one step
-later, when the next step is already queued, and then counts, records and perhaps stops the run: at the same step on
-every rank, since all of them read the same reduced values.
+Whether a step is skipped is decided on the device, so nothing waits for it. The host learns of it one step later, when
+the next step is already queued, and then counts, records and perhaps stops the run: at the same step on every rank,
+since all of them read the same reduced values.
 
     run_dir/skipped_steps.jsonl   {step, ranks: [{loss, keys: sample keys of each row}, ...]}
     run_dir/loss_spikes.jsonl     {step, loss, mean, deviation, ranks: [...]}
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from csm.config import TrainerConfig
-from csm.parallel.ranks import RankAgreement
+from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.training.loggers import JsonLines
-from csm.training.metrics import all_reduce
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ _FIRST_STEPS = 20  # without a verdict, until the statistics mean something
 
 @dataclass
 class _Pending:
-    """A step that the host has not judged yet. values: on the CPU, complete after `copied`."""
+    """A step that the host has not evaluated yet. values: on the CPU, complete after `copied`."""
 
     step: int
     keys: list[list[str]]
@@ -43,7 +42,7 @@ class _Pending:
 
 
 class StepHealth:
-    """Judges every optimizer step; see the head of this file."""
+    """Watches every optimizer step; see the head of this file."""
 
     def __init__(self, options: TrainerConfig, run_dir: Path, agreement: RankAgreement) -> None:
         self._options, self._agreement = options, agreement
@@ -54,7 +53,7 @@ class StepHealth:
         self._in_a_row = 0
         self._loss = RunningStatistics()
 
-    def judge(self, step: int, loss_share: Tensor, gradient_norm: Tensor, keys: list[list[str]]) -> Tensor:
+    def check_step(self, step: int, loss_share: Tensor, gradient_norm: Tensor, keys: list[list[str]]) -> Tensor:
         """Whether the update of optimizer step `step` (from 1) must be skipped: float scalar on the device, 1 or 0.
 
         loss_share: what this rank adds to the step's loss; gradient_norm: global, before clipping, infinite where
@@ -72,8 +71,8 @@ class StepHealth:
         self._pending.append(_Pending(step, keys, values.cpu(), copied))
         return skip
 
-    def settle(self, wait_for_last: bool = False) -> None:
-        """Looks at the steps that the device is done with: all but the last, which may be under way.
+    def flush(self, wait_for_last: bool = False) -> None:
+        """Evaluates the steps that the device has finished: all but the last, which may be under way.
 
         Raises FloatingPointError after `max_skipped_in_a_row` skipped steps in a row.
         """
@@ -117,7 +116,7 @@ class StepHealth:
             file.append({"step": pending.step, **more, "ranks": ranks})
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, after `settle(wait_for_last=True)`."""
+        """For a checkpoint, after `flush(wait_for_last=True)`."""
         return {"skipped": self.skipped, "in_a_row": self._in_a_row, "loss": asdict(self._loss)}
 
     def load_state(self, state: dict[str, Any]) -> None:

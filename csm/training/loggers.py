@@ -1,4 +1,4 @@
-"""Where metrics go: one JSON object a line in the run's folder, and W&B runs that are continued with the run.
+"""Records of a run: JSON Lines in its folder, W&B runs that are continued with the run, progress, a profile.
 
 A line is appended in one write, so a killed run leaves whole lines. A resumed run that comes back to a step already
 written removes the lines from there on before it writes them anew: every step is there once.
@@ -14,16 +14,113 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from csm.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 
+SHOWN = {
+    "c0": ("train/loss_c0", ".3f"),
+    "decoder": ("train/loss_decoder", ".3f"),
+    "positions/s": ("throughput/positions_per_second", ".0f"),
+    "MFU": ("throughput/mfu", ".1%"),
+    "skipped": ("train/skipped_steps", "d"),
+}
+"""Metrics in the progress display, and their format; skipped steps once there are any."""
+
+
+def build_loggers(nodes: dict[str, Any]) -> list[Logger]:
+    """The loggers of a configuration, started. Raises ValueError with the cause if one cannot be started."""
+    loggers = []
+    for name, node in nodes.items():
+        try:
+            logger = instantiate(node)
+            if rank_zero_only.rank == 0:
+                getattr(logger, "experiment", None)  # W&B logs in here
+        except Exception as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            remedy = "; run `wandb login`, or set WANDB_MODE=offline" if "wandb" in name else ""
+            raise ValueError(f"logger {name} cannot start: {cause}{remedy}") from error
+        loggers.append(logger)
+    return loggers
+
+
+class TrainingProgress:
+    """A progress bar over the optimizer steps with the latest metrics, or plain lines where there is no terminal."""
+
+    def __init__(self, max_steps: int, enabled: bool) -> None:
+        self._max_steps, self._enabled = max_steps, enabled
+        console = Console()
+        self._bar: Progress | None = None
+        if enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("Training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("•"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task("Training", total=max_steps, metrics="")
+
+    def start(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, completed=step)
+
+    def advance(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows a record of training metrics."""
+        text = "  ".join(
+            f"{name} {format(metrics[key], form)}" for name, (key, form) in SHOWN.items() if metrics.get(key)
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, metrics=text)
+        elif self._enabled:
+            print(f"step {step}/{self._max_steps}  {text}", flush=True)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def step_profiler(folder: Path) -> profile:
+    """A profiler to be entered around the loop and told of every step: records steps 4 to 6 of this process, then writes
+    a trace for chrome://tracing and a table of the costliest operations."""
+
+    def write(result: profile) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"rank-{rank_zero_only.rank}"
+        result.export_chrome_trace(str(folder / f"{name}.json.gz"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        table = result.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
+        (folder / f"{name}.txt").write_text(table)
+        log.info("profile of three steps: %s", folder / f"{name}.txt")
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    return profile(
+        activities=activities,
+        schedule=schedule(wait=1, warmup=2, active=3, repeat=1),
+        on_trace_ready=write,
+        profile_memory=True,
+    )
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of `JsonLines`; a last line that was cut short (the machine went down) is left out."""
+    """The records of a file of `JsonLines`, without a last line that was cut short because the machine went down."""
     content = path.read_bytes() if path.is_file() else b""
     whole, _, _ = content.rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()]
@@ -88,7 +185,7 @@ class JsonLinesLogger(Logger):
         self._lines.append({"step": step, **metrics})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in run_dir/config.yaml."""
+        """Does nothing: they are in run_dir/config.yaml."""
 
 
 def wandb_logger(run_dir: str, ckpt_path: str | None, **options: Any) -> WandbLogger:

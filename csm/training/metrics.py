@@ -1,41 +1,40 @@
-"""What training and validation measure: sums that stay on the device until a line is logged (docs/metrics.md).
+"""Metrics of training and validation: sums that stay on the device until a line is logged, and throughput
+(docs/metrics.md).
 
     microbatch --add_microbatch--> the step's sums --end_step--> the interval's sums --read--> numbers
 
-A step whose update is skipped leaves the losses and gradient norms of its interval alone; the work it did counts.
+A skipped step does not count in the losses and gradient norms of its interval; the work it did counts. Seconds of
+validation, audio samples and checkpoint writing are not training time.
 """
 
 from __future__ import annotations
 
 import math
+import resource
+import sys
+import time
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from csm.config import LossConfig
+from csm.config import ActivationCheckpointing, CSMConfig, LossConfig
 from csm.data.packing import RowBatch
-from csm.model.flops import Work
+from csm.model.flops import Work, find_gpu, training_flops
 from csm.model.loss import LossSums
+from csm.parallel.ranks import all_reduce
+
+GIB = 2**30
 
 CODEBOOK_BANDS = ((1, 8), (8, 16), (16, 32))
 """Codebooks from..before that are averaged for display."""
 
 
-def all_reduce(values: Tensor) -> Tensor:
-    """Sum over ranks (a copy); the values themselves in a single process. Stays on the device."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values
-
-
 @dataclass(frozen=True)
 class Interval:
-    """What the steps since the last logged line come to, over all ranks.
+    """Totals of the steps since the last logged line, over all ranks.
 
     losses: sums on the CPU, of the steps that were not skipped; norms: means over these steps, NaN without any
     rows_positions, work: of all steps; padding is rows_positions without work.positions
@@ -182,3 +181,89 @@ def _ratio(value: float, count: Tensor | float) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+# ------------------------------------------------------------------------------------------------ throughput
+
+
+class Phase(Enum):
+    data = "data"  # waiting for the next batch
+    step = "step"
+    other = "other"  # validation, samples, checkpoints
+
+
+class PhaseTimer:
+    """Seconds spent in each phase since the last reset."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._phase = Phase.other
+        self.reset()
+
+    def enter(self, phase: Phase) -> None:
+        """Ends the current phase."""
+        if phase is Phase.other and self._phase is not Phase.other and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # steps still under way are training time
+        self._take()
+        self._phase = phase
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys(Phase, 0.0)
+        self._since = time.perf_counter()
+
+    @property
+    def training_seconds(self) -> float:
+        self._take()
+        return self.seconds[Phase.data] + self.seconds[Phase.step]
+
+    def _take(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._phase] += now - self._since
+        self._since = now
+
+
+def throughput_metrics(
+    interval: Interval,
+    timer: PhaseTimer,
+    model: CSMConfig,
+    frame_rate: float,
+    activation_checkpointing: ActivationCheckpointing,
+    world_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Rates over all ranks of an interval whose last step has finished on the device.
+
+    frame_rate: of the codec, frames per second of audio. MFU and HFU only where the GPU's peak is known
+    (csm/model/flops.py).
+    """
+    seconds = timer.training_seconds
+    frames_per_second = interval.timed_work.c0_positions / seconds
+    metrics = {
+        "throughput/positions_per_second": interval.timed_positions / seconds,
+        "throughput/frames_per_second": frames_per_second,
+        "throughput/audio_hours_per_hour": frames_per_second / frame_rate,
+        "throughput/padding_share": interval.padding_share,
+        "throughput/data_wait_share": timer.seconds[Phase.data] / seconds,
+    }
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if gpu is not None:
+        flops = training_flops(model, interval.timed_work)
+        executed = (
+            flops.hardware_full_checkpointing
+            if activation_checkpointing is ActivationCheckpointing.full
+            else flops.model
+        )
+        possible = seconds * world_size * gpu.peak_flops
+        metrics |= {"throughput/mfu": flops.model / possible, "throughput/hfu": executed / possible}
+    return metrics | memory_metrics(device)
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peaks of this process since it began, in GiB."""
+    if device.type == "cuda":
+        return {
+            "memory/allocated_gib": torch.cuda.max_memory_allocated(device) / GIB,
+            "memory/reserved_gib": torch.cuda.max_memory_reserved(device) / GIB,
+        }
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return {"memory/resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}

@@ -1,296 +1,178 @@
-"""The LightningModule: one optimizer step over microbatches, exact global normalization, full validation.
+"""The LightningModule: forward and backward passes of one microbatch, one validation batch, and the optimizer.
 
-A training batch is everything that one rank computes in one optimizer step. The number of supervised frames of the
-whole step, over microbatches and ranks, is known before the first backward pass; every microbatch adds its share of
+The number of supervised frames of a whole optimizer step, over microbatches and ranks, is known before its first
+backward pass; every microbatch adds its share of
 
     (sum of losses) / (frames of the step)
 
-so neither accumulation nor the number of ranks nor padding changes the gradient. That is why optimization is
-manual: Lightning's automatic accumulation averages microbatches as if they were equally long.
+so neither accumulation nor the number of ranks nor padding changes the gradient. The loop that calls these methods is
+csm/training/train.py.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from csm.config import TrainConfig
-from csm.data.datamodule import data_ranks
-from csm.data.packing import RowBatch, StepBatch
+from csm.config import LossConfig, TrainConfig
+from csm.data.packing import RowBatch
 from csm.model.csm import CSM
-from csm.model.loss import LossSums
-from csm.parallel.plan import parallelize, reshard, whole_model
-from csm.parallel.ranks import RankAgreement
-from csm.parallel.strategies import ShardedStrategy, ZeroStrategy
-from csm.training.ema import WeightAverage, check_average
-from csm.training.gradients import clip_gradients, trainable_parts
-from csm.training.health import StepHealth
-from csm.training.heap import return_freed_memory
-from csm.training.init_weights import initialize
-from csm.training.metrics import IntervalSums, all_reduce, loss_metrics, objective
-from csm.training.optim import allocate_state, build_optimizer, lr_factor, numbered_state
-from csm.training.signals import StopRequest
-from csm.training.throughput import Doing, Stopwatch, throughput_metrics
-from csm.training.trainer import precision
-
-PROGRESS = "csm_progress"
-"""Key of what this module adds to a checkpoint: the interval under way and the counts of steps that went wrong."""
+from csm.model.loss import DecoderFrames, LossSums, frame_chunks, join, join_chunks
+from csm.parallel.strategies import Engine
+from csm.training.ema import WeightAverage
+from csm.training.optim import build_optimizer
 
 
 class CSMTrainingModule(L.LightningModule):
-    """Trains `model`, which comes without values (on the meta device) and gets them once its parameters are placed
-    on the ranks. resumed: those will be a checkpoint's.
+    """`model`, whose parameters already have values, and with `trainer.ema_decay` their average `ema`.
 
-    `checkpoint_extras` travels inside every checkpoint under the key "csm" (resolved config, codec, tokenizer: see
-    csm/checkpoint/contents.py).
+    Checkpoints hold its state: tensors under "model." and "ema.".
     """
 
-    def __init__(
-        self, config: TrainConfig, model: CSM, checkpoint_extras: dict[str, Any], resumed: bool = False
-    ) -> None:
+    def __init__(self, config: TrainConfig, model: CSM) -> None:
         super().__init__()
-        check_average(config)
-        self.automatic_optimization = False
         self.config = config
         self.model = model
-        self.ema: WeightAverage | None = None
-        self.checkpoint_extras = checkpoint_extras
-        self.resumed = resumed
-        self.logged: dict[str, float] = {}  # the last training line
-        self._restored: dict[str, Any] | None = None  # a checkpoint's PROGRESS
-        self.stop = StopRequest()
-        self._val_sums: Tensor | None = None
+        self.ema = WeightAverage(model) if config.trainer.ema_decay else None
 
-    def configure_model(self) -> None:
-        if not self.model.audio_head.is_meta:
-            return
-        strategy, options = self.trainer.strategy, self.config.trainer
-        self._bf16 = precision(options) == "bf16-mixed"
-        self._sharded = isinstance(strategy, (ShardedStrategy, ZeroStrategy))
-        parallelize(
-            self.model,
-            self.device_mesh,
-            options.activation_checkpointing,
-            options.compile,
-            bf16=self._bf16,
-            cpu_offload=self.config.strategy.cpu_offload,
-        )
-        # Whole models are drawn on the CPU and moved by the strategy: the same values on every kind of device.
-        self.model.to_empty(device=strategy.parameter_device if isinstance(strategy, ShardedStrategy) else "cpu")
-        initialize(self.model, self.config, self.resumed)
-        if options.ema_decay:
-            self.ema = WeightAverage(self.model)
-        if self._root_device.type == "cpu":
-            return_freed_memory(self.model)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(self.model, self.config.optim)
-        if self._root_device.type == "cpu" and not self._sharded:
-            allocate_state(optimizer)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        self._wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
-        return optimizer
+    def configure_optimizers(self) -> torch.optim.AdamW:
+        return build_optimizer(self.model, self.config.optim)
 
-    # ---------------------------------------------------------------------------------------------- training
+    def training_step(self, rows: RowBatch, engine: Engine, total_frames: float, last: bool) -> LossSums:
+        """Adds the gradients of one microbatch. Returns its sums, detached.
 
-    def on_fit_start(self) -> None:
-        self.agreement = RankAgreement()
-
-    def on_train_start(self) -> None:
-        # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
-        for group, (lr, weight_decay) in zip(self.optimizers().param_groups, self._wanted, strict=True):
-            group["initial_lr"], group["weight_decay"] = lr, weight_decay
-        if self.ema is not None and self.global_step == 0:
-            self.ema.reset(self.model)
-        self._parts = trainable_parts(self.model)
-        data_rank, self._data_ranks = data_ranks(self.trainer)
-        self._copies = self.trainer.world_size // self._data_ranks  # tensor-parallel ranks count the same rows
-        self._interval = IntervalSums(self._copies)
-        self._health = StepHealth(self.config.trainer, Path(self.config.run_dir), self.agreement)
-        if self._restored is not None:
-            self._interval.load_state(self._restored["interval"], data_rank, self._root_device)
-            self._health.load_state(self._restored["health"])
-        self._clock = Stopwatch(self._root_device)
-        self._clock.now(Doing.waiting)
-
-    def on_train_batch_start(self, batch: StepBatch, batch_index: int) -> None:
-        self._clock.now(Doing.stepping)
-
-    def training_step(self, batch: StepBatch, batch_index: int) -> None:
-        optimizer = self.optimizers()
-        factor = lr_factor(self.global_step, self.config.optim, self.config.trainer.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
-        total_frames, *stop = self.agreement.sum(batch.frames / self._copies, *self.stop.flags())
-        self.stop.agree(stop)
-        total_frames = max(total_frames, 1.0)
-        for number, rows in enumerate(batch.microbatches):
-            last = number == len(batch.microbatches) - 1
-            with nullcontext() if last else self._no_gradient_sync():
-                sums = self._forward(rows, None if self._sharded else self.config.loss.decoder_chunk)
-                # Data-parallel strategies average gradients over ranks; the division above already is global.
-                self.manual_backward(sums.loss(self.config.loss, total_frames) * self._data_ranks)
-            self._interval.add_microbatch(sums, rows)
-
-        loss_share = self._interval.step.loss(self.config.loss, total_frames) / self._copies
-        norms, skip = self._update(optimizer, loss_share, batch)
-        if self.ema is not None:
-            self.ema.update(self.model, self.config.trainer.ema_decay, skip)
-        self._interval.end_step(norms, skip)
-        self.trainer.datamodule.consumed(batch)
-        self._health.settle()
-        if self.global_step % self.config.trainer.log_every_steps == 0:
-            self._log_training(optimizer, batch)
-
-    def _update(
-        self, optimizer: LightningOptimizer, loss_share: Tensor, batch: StepBatch
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Clips, steps and forgets the gradients, unless they are not finite. Returns their norms before clipping, and
-        whether the step was skipped: scalar, 1 or 0."""
-        strategy, step = self.trainer.strategy, self.global_step + 1
-        if isinstance(strategy, ZeroStrategy):  # does all of it by itself
-            optimizer.step()
-            norms = {"total": strategy.gradient_norm()}
-            return norms, self._health.judge(step, loss_share, norms["total"], batch.keys)
-        norms = clip_gradients(self._parts, self.config.optim.grad_clip)
-        home = norms["total"].device  # of gradients and weights: with offloading, the CPU
-        norms = {part: norm.to(self._root_device) for part, norm in norms.items()}
-        skip = self._health.judge(step, loss_share, norms["total"], batch.keys)
-        # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are. To another
-        # device they would copy this themselves, and read it before it has arrived.
-        optimizer.optimizer.found_inf = skip.to(home)
-        optimizer.step()
-        optimizer.zero_grad()
-        return norms, skip
-
-    @property
-    def _root_device(self) -> torch.device:
-        """Where this rank computes; `device` is not that if weights are offloaded."""
-        return self.trainer.strategy.root_device
-
-    def on_train_batch_end(self, outputs: None, batch: StepBatch, batch_index: int) -> None:
-        self._clock.now(Doing.waiting)
-
-    def on_train_end(self) -> None:
-        self._health.settle(wait_for_last=True)
-
-    def _forward(self, rows: RowBatch, chunk: int | None = None) -> LossSums:
-        return self.model(
-            tokens=rows.tokens,
-            mask=rows.mask,
-            positions=rows.positions,
-            targets=rows.targets,
-            slots=rows.slots,
-            slot_weights=rows.slot_weights,
-            # Flex attention is fast on CUDA where it is compiled with its block, and only there.
-            attention_mask=rows.block_mask()
-            if rows.tokens.is_cuda and self.config.trainer.compile
-            else rows.attention_mask(),
-            chunk=chunk,
+        total_frames: supervised frames of the whole optimizer step, over all ranks
+        last: whether this is the step's last microbatch, after which gradients are summed over ranks
+        """
+        # Data-parallel strategies average gradients over ranks; the division by total_frames already is global.
+        _, num_ranks = engine.data_ranks
+        return backward_in_chunks(
+            engine, self._inputs(rows), self.config.loss, total_frames / num_ranks, sum_over_ranks=last
         )
 
-    def _no_gradient_sync(self) -> Any:
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    @torch.no_grad()
+    def validation_step(self, rows: RowBatch, engine: Engine, num_slots: int) -> Tensor:
+        """Sums of one batch, every frame in the depth decoder: `LossSums.stacked`.
 
-    def _log_training(self, optimizer: LightningOptimizer, batch: StepBatch) -> None:
-        self._health.settle(wait_for_last=True)
-        interval = self._interval.read()
-        metrics = {"train/loss": objective(interval.losses, self.config.loss)}
-        metrics |= loss_metrics(interval.losses, "train")
-        metrics["train/gradient_norm"] = interval.norms.pop("total")
-        metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items()}
-        metrics |= {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
-        metrics["train/skipped_steps"] = self._health.skipped
-        metrics["progress/rows"] = batch.cursor["rows"]
-        metrics |= {f"progress/epoch_{name}": place[0] for name, place in batch.cursor["sources"].items()}
-        frame_rate = self.checkpoint_extras["codec"]["frame_rate"]
-        metrics |= throughput_metrics(
-            interval,
-            self._clock,
-            self.config.model,
-            frame_rate,
-            self.config.trainer.activation_checkpointing,
-            self.trainer.world_size,
-            self._root_device,
+        num_slots: the largest number of slots of any rank's batch. Where weights are sharded they are gathered in every
+        pass of the decoder, and all ranks must make equally many.
+        """
+        missing = num_slots - rows.slots.shape[1]
+        rows = replace(
+            rows,
+            slots=F.pad(rows.slots, (0, missing), value=1),
+            slot_weights=F.pad(rows.slot_weights, (0, missing)),
         )
-        self._clock.reset()
-        self._write(metrics)
-        self.logged = metrics
+        backbone, frames = engine(**self._inputs(rows), method="backbone_losses")
+        chunks = frame_chunks(frames, self.config.loss.decoder_chunk)
+        decoder = join_chunks([engine(chunk, method="decoder_losses") for chunk in chunks], len(frames.weights))
+        return join(backbone, decoder).stacked()
 
-    def _write(self, metrics: dict[str, float]) -> None:
-        """One line for every logger, at the number of finished optimizer steps."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, self.global_step)
-            logger.save()
+    def _inputs(self, rows: RowBatch) -> dict[str, Any]:
+        # Flex attention is fast on CUDA where it is compiled with its block, and only there.
+        flex = rows.tokens.is_cuda and self.config.trainer.compile
+        return {
+            "tokens": rows.tokens,
+            "mask": rows.mask,
+            "positions": rows.positions,
+            "targets": rows.targets,
+            "slots": rows.slots,
+            "slot_weights": rows.slot_weights,
+            "attention_mask": rows.block_mask() if flex else rows.attention_mask(),
+        }
 
-    # -------------------------------------------------------------------------------------------- validation
 
-    def on_validation_start(self) -> None:
-        self._clock.now(Doing.other)
+class LocalEngine:
+    """The engine of a bare model in one process, for measurements and tests of `backward_in_chunks`."""
 
-    def on_validation_epoch_start(self) -> None:
-        self._val_sums = None
-        self.swap_weights()
+    def __init__(self, model: CSM) -> None:
+        self.model = model
 
-    def validation_step(self, rows: RowBatch, batch_index: int) -> None:
-        if self._sharded:  # weights are gathered in every pass of the decoder: all ranks must make equally many
-            missing = self.agreement.largest(rows.slots.shape[1]) - rows.slots.shape[1]
-            rows = replace(
-                rows,
-                slots=F.pad(rows.slots, (0, missing), value=1),
-                slot_weights=F.pad(rows.slot_weights, (0, missing)),
-            )
-        stacked = self._forward(rows, chunk=self.config.loss.decoder_chunk).stacked()
-        self._val_sums = stacked if self._val_sums is None else self._val_sums + stacked
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
-    def on_validation_epoch_end(self) -> None:
-        reshard(self.model)
-        self.swap_weights()  # before callbacks save the best checkpoint
-        if self._val_sums is None:
-            return
-        metrics = loss_metrics(LossSums.from_stacked(all_reduce(self._val_sums).cpu()), "val")
-        # For choosing checkpoints: independent of the loss weights of the run.
-        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
-        self.log("val/loss", metrics["val/loss"], logger=False)
-        self._write(metrics)
+    def local_gradients(self) -> nullcontext[None]:
+        return nullcontext()
 
-    def on_validation_end(self) -> None:
-        self._clock.now(Doing.waiting)
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
-    def swap_weights(self) -> None:
-        """Puts the averaged weights in the place of the weights, if `trainer.validate_ema` asks for them; or back."""
-        if self.ema is not None and self.config.trainer.validate_ema:
-            reshard(self.model)
-            self.ema.swap(self.model)
 
-    def whole_model(self) -> CSM:
-        """For generation on rank 0; all ranks must call it."""
-        dtype = torch.bfloat16 if self._bf16 else torch.float32
-        return whole_model(self.model, self.config.lora, self._root_device, dtype)
+def backward_in_chunks(
+    engine: Engine | LocalEngine,
+    inputs: dict[str, Any],
+    config: LossConfig,
+    total_frames: float | Tensor,
+    sum_over_ranks: bool = True,
+) -> LossSums:
+    """Forward and backward of `CSM.losses(**inputs)` over `total_frames`, the depth decoder on a chunk of frames at a
+    time.
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many
+    frames are used. Frames do not depend on one another: each chunk is differentiated as soon as it is computed, with
+    respect to the decoder's weights and the chunk's own inputs, which are cut off from the backbone. The last chunk's
+    backward pass goes on through the backbone, taking the gradients of the earlier chunks' inputs with it. So every
+    parameter takes part in that pass, which is the one whose gradients DDP and FSDP sum over ranks.
+    """
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._clock.now(Doing.other)
-        self._health.settle(wait_for_last=True)
-        checkpoint["csm"] = self.checkpoint_extras
-        checkpoint[PROGRESS] = {"interval": self._interval.state(), "health": self._health.state()}
+    def share(c0: Tensor | float, decoder: Tensor | float) -> Tensor:
+        return (config.c0_weight * c0 + config.decoder_weight * decoder) / total_frames
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint.get(PROGRESS)
-        # Optimizer state under names of parameters, from a sharded checkpoint, gets the numbers of this optimizer.
-        states = checkpoint.get("optimizer_states", [])
-        if states and "param_groups" not in states[0]:
-            checkpoint["optimizer_states"] = [numbered_state(states[0], self, self.configure_optimizers())]
+    with engine.local_gradients():
+        backbone, frames = engine(**inputs, method="backbone_losses")
+    *earlier, last = frame_chunks(frames, config.decoder_chunk)
+    sums, leaves = [], []
+    with engine.local_gradients():
+        for chunk in earlier:
+            leaf = _detached(chunk)
+            sums.append(engine(leaf, method="decoder_losses"))
+            engine.backward(share(0.0, sums[-1].decoder))
+            leaves.append(leaf)
+    with nullcontext() if sum_over_ranks else engine.local_gradients():
+        sums.append(engine(last, method="decoder_losses"))
+        loss = share(backbone.c0, sums[-1].decoder)
+        for chunk, leaf in zip(earlier, leaves, strict=True):
+            loss = _with_gradients(loss, chunk, leaf)
+        engine.backward(loss)
+    detached = [type(part)(*(tensor.detach() for tensor in part)) for part in sums]
+    return join(backbone, join_chunks(detached, len(frames.weights)))
+
+
+def _detached(chunk: DecoderFrames) -> DecoderFrames:
+    """The chunk cut off from the graph that it comes from, its inputs collecting gradients of their own."""
+    states, embeddings = (
+        tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (chunk.states, chunk.embeddings)
+    )
+    return chunk._replace(states=states, embeddings=embeddings)
+
+
+def _with_gradients(loss: Tensor, chunk: DecoderFrames, leaf: DecoderFrames) -> Tensor:
+    """`loss`, whose backward pass also gives `chunk` the gradients that `leaf` has collected."""
+    for tensor, collected in ((chunk.states, leaf.states), (chunk.embeddings, leaf.embeddings)):
+        if collected.grad is not None:
+            loss = _WithGradient.apply(loss, tensor, collected.grad)
+    return loss
+
+
+class _WithGradient(torch.autograd.Function):
+    """forward: loss; backward: its gradient to `loss`, and `gradient` to `tensor`."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.view_as(loss)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return scale, gradient, None

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from csm.config import OptimConfig, Schedule
 
-PARTS = ("backbone", "decoder", "embeddings")
+PARAM_GROUPS = ("backbone", "decoder", "embeddings")
 
 
-def part_of(name: str) -> str:
-    """Which of `PARTS` a parameter of the model belongs to; projection and heads count as decoder."""
+def group_of(name: str) -> str:
+    """The group of `PARAM_GROUPS` that a parameter of the model belongs to; projection and heads count as decoder."""
     if "embeddings" in name:
         return "embeddings"
     return "backbone" if name.startswith("backbone.") else "decoder"
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of `model` by group, see `PARAM_GROUPS`; a group that is frozen as a whole is absent."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARAM_GROUPS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[group_of(name)].append(parameter)
+    return {part: parameters for part, parameters in parts.items() if parameters}
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Backbone, decoder (with projection and heads) and embeddings, each with its learning-rate multiple.
 
-    Frozen parameters are left out. Weight decay acts on matrices only: not on norms, not on embeddings, whose rare rows
+    Frozen parameters are excluded. Weight decay acts on matrices only: not on norms, not on embeddings, whose rare rows
     would shrink, and not on LoRA adapters, which are a change of the weights and not the weights.
     """
     scales = {
@@ -34,7 +44,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = part_of(name)
+        part = group_of(name)
         decay = part != "embeddings" and parameter.ndim >= 2 and ".lora_" not in name
         groups.setdefault((part, decay), []).append(parameter)
     return [
@@ -75,23 +85,3 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
-
-
-def allocate_state(optimizer: torch.optim.AdamW) -> None:
-    """Does at once what AdamW does in its first step, for parameters on a CPU: there, the state would come to lie
-    between gradients that are freed afterwards, which leaves holes for the rest of the run."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def numbered_state(named: dict, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """A state dict for `optimizer` from one whose "state" is under the names that parameters have in `module`."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {number: named["state"][name] for number, name in enumerate(order)}
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

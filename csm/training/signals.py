@@ -1,5 +1,5 @@
-"""Being asked to stop: signals become a flag, the ranks agree on it at a step boundary, and the program ends with a
-code that says "start me again".
+"""Stop requests: a signal sets a flag, the ranks agree on it at a step boundary, and the program ends with an exit code
+that says "start me again".
 
     SIGTERM   stop: save, end with exit code 75. What clusters and people send.
     SIGUSR1   the same, and under Slurm the job is requeued: #SBATCH --signal=USR1@120 sends it before the time is up.
@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -32,31 +31,19 @@ SAME_REQUEST = 2.0
 
 
 class StopRequest:
-    """Why training should end early: what this rank knows of, and what all ranks have agreed on.
-
-    signal: received by this process
-    error:  that kept a checkpoint of this process from being written
-    """
+    """Signals received by this process, and the one that all ranks have agreed on."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.error: OSError | None = None
-        self._agreed: tuple[float, ...] = (0.0, 0.0, 0.0)
+        self.agreed: signal.Signals | None = None
 
-    def flags(self) -> tuple[float, ...]:
-        """To be summed over ranks and given to `agree`."""
-        return (*(float(self.signal is number) for number in SIGNALS), float(self.error is not None))
+    def flags(self) -> list[float]:
+        """One number for each of SIGNALS, to be summed over ranks and given to `agree`."""
+        return [float(self.signal is number) for number in SIGNALS]
 
     def agree(self, sums: Sequence[float]) -> None:
-        """Raises OSError on every rank if a checkpoint could not be written."""
-        self._agreed = tuple(sums)
-        if sums[-1]:
-            raise self.error or OSError("another process could not write its checkpoint; see what it says")
-
-    @property
-    def agreed(self) -> signal.Signals | None:
-        """The signal that some rank had received by the last `agree`, the same on every rank."""
-        return next((number for number, ranks in zip(SIGNALS, self._agreed, strict=False) if ranks), None)
+        """From here on `agreed` is a signal that some rank had received, the same on every rank."""
+        self.agreed = next((number for number, ranks in zip(SIGNALS, sums, strict=True) if ranks), None)
 
 
 class Stopped(SystemExit):
@@ -71,12 +58,12 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def listening(stop: StopRequest, requeue: bool) -> Iterator[None]:
-    """Within the block signals are noted in `stop`, and a second one ends the process at once. When the block ends
+def signal_handlers(stop: StopRequest, requeue: bool) -> Iterator[None]:
+    """Within the block signals are recorded in `stop`, and a second one ends the process at once. When the block ends
     with `Stopped`, rank 0 says so and, if `requeue` and the signal was SIGUSR1, asks Slurm to start the job again."""
     received = 0.0
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal received
         if stop.signal is None:
             stop.signal, received = signal.Signals(number), time.monotonic()
@@ -85,7 +72,7 @@ def listening(stop: StopRequest, requeue: bool) -> Iterator[None]:
             os.kill(os.getpid(), number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-    before = {number: signal.signal(number, note) for number in SIGNALS} if in_main_thread else {}
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS} if in_main_thread else {}
     try:
         yield
     except Stopped as stopped:
@@ -110,11 +97,3 @@ def _announce(stopped: Stopped, requeue: bool) -> None:
         log.warning("job %s is not requeued (scontrol: %s); submit it again to continue", job, error.strerror)
     except subprocess.CalledProcessError as error:
         log.warning("job %s is not requeued (%s); submit it again to continue", job, error.stderr.strip())
-
-
-def without_lightning_signals(trainer: L.Trainer) -> L.Trainer:
-    """Lightning saves and broadcasts inside its handlers, in the middle of a step and on one rank alone, and asks all
-    ranks for a SIGTERM by a broadcast on the device, which waits for the GPU in every step. It has no switch for it."""
-    trainer._signal_connector.register_signal_handlers = lambda: None
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return trainer

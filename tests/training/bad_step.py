@@ -6,7 +6,7 @@ import math
 import sys
 
 from csm.training.module import CSMTrainingModule
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 
 

@@ -106,7 +106,7 @@ def _main(overrides: list[str], log: Path, environment: dict[str, str], before: 
     torch.set_num_threads(1)
     if before is not None:
         before()
-    from csm.training.run import train
+    from csm.training.build import train
 
     with user_errors():
         train(compose_train(overrides))

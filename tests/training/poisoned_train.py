@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from csm.training.module import CSMTrainingModule
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 
 BAD_STEPS = [int(step) for step in sys.argv[1].split(",")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from csm.data.datamodule import CSMDataModule
 from csm.data.packing import StepBatch
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 
 

@@ -21,7 +21,7 @@ from csm.data.dataset import ShardedDataset
 from csm.data.plan import ORDER
 from csm.data.sources import ONLY_SOURCE
 from csm.training.candidates import check_whole
-from csm.training.run import train
+from csm.training.build import train
 from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train

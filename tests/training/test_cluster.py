@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.training.test_train import command, last_weights
 

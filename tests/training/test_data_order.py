@@ -14,7 +14,7 @@ import torch
 
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.data.dataset import ShardedDataset
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.training.recorded_train import RecordedData
 

@@ -19,7 +19,7 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.loggers import read_lines
 from csm.training.metrics import loss_metrics
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.tiny import forward
 from tests.training.recorded import recorded

@@ -19,7 +19,7 @@ from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.training.init_weights import init_weights_from
 from csm.training.loggers import read_lines
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 from tests.hf_reference import hf_inputs, hf_model
 from tests.tiny import conversation, tiny_config

@@ -16,7 +16,7 @@ from csm.config import TrainerConfig
 from csm.parallel.ranks import RankAgreement
 from csm.training.health import RunningStatistics, StepHealth
 from csm.training.loggers import read_lines
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.training.recorded import by_hand, interval_sums, recorded
 

@@ -10,7 +10,7 @@ from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import LoraConfig, OptimConfig
 from csm.model.lora import apply_lora
 from csm.training.optim import parameter_groups
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 from tests.tiny import tiny_model
 from tests.training.test_train import last_weights, logged, run

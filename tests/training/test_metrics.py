@@ -11,7 +11,7 @@ from csm.data.packing import StepBatch
 from csm.training.loggers import read_lines
 from csm.training.metrics import IntervalSums
 from csm.training.optim import lr_factor
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 from tests.tiny import conversation, forward, rows, tiny_model
 from tests.training.forked import finished

@@ -7,7 +7,7 @@ import torch
 
 from csm.training.loggers import read_lines
 from csm.training.module import CSMTrainingModule
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 
 OPTIONS = [

@@ -29,7 +29,7 @@ from csm.parallel.strategies import build_strategy
 from csm.training.candidates import Candidates
 from csm.training.checkpoint_io import CheckpointWriter
 from csm.training.optim import parameter_groups
-from csm.training.run import train
+from csm.training.build import train
 from csm.training.signals import StopRequest
 from csm.training.trainer import build_trainer
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train

@@ -15,7 +15,7 @@ from csm.checkpoint.contents import read_parts
 from csm.formats.open import open_checkpoint
 from csm.training.gradients import contagious
 from csm.training.loggers import read_lines
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.training.forked import launcher_variables
 from tests.training.recorded import recorded

@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
 from csm.parallel import strategies
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 from tests.training.bad_step import poison
 

@@ -1,0 +1,316 @@
+"""The training loop: one optimizer step after another until `trainer.max_steps`, with validation and checkpoints between.
+
+What it works with is built in csm/training/build.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from csm.checkpoint.resume import CheckpointFallback
+from csm.checkpoint.writer import CheckpointFolder, CheckpointWriter
+from csm.config import Profile, TrainConfig
+from csm.data.datamodule import CSMDataModule
+from csm.data.packing import StepBatch
+from csm.model.loss import LossSums
+from csm.parallel.plan import precision, reshard, whole_model
+from csm.parallel.ranks import RankAgreement, all_reduce
+from csm.parallel.strategies import Engine
+from csm.training.health import StepHealth
+from csm.training.loggers import TrainingProgress, step_profiler
+from csm.training.metrics import IntervalSums, Phase, PhaseTimer, loss_metrics, objective, throughput_metrics
+from csm.training.module import CSMTrainingModule
+from csm.training.optim import lr_factor, trainable_parts
+from csm.training.samples import AudioSamples
+from csm.training.signals import Stopped, StopRequest
+
+log = logging.getLogger(__name__)
+
+PROGRESS = "csm_progress"
+"""Key of what the loop adds to a checkpoint: the interval under way, the counts of bad steps, the state of validation."""
+
+
+class TrainingLoop:
+    """One run: its state, and its loop over optimizer steps.
+
+    step: finished optimizer steps; best_loss: lowest val/loss so far
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        fabric: Fabric,
+        engine: Engine,
+        module: CSMTrainingModule,
+        data: CSMDataModule,
+        extras: dict[str, Any],
+        resume: CheckpointFallback,
+        samples: AudioSamples | None,
+    ) -> None:
+        self.config, self.options = config, config.trainer
+        self.fabric, self.engine, self.module, self.data = fabric, engine, module, data
+        self.extras, self.samples = extras, samples
+        self.step, self.best_loss = 0, math.inf
+        self.stop, self.ranks = StopRequest(), RankAgreement()
+        self.writer = CheckpointWriter(self.options.async_checkpoint)
+        run_dir = Path(config.run_dir)
+        self.checkpoints = CheckpointFolder(run_dir / "checkpoints", self.writer)
+        self.parts = trainable_parts(module.model)
+        data_rank, num_data_ranks = engine.data_ranks
+        self.copies = fabric.world_size // num_data_ranks  # tensor-parallel ranks count the same rows
+        self.interval = IntervalSums(self.copies)
+        self.health = StepHealth(self.options, run_dir, self.ranks)
+        self.timer = PhaseTimer(fabric.device)
+        self._validation_due = False
+        self._saved: tuple[int, float, bool] | None = None  # the state that the newest checkpoint holds
+        # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
+        wanted = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
+        if resume.chosen is not None:
+            self._restore(resume, data_rank)
+        elif module.ema is not None:
+            module.ema.reset(module.model)
+        for group, (lr, weight_decay) in zip(engine.optimizer.param_groups, wanted, strict=True):
+            group["initial_lr"], group["weight_decay"] = lr, weight_decay
+        data.check_resumable(self.step)
+
+    # -------------------------------------------------------------------------------------------------- loop
+
+    def run(self) -> None:
+        """Takes optimizer steps until `max_steps` or the end of the data; validates and saves on the way."""
+        options, fabric = self.options, self.fabric
+        progress = TrainingProgress(options.max_steps, enabled=fabric.is_global_zero)
+        profiler = step_profiler(Path(self.config.run_dir) / "profile") if options.profile is Profile.steps else None
+        train_batches, val_batches = iter(self.data.train_dataloader()), self.data.val_dataloader()
+        has_validation = len(val_batches) > 0
+        self._call("on_train_start")
+        progress.start(self.step)
+        try:
+            with profiler or nullcontext():
+                self.timer.enter(Phase.data)
+                if self._validation_due:  # the run was stopped in the middle of it
+                    self._validate_and_save(val_batches)
+                while self.step < options.max_steps and not self.data.finished:
+                    self.timer.enter(Phase.data)
+                    batch = next(train_batches).to(fabric.device)
+                    self.timer.enter(Phase.step)
+                    self.take_step(batch)
+                    self.timer.enter(Phase.data)
+                    progress.advance(self.step)
+                    metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
+                    if metrics:
+                        progress.show(self.step, metrics)
+                    self._call("on_train_batch_end", outputs=metrics, batch=batch, batch_idx=self.step - 1)
+                    if profiler is not None:
+                        profiler.step()
+                    if has_validation and _due(self.step, options.val_every_steps):
+                        self._validation_due = True
+                        self._validate_and_save(val_batches)
+                    if _due(self.step, options.checkpoint_every_steps) or _due(self.step, options.keep_every_steps):
+                        self._save_once()
+                    self._end_if_asked()
+            if self.data.finished:
+                log.info("all sources have finished their max_epochs after step %d: the run ends", self.step)
+            self.health.flush(wait_for_last=True)
+            self._save_once()
+            self._finish_writing()
+            self._call("on_train_end")
+            self._finalize("success")
+        except BaseException:
+            self._finalize("failed")
+            raise
+        finally:
+            progress.stop()
+
+    def take_step(self, batch: StepBatch) -> None:
+        """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
+        options, optimizer = self.options, self.engine.optimizer
+        factor = lr_factor(self.step, self.config.optim, options.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+        (total_frames,) = self._agree(batch.frames / self.copies)
+        total_frames = max(total_frames, 1.0)
+        for number, rows in enumerate(batch.microbatches, start=1):
+            sums = self.module.training_step(rows, self.engine, total_frames, last=number == len(batch.microbatches))
+            self.interval.add_microbatch(sums, rows)
+
+        loss_share = self.interval.step.loss(self.config.loss, total_frames) / self.copies
+
+        def judge(gradient_norm: Tensor) -> Tensor:
+            return self.health.check_step(self.step + 1, loss_share, gradient_norm, batch.keys)
+
+        norms, skipped = self.engine.step(self.parts, self.config.optim.grad_clip, judge)
+        if self.module.ema is not None:
+            self.module.ema.update(self.module.model, options.ema_decay, skipped)
+        self.interval.end_step(norms, skipped)
+        self.data.consumed(batch)
+        self.step += 1
+        self.health.flush()
+
+    def _validate_and_save(self, batches: Any) -> None:
+        """Validates, speaks samples, marks the best checkpoint. A stop request ends it: it is due again on resuming."""
+        self.timer.enter(Phase.other)
+        self._swap_weights()
+        sums: Tensor | None = None
+        for rows in batches:
+            rows = rows.to(self.fabric.device)
+            stacked = self.module.validation_step(rows, self.engine, self.ranks.largest(rows.slots.shape[1]))
+            sums = stacked if sums is None else sums + stacked
+            self._agree()  # all ranks have equally many batches
+            if self.stop.agreed is not None:
+                break
+        reshard(self.module.model)
+        self._swap_weights()
+        if self.stop.agreed is not None:
+            self._end_if_asked()
+        assert sums is not None, "a validation split has batches"
+        metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
+        # For choosing checkpoints: independent of the loss weights of the run.
+        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
+        self._log(metrics)
+        self._validation_due = False
+        best = float(self.fabric.broadcast(metrics["val/loss"])) < self.best_loss
+        if best:
+            self.best_loss = metrics["val/loss"]
+        self._speak()
+        self._save_once()
+        if best and self.fabric.is_global_zero:
+            self.checkpoints.mark_best()
+        self._call("on_validation_end", metrics=metrics)
+        self.timer.enter(Phase.data)
+
+    def _speak(self) -> None:
+        if self.samples is None or not self.samples.due(self.step):
+            return
+        self._swap_weights()
+        dtype = torch.bfloat16 if precision(self.options) == "bf16-mixed" else torch.float32
+        model = whole_model(self.module.model, self.config.lora, self.fabric.device, dtype)  # all ranks take part
+        if self.fabric.is_global_zero:
+            self.samples.speak(model, self.step, self.fabric.loggers)
+        self._swap_weights()
+
+    def _swap_weights(self) -> None:
+        """Puts the averaged weights in the place of the weights, if `trainer.validate_ema` asks for them; or back."""
+        if self.module.ema is not None and self.options.validate_ema:
+            reshard(self.module.model)
+            self.module.ema.swap(self.module.model)
+
+    # ----------------------------------------------------------------------------------------------- logging
+
+    def _log_training(self, batch: StepBatch) -> dict[str, float]:
+        self.health.flush(wait_for_last=True)
+        interval = self.interval.read()
+        metrics = {"train/loss": objective(interval.losses, self.config.loss)}
+        metrics |= loss_metrics(interval.losses, "train")
+        metrics["train/gradient_norm"] = interval.norms.pop("total")
+        metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items()}
+        metrics |= {f"train/lr_{group['name']}": group["lr"] for group in self.engine.optimizer.param_groups}
+        metrics["train/skipped_steps"] = self.health.skipped
+        metrics["progress/rows"] = batch.cursor["rows"]
+        metrics |= {f"progress/epoch_{name}": place[0] for name, place in batch.cursor["sources"].items()}
+        metrics |= throughput_metrics(
+            interval,
+            self.timer,
+            self.config.model,
+            self.extras["codec"]["frame_rate"],
+            self.options.activation_checkpointing,
+            self.fabric.world_size,
+            self.fabric.device,
+        )
+        self.timer.reset()
+        self._log(metrics)
+        return metrics
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """One record for every logger, at the number of finished optimizer steps."""
+        for logger in self.fabric.loggers:
+            logger.log_metrics(metrics, self.step)
+            logger.save()
+
+    def _finalize(self, status: str) -> None:
+        for logger in self.fabric.loggers:
+            logger.finalize(status)
+
+    def _call(self, hook: str, **values: Any) -> None:
+        """A hook of the callbacks. Fabric passes each the arguments that it takes."""
+        self.fabric.call(hook, trainer=self, pl_module=self.module, **values)
+
+    # ------------------------------------------------------------------------------- stopping and checkpoints
+
+    def _agree(self, *values: float) -> list[float]:
+        """Sums over ranks; on the way all learn of signals, and of checkpoints that could not be written (OSError)."""
+        flags = [*self.stop.flags(), float(self.writer.error is not None)]
+        sums = self.ranks.sum(*values, *flags)
+        *signals, errors = sums[len(values) :]
+        self.stop.agree(signals)
+        if errors:
+            raise self.writer.error or OSError("another process could not write its checkpoint; see what it says")
+        return sums[: len(values)]
+
+    def _end_if_asked(self) -> None:
+        if self.stop.agreed is not None:
+            self._save_once()
+            self._finish_writing()
+            raise Stopped(self.step, self.stop.agreed)
+
+    def _finish_writing(self) -> None:
+        """Everything is on the disk, or OSError is raised on all ranks."""
+        self.writer.wait()
+        self._agree()
+
+    def _save_once(self) -> None:
+        """Saves the state of training, unless the newest checkpoint already holds it. All ranks take part; a single file
+        may be finished in the background."""
+        state = (self.step, self.best_loss, self._validation_due)
+        if self._saved == state:
+            return
+        self.timer.enter(Phase.other)
+        self.health.flush(wait_for_last=True)
+        content = {
+            "global_step": self.step,
+            "CSMDataModule": self.data.state_dict(),
+            "csm": self.extras,
+            PROGRESS: {
+                "interval": self.interval.state(),
+                "health": self.health.state(),
+                "best_loss": self.best_loss,
+                "validation_due": self._validation_due,
+            },
+        }
+        if self.fabric.is_global_zero:
+            self.checkpoints.clear()
+        self.fabric.barrier()
+        self._call("on_save_checkpoint", checkpoint=content)
+        self.engine.save(self.checkpoints.temporary, content, self.writer)
+        if self.fabric.is_global_zero:
+            kept = _due(self.step, self.options.keep_every_steps)
+            self.checkpoints.publish(keep_as=f"step-{self.step:07d}.ckpt" if kept else None)
+        self._saved = state
+        self.timer.enter(Phase.data)
+
+    def _restore(self, resume: CheckpointFallback, data_rank: int) -> None:
+        content = resume.load(self.engine.load, self.engine.verify)
+        self.step = content["global_step"]
+        self.data.load_state_dict(content.get("CSMDataModule", {}))
+        progress = content[PROGRESS]
+        self.interval.load_state(progress["interval"], data_rank, self.fabric.device)
+        self.health.load_state(progress["health"])
+        # Lightning's Trainer, which wrote earlier checkpoints, kept these two elsewhere.
+        validation = progress if "best_loss" in progress else content["callbacks"]["Checkpoints"]
+        self.checkpoints = CheckpointFolder(self.checkpoints.folder, self.writer, resume.chosen)
+        if self.checkpoints.newest is not None and self.checkpoints.newest.parent == self.checkpoints.folder:
+            self.best_loss = validation["best_loss"]  # otherwise best.ckpt is another run's
+        self._validation_due = validation["validation_due"]
+        self._saved = (self.step, self.best_loss, self._validation_due)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

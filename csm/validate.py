@@ -1,0 +1,90 @@
+"""Every rule across options of train.py, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from csm.config import StrategyName, TrainConfig
+from csm.parallel.plan import DEEPSPEED, SHARDING, precision
+
+
+def validate_train_config(config: TrainConfig, num_devices: int, device_type: str) -> None:
+    """Raises ValueError, naming option and remedy, for options that do not go together.
+
+    num_devices: of all nodes; device_type: "cuda" or "cpu"
+    """
+    _validate_intervals(config)
+    precision(config.trainer)
+    _validate_strategy(config, num_devices, device_type)
+    validate_tensor_parallel(config, num_devices)
+    _validate_average(config)
+    _validate_data(config, num_devices)
+
+
+def _validate_intervals(config: TrainConfig) -> None:
+    for name in ("log", "val", "checkpoint", "keep", "sample"):
+        value = getattr(config.trainer, f"{name}_every_steps")
+        if value < 0:
+            raise ValueError(f"trainer.{name}_every_steps={value} must be a number of steps, or 0 for never")
+    if config.trainer.sample_every_steps and not config.trainer.val_every_steps:
+        raise ValueError(
+            "trainer.sample_every_steps needs validation, which is when samples are spoken: set trainer.val_every_steps"
+        )
+
+
+def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) -> None:
+    options, name = config.strategy, config.strategy.name
+    if name in DEEPSPEED and device_type != "cuda":
+        raise ValueError(f"strategy={name.value} needs CUDA devices; strategy=fsdp shards on any")
+    if name is StrategyName.deepspeed_zero3 and config.trainer.compile:
+        raise ValueError("trainer.compile=true does not go with deepspeed_zero3, which swaps weights inside the blocks")
+    if name is StrategyName.single and num_devices > 1:
+        raise ValueError(
+            f"strategy=single trains on one device, and trainer.devices={config.trainer.devices} with "
+            f"trainer.num_nodes={config.trainer.num_nodes} asks for {num_devices}; choose strategy=ddp or strategy=fsdp"
+        )
+    if options.cpu_offload and name not in SHARDING:
+        raise ValueError(f"strategy.cpu_offload=true needs strategy=fsdp or deepspeed_zero2/3, not {name.value}")
+    if name is not StrategyName.fsdp and options.reduce_every_microbatch:
+        raise ValueError(f"strategy.reduce_every_microbatch belongs to strategy=fsdp, not to strategy={name.value}")
+
+
+def validate_tensor_parallel(config: TrainConfig, num_devices: int) -> None:
+    """Raises ValueError if the devices cannot form groups of `strategy.tensor_parallel_size` ranks that share the
+    backbone's matrices."""
+    name, size, backbone = config.strategy.name, config.strategy.tensor_parallel_size, config.model.backbone
+    if name is not StrategyName.fsdp and size != 1:
+        raise ValueError(f"strategy.tensor_parallel_size belongs to strategy=fsdp, not to strategy={name.value}")
+    if size < 1 or num_devices % size:
+        raise ValueError(f"strategy.tensor_parallel_size={size} does not divide the number of devices, {num_devices}")
+    for dimension in ("heads", "kv_heads", "ffn_dim"):
+        value = getattr(backbone, dimension)
+        if value % size:
+            raise ValueError(f"strategy.tensor_parallel_size={size} does not divide model.backbone.{dimension}={value}")
+    if size > 1 and config.lora.rank:
+        raise ValueError("LoRA adapters are not split: use strategy.tensor_parallel_size=1 with lora.rank > 0")
+
+
+def _validate_average(config: TrainConfig) -> None:
+    options = config.trainer
+    if not 0 <= options.ema_decay < 1:
+        raise ValueError(f"trainer.ema_decay={options.ema_decay} must be at least 0 and below 1, such as 0.9999")
+    if options.validate_ema and not options.ema_decay:
+        raise ValueError("trainer.validate_ema=true needs averaged weights: set trainer.ema_decay, such as 0.9999")
+    if options.ema_decay and config.strategy.name in DEEPSPEED:
+        raise ValueError(
+            f"trainer.ema_decay does not go with strategy={config.strategy.name.value}, which keeps the fp32 weights "
+            "to itself; choose strategy=fsdp"
+        )
+
+
+def _validate_data(config: TrainConfig, num_devices: int) -> None:
+    data = config.data
+    if data.max_seq_len > config.model.max_seq_len:
+        raise ValueError(f"data.max_seq_len={data.max_seq_len} exceeds model.max_seq_len={config.model.max_seq_len}")
+    if data.window_shards < 1:
+        raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
+    ranks = num_devices // config.strategy.tensor_parallel_size
+    if data.global_batch_size % (data.micro_batch_size * ranks):
+        raise ValueError(
+            f"data.global_batch_size={data.global_batch_size} is not a multiple of data.micro_batch_size="
+            f"{data.micro_batch_size} x {ranks} ranks"
+        )
