@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from csm.config import CSMConfig, TransformerConfig
+from csm.config import CSMConfig, LossConfig, TransformerConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import Frames, TurnTokens, conversation_frames
 from csm.model.csm import CSM
+from csm.model.loss import LossSums
+from csm.training.module import LocalEngine, backward_in_chunks
 
 K, CODEBOOK_SIZE, TEXT_VOCAB = 5, 13, 41
 
@@ -59,14 +64,18 @@ def rows(
     return stack_rows([pack_row(row, max_seq_len, codebooks, slots, rng) for row in documents])
 
 
-def forward(model: CSM, batch: RowBatch, chunk: int | None = None):
-    return model(
-        batch.tokens,
-        batch.mask,
-        batch.positions,
-        batch.targets,
-        batch.slots,
-        batch.slot_weights,
-        batch.attention_mask(),
-        chunk,
-    )
+def inputs(batch: RowBatch) -> dict[str, Tensor]:
+    """Arguments of `CSM.losses`."""
+    names = ("tokens", "mask", "positions", "targets", "slots", "slot_weights")
+    return {name: getattr(batch, name) for name in names} | {"attention_mask": batch.attention_mask()}
+
+
+def forward(model: CSM, batch: RowBatch) -> LossSums:
+    return model(**inputs(batch))
+
+
+def forward_backward(
+    model: CSM, batch: RowBatch, chunk: int, config: LossConfig, total_frames: float = 1.0
+) -> LossSums:
+    """Adds the gradients as training does, `chunk` frames of the depth decoder at a time."""
+    return backward_in_chunks(LocalEngine(model), inputs(batch), replace(config, decoder_chunk=chunk), total_frames)

@@ -68,17 +68,21 @@ class ZeroEngine(Engine):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """DeepSpeed has clipped and decided by itself; only the total norm is known, infinite if it skipped the step."""
         self.engine.step()
-        self.forget_skipped()
+        self.forget_gradients()
         norm = self.gradient_norm()
         return {"total": norm}, judge(norm)
 
-    def forget_skipped(self) -> None:
-        """Drops the gradients of a step that DeepSpeed skipped. ZeRO 2 with offloading keeps them, sums those of the
-        next step into them, and so skips every step from then on (DeepSpeed 0.19.8, in bf16)."""
+    def forget_gradients(self) -> None:
+        """Drops what DeepSpeed 0.19.8 keeps of the gradients of a finished step."""
+        optimizer = self.engine.optimizer
+        # ZeRO 3 overwrites the gradients of the last step in the first backward pass of a step and adds to them in later
+        # ones, in which the backbone has its first.
+        if hasattr(optimizer, "grad_partitions_flat_buffer"):
+            optimizer.grad_partitions_flat_buffer.zero_()
+        # ZeRO 2 with offloading keeps those of a skipped step, and so skips every step from then on (in bf16).
         if not self.engine.was_step_applied():
-            sums = self.engine.optimizer.averaged_gradients
-            for group in sums:
-                sums[group] = None
+            for group in optimizer.averaged_gradients:
+                optimizer.averaged_gradients[group] = None
 
     def gradient_norm(self) -> Tensor:
         """2-norm [] of all gradients before clipping, known after the optimizer's step; infinite if that was skipped,

@@ -65,7 +65,7 @@ def test_interrupted_download(sesame_folder, hub_cache):
 
 
 def test_push_dry_run_uploads_nothing(sesame_folder, tmp_path, monkeypatch, capsys, small_dataset):
-    from csm.training.run import train
+    from csm.training.build import train
     from tests.conftest import TINY_OVERRIDES, compose_train
 
     steps = ["trainer.max_steps=1", "trainer.val_every_steps=1"]

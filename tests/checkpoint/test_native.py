@@ -25,7 +25,7 @@ from csm.formats.open import open_checkpoint
 from csm.formats.tensors import lazy
 from csm.model.csm import CSM
 from csm.text import ByteTokenizer
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import compose_train
 from tests.tiny import tiny_model
 

@@ -13,7 +13,7 @@ import torch
 
 from csm import load_model
 from csm.formats.open import open_checkpoint
-from csm.training.run import train
+from csm.training.build import train
 from tests.conftest import TINY_OVERRIDES, compose_train
 
 WRITER = """

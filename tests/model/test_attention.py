@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csm.config import LossConfig
-from tests.tiny import conversation, rows, tiny_model
+from tests.tiny import conversation, inputs, rows, tiny_model
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -18,9 +18,7 @@ def test_flex_attention_equals_dense_mask():
     results = []
     for mask in (batch.attention_mask(), batch.block_mask()):
         model = tiny_model()
-        sums = model(
-            batch.tokens, batch.mask, batch.positions, batch.targets, batch.slots, batch.slot_weights, mask, 32
-        )
+        sums = model(**inputs(batch) | {"attention_mask": mask})
         sums.loss(LossConfig(), 50.0).backward()
         results.append((sums.stacked(), {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-3, rtol=1e-5)

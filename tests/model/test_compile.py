@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from csm.config import ActivationCheckpointing, LossConfig
 from csm.data.packing import RowBatch
 from csm.model.csm import CSM
-from csm.model.loss import LossSums
-from tests.tiny import conversation, forward, rows, tiny_model
+from csm.model.loss import frame_chunks
+from csm.training.module import LocalEngine, backward_in_chunks
+from tests.tiny import conversation, forward_backward, inputs, rows, tiny_model
 
 CHUNK = 8  # frames per pass of the depth decoder
 
@@ -32,7 +34,7 @@ def compiled_model(backend: str, activation_checkpointing: ActivationCheckpointi
 
 
 def gradients(model: CSM, batch) -> dict[str, torch.Tensor]:
-    forward(model, batch, CHUNK).loss(LossConfig(), 20.0).backward()
+    forward_backward(model, batch, CHUNK, LossConfig(), 20.0)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     return found
@@ -52,16 +54,18 @@ def test_nothing_is_compiled_again_after_the_first_step(kind):
     """Training steps and validation batches of ever different content; validation has a varying number of frames."""
     model = compiled_model("aot_eager", ActivationCheckpointing.none)
 
-    def run(batch: RowBatch) -> LossSums:
-        inputs = (batch.tokens, batch.mask, batch.positions, batch.targets, batch.slots, batch.slot_weights)
-        return model(*inputs, getattr(batch, kind)(), CHUNK)
+    def arguments(batch: RowBatch) -> dict[str, torch.Tensor | BlockMask]:
+        return inputs(batch) | {"attention_mask": getattr(batch, kind)()}
 
     def step(seed: int) -> None:
         batch = rows([[conversation(seed, (3 + seed, 9))], [conversation(seed + 1, (4,))]], ratio=4, seed=seed)
-        run(batch).loss(LossConfig(), 20.0).backward()
+        config = LossConfig(decoder_chunk=CHUNK)
+        backward_in_chunks(LocalEngine(model), arguments(batch), config, 20.0)
         model.zero_grad()
         with torch.no_grad():
-            run(rows([[conversation(seed, (2 + seed, 7))], []]))
+            _, frames = model(**arguments(rows([[conversation(seed, (2 + seed, 7))], []])), method="backbone_losses")
+            for chunk in frame_chunks(frames, CHUNK):
+                model(chunk, method="decoder_losses")
 
     step(0)
     with torch._dynamo.config.patch(error_on_recompile=True):

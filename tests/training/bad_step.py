@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import sys
 
-from csm.training.module import CSMTrainingModule
 from csm.training.build import train
+from csm.training.train import TrainingLoop
 from tests.conftest import compose_train
 
 
 def poison(bad_step: int) -> None:
-    step_of = CSMTrainingModule.training_step
+    step_of = TrainingLoop.take_step
 
-    def training_step(self, batch, batch_index):
-        if self.global_rank == self.trainer.world_size - 1 and self.global_step + 1 == bad_step:
+    def take_step(self, batch):
+        if self.fabric.global_rank == self.fabric.world_size - 1 and self.step + 1 == bad_step:
             batch.microbatches[0].slot_weights.fill_(math.nan)
-        step_of(self, batch, batch_index)
+        step_of(self, batch)
 
-    CSMTrainingModule.training_step = training_step
+    TrainingLoop.take_step = take_step
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.conftest import compose_train
 
 def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.forked", "csm.training.run", "pytest"])
+    context.set_forkserver_preload(["tests.training.forked", "csm.training.build", "pytest"])
     return context
 
 

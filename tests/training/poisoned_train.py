@@ -10,23 +10,23 @@ import sys
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from csm.training.module import CSMTrainingModule
 from csm.training.build import train
+from csm.training.train import TrainingLoop
 from tests.conftest import compose_train
 
 BAD_STEPS = [int(step) for step in sys.argv[1].split(",")]
-step_of = CSMTrainingModule.training_step
+step_of = TrainingLoop.take_step
 
 
-def training_step(self, batch, batch_index):
-    if self.global_rank == 1 and self.global_step + 1 in BAD_STEPS:
+def take_step(self, batch):
+    if self.fabric.global_rank == 1 and self.step + 1 in BAD_STEPS:
         batch.microbatches[0].slot_weights.fill_(math.nan)
     try:
-        step_of(self, batch, batch_index)
+        step_of(self, batch)
     finally:
-        digest = hashlib.sha256(b"".join(_local(t) for t in self.model.state_dict().values()))
-        with open(f"{self.config.run_dir}/weights-{self.global_rank}", "a") as file:
-            file.write(f"{self.global_step} {digest.hexdigest()}\n")
+        digest = hashlib.sha256(b"".join(_local(t) for t in self.module.model.state_dict().values()))
+        with open(f"{self.config.run_dir}/weights-{self.fabric.global_rank}", "a") as file:
+            file.write(f"{self.step} {digest.hexdigest()}\n")
 
 
 def _local(tensor: Tensor) -> bytes:
@@ -34,5 +34,5 @@ def _local(tensor: Tensor) -> bytes:
     return tensor.detach().numpy().tobytes()
 
 
-CSMTrainingModule.training_step = training_step
+TrainingLoop.take_step = take_step
 train(compose_train(sys.argv[2:]))

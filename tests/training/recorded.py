@@ -18,6 +18,7 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.training.module import CSMTrainingModule
 from csm.training.optim import build_optimizer, lr_factor
+from csm.training.train import TrainingLoop
 from tests.tiny import forward
 
 
@@ -35,26 +36,27 @@ class Recording:
 @contextmanager
 def recorded(bad_steps: tuple[int, ...] = ()) -> Iterator[Recording]:
     """Records the training inside the block. bad_steps (from 1): their slot weights are made NaN."""
-    recording, step_of = Recording(), CSMTrainingModule.training_step
+    recording, step_of = Recording(), TrainingLoop.take_step
     validation_of = CSMTrainingModule.validation_step
 
-    def training_step(self, batch, batch_index):
+    def take_step(self, batch):
+        model = self.module.model
         if not recording.weights:
-            recording.weights.append(copy.deepcopy(self.model.state_dict()))
+            recording.weights.append(copy.deepcopy(model.state_dict()))
         recording.batches.append(copy.deepcopy(batch))
         recording.random_states.append(torch.get_rng_state())
-        if self.global_step + 1 in bad_steps:
+        if self.step + 1 in bad_steps:
             batch.microbatches[0].slot_weights.fill_(math.nan)
-        step_of(self, batch, batch_index)
-        recording.weights.append(copy.deepcopy(self.model.state_dict()))
+        step_of(self, batch)
+        recording.weights.append(copy.deepcopy(model.state_dict()))
 
-    def validation_step(self, rows, batch_index):
+    def validation_step(self, rows, engine, num_slots):
         recording.validated.append(rows)
-        validation_of(self, rows, batch_index)
+        return validation_of(self, rows, engine, num_slots)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CSMTrainingModule, "validation_step", validation_step)
-        patch.setattr(CSMTrainingModule, "training_step", training_step)
+        patch.setattr(TrainingLoop, "take_step", take_step)
         yield recording
 
 

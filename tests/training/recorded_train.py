@@ -24,7 +24,7 @@ class RecordedData(CSMDataModule):
     def consumed(self, batch: StepBatch) -> None:
         super().consumed(batch)
         step = batch.cursor["step"]
-        with (self.folder / f"rank-{self.trainer.global_rank}.jsonl").open("a") as file:
+        with (self.folder / f"rank-{self.rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "keys": batch.keys}) + "\n")
         if step == self.kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -32,5 +32,5 @@ class RecordedData(CSMDataModule):
 
 if __name__ == "__main__":
     RecordedData.folder, RecordedData.kill_step = Path(sys.argv[1]), int(sys.argv[2])
-    sys.modules["csm.training.run"].CSMDataModule = RecordedData
+    sys.modules["csm.training.build"].CSMDataModule = RecordedData
     train(compose_train(sys.argv[3:]))

@@ -16,11 +16,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from csm.checkpoint.contents import read_training_checkpoint
+from csm.checkpoint.resume import verify_whole
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.data.plan import ORDER
 from csm.data.sources import ONLY_SOURCE
-from csm.training.candidates import check_whole
 from csm.training.build import train
 from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
@@ -71,7 +71,7 @@ def continued(trained, small_dataset, tmp_path_factory) -> dict:
 @pytest.fixture
 def warnings(caplog, monkeypatch):
     """Text of the warnings about resuming."""
-    names = ("csm.training.resume", "csm.training.candidates")
+    names = ("csm.checkpoint.resume",)
     for name in names:
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)  # Hydra may have done that
     return lambda: [record.getMessage() for record in caplog.records if record.name in names]
@@ -112,7 +112,7 @@ def test_damaged_last_gives_way_to_the_one_before_it(how, trained, continued, ru
     assert all(torch.equal(tensor, continued["state_dict"][name]) for name, tensor in found["state_dict"].items())
     assert found["callbacks"] == continued["callbacks"]
     for file in (run_dir / "checkpoints").iterdir():
-        check_whole(file)  # the damaged one has not become the one before
+        verify_whole(file)  # the damaged one has not become the one before
     damage(last, "one bit")
     damage(previous, "cut short")
     with pytest.raises(ValueError, match=r"previous\.ckpt is damaged or not a checkpoint"):
@@ -140,11 +140,11 @@ def test_sharded_checkpoint_cut_short(tmp_path):
     folder = tmp_path / "last.ckpt"
     dcp.save({"state_dict": {"weight": torch.randn(50, 7)}}, checkpoint_id=folder, no_dist=True)
     torch.save({"global_step": 3}, folder / "meta.pt")
-    check_whole(folder)
+    verify_whole(folder)
     (part,) = folder.glob("*.distcp")
     damage(part, "cut short")
     with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name} is cut short,"):
-        check_whole(folder)
+        verify_whole(folder)
 
 
 # ---------------------------------------------------------------------------------------------- same run or not

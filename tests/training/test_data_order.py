@@ -67,7 +67,7 @@ def test_ranks_end_together_and_a_killed_run_goes_on_with_fewer(tiny_overrides, 
     killed = run(tmp_path / "first", 5, [*overrides, *two])
     assert killed.returncode != 0 and max(trained(tmp_path / "first")) == 5
     assert last_checkpoint(tmp_path / "run")["global_step"] == 4
-    monkeypatch.setattr("csm.training.run.CSMDataModule", RecordedData)
+    monkeypatch.setattr("csm.training.build.CSMDataModule", RecordedData)
     (tmp_path / "second").mkdir()
     RecordedData.folder, RecordedData.kill_step = tmp_path / "second", 0
     train(compose_train(overrides))

@@ -17,9 +17,9 @@ from csm.data.packing import RowBatch
 from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
+from csm.training.build import train
 from csm.training.loggers import read_lines
 from csm.training.metrics import loss_metrics
-from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.tiny import forward
 from tests.training.recorded import recorded

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from csm.training.init_weights import init_weights_from
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,9 +18,8 @@ from csm.config import RopeConfig
 from csm.formats.export import export
 from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
-from csm.training.init_weights import init_weights_from
-from csm.training.loggers import read_lines
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from tests.conftest import compose_train
 from tests.hf_reference import hf_inputs, hf_model
 from tests.tiny import conversation, tiny_config

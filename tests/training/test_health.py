@@ -14,9 +14,9 @@ import torch
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import TrainerConfig
 from csm.parallel.ranks import RankAgreement
+from csm.training.build import train
 from csm.training.health import RunningStatistics, StepHealth
 from csm.training.loggers import read_lines
-from csm.training.build import train
 from tests.conftest import ROOT, compose_train
 from tests.training.recorded import by_hand, interval_sums, recorded
 

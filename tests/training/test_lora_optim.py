@@ -9,8 +9,8 @@ from csm import load_model
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import LoraConfig, OptimConfig
 from csm.model.lora import apply_lora
-from csm.training.optim import parameter_groups
 from csm.training.build import train
+from csm.training.optim import parameter_groups
 from tests.conftest import compose_train
 from tests.tiny import tiny_model
 from tests.training.test_train import last_weights, logged, run

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from csm.data.packing import StepBatch
+from csm.training.build import train
 from csm.training.loggers import read_lines
 from csm.training.metrics import IntervalSums
 from csm.training.optim import lr_factor
-from csm.training.build import train
 from tests.conftest import compose_train
 from tests.tiny import conversation, forward, rows, tiny_model
 from tests.training.forked import finished

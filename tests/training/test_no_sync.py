@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from csm.training.loggers import read_lines
-from csm.training.module import CSMTrainingModule
 from csm.training.build import train
+from csm.training.loggers import read_lines
+from csm.training.train import TrainingLoop
 from tests.conftest import compose_train
 
 OPTIONS = [
@@ -25,18 +25,18 @@ OPTIONS = [
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_step_between_two_lines_never_synchronizes(tiny_overrides, tmp_path, monkeypatch):
     """Steps 3 to 5: after warm-up, before the step that logs."""
-    step_of, watched = CSMTrainingModule.training_step, []
+    step_of, watched = TrainingLoop.take_step, []
 
-    def training_step(self, batch, batch_index):
-        watch = 3 <= self.global_step + 1 <= 5
+    def take_step(self, batch):
+        watch = 3 <= self.step + 1 <= 5
         torch.cuda.set_sync_debug_mode("error" if watch else "default")
         try:
-            step_of(self, batch, batch_index)
+            step_of(self, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         watched.append(watch)
 
-    monkeypatch.setattr(CSMTrainingModule, "training_step", training_step)
+    monkeypatch.setattr(TrainingLoop, "take_step", take_step)
     train(compose_train([*tiny_overrides, *OPTIONS]))
     assert watched == [False, False, True, True, True, False]
     line = next(line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line)

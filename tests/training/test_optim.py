@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from csm.config import OptimConfig, Schedule
-from csm.training.gradients import clip_gradients, trainable_parts
-from csm.training.optim import allocate_state, build_optimizer, lr_factor, parameter_groups
+from csm.parallel.gradients import clip_gradients
+from csm.training.optim import build_optimizer, lr_factor, parameter_groups, trainable_parts
 from tests.tiny import tiny_model
 
 
@@ -44,24 +44,6 @@ def test_groups_hold_every_parameter_once_with_the_right_settings():
     assert by_name["codebook0_head.weight"] == by_name["projection.weight"] == by_name["audio_head"] == (2.0, 0.3)
     assert by_name["audio_embeddings.weight"] == by_name["text_embeddings.weight"] == (3.0, 0.0)
     assert build_optimizer(model, config).defaults["fused"] is True
-
-
-def test_state_made_ahead_is_that_of_the_first_step():
-    """`allocate_state` changes nothing but when memory is taken."""
-    models = [tiny_model(), tiny_model()]
-    optimizers = [build_optimizer(model, OptimConfig(lr=1e-2)) for model in models]
-    allocate_state(optimizers[0])
-    for step in range(2):
-        for model, optimizer in zip(models, optimizers, strict=True):
-            torch.manual_seed(step)
-            for parameter in model.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            optimizer.step()
-    ahead, usual = [optimizer.state_dict()["state"] for optimizer in optimizers]
-    assert ahead.keys() == usual.keys() and usual[0].keys() == ahead[0].keys()
-    for number, state in usual.items():
-        assert all(torch.equal(value, ahead[number][name]) for name, value in state.items())
-    assert all(torch.equal(a, b) for a, b in zip(*[model.parameters() for model in models], strict=True))
 
 
 @pytest.mark.parametrize(("limit", "norm_after"), [(0.0, 3.0), (5.0, 3.0), (1.5, 1.5)])

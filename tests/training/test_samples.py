@@ -6,8 +6,8 @@ import soundfile
 import torch
 
 from csm.data.dataset import ShardedDataset
-from csm.training.loggers import read_lines
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from tests.conftest import compose_train
 from tests.training.recorded import recorded
 

@@ -19,10 +19,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from csm.checkpoint.checksums import check_archive
+from csm.checkpoint.resume import CheckpointFallback, verify_whole
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, read_sharded, write_sharded
 from csm.errors import user_errors
 from csm.formats.open import open_checkpoint
-from csm.training.candidates import Candidates, check_whole
 from tests.conftest import ROOT, TINY_OVERRIDES
 from tests.training.forked import Run, finished, launcher_variables, server
 
@@ -127,7 +127,7 @@ def test_one_process_that_takes_over_falls_back_too(small_dataset, trained, run_
     damage(file, "one bit", inside_a_tensor(file, WEIGHTS))
     run = finished(overrides(small_dataset, run_dir), tmp_path / "log")
     assert "continuing from the one before it" in run.output()
-    check_whole(run_dir / "checkpoints" / "last.ckpt")
+    verify_whole(run_dir / "checkpoints" / "last.ckpt")
     assert_same(*(folder / "checkpoints" / "previous.ckpt" for folder in (run_dir, trained)))
 
 
@@ -245,8 +245,8 @@ def test_meta_file_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path):
 
 
 def load_own_files(rank: int, folder: Path) -> None:
-    candidates = Candidates([folder / f"{name}-{rank}.ckpt" for name in ("last", "previous")], print)
-    candidates.look()
+    candidates = CheckpointFallback([folder / f"{name}-{rank}.ckpt" for name in ("last", "previous")], print)
+    candidates.select()
     print("content", candidates.load(torch.load)["of"])
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from csm import load_model
@@ -25,13 +24,9 @@ from csm.checkpoint.zero import TAG, is_zero
 from csm.config import OptimConfig
 from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
-from csm.parallel.strategies import build_strategy
-from csm.training.candidates import Candidates
-from csm.training.checkpoint_io import CheckpointWriter
-from csm.training.optim import parameter_groups
+from csm.parallel.deepspeed import ZeroStrategy
 from csm.training.build import train
-from csm.training.signals import StopRequest
-from csm.training.trainer import build_trainer
+from csm.training.optim import parameter_groups
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 
 STEPS = [
@@ -231,21 +226,20 @@ def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one,
     ],
 )
 def test_options_that_do_not_go_together(options, expected, overrides, tmp_path):
-    config = compose_train([*overrides, *options])
+    config = compose_train([*overrides, *options, f"run_dir={tmp_path}"])
     with pytest.raises(ValueError, match=expected):
-        build_trainer(
-            config, tmp_path, [], CheckpointWriter(StopRequest(), background=False, candidates=Candidates([], print))
-        )
+        train(config)
 
 
 def test_deepspeed_computes_in_bf16_over_fp32_and_offloads_what_its_stage_shards(overrides):
     config = compose_train([*overrides, "strategy=deepspeed_zero3_offload", "optim.grad_clip=0.7"])
-    strategy = build_strategy(config, bf16=True)
-    assert isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
+    strategy = ZeroStrategy(config.strategy, bf16=True, grad_clip=config.optim.grad_clip)
+    assert strategy.zero_stage_3
     parsed = DeepSpeedConfig(strategy.config | {"gradient_accumulation_steps": 1})
     assert parsed.bfloat16_config.enabled and parsed.grad_accum_dtype == "fp32"
     assert parsed.communication_data_type == torch.float32 and parsed.gradient_clipping == 0.7
     assert parsed.zero_config.offload_optimizer.device == parsed.zero_config.offload_param.device == "cpu"
     assert parsed.zero_allow_untested_optimizer and not parsed.zero_force_ds_cpu_optimizer
-    smaller = build_strategy(compose_train([*overrides, "strategy=deepspeed_zero2_offload"]), bf16=False).config
+    options = compose_train([*overrides, "strategy=deepspeed_zero2_offload"]).strategy
+    smaller = ZeroStrategy(options, bf16=False, grad_clip=1.0).config
     assert smaller["zero_optimization"]["stage"] == 2 and "offload_param" not in smaller["zero_optimization"]

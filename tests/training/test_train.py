@@ -15,8 +15,8 @@ from csm import load_generator
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import CodecConfig, CodecKind
 from csm.formats.native import read_config
-from csm.training.loggers import read_lines
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.conftest import ROOT, compose_train

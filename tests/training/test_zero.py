@@ -13,9 +13,9 @@ import torch
 from csm import load_model
 from csm.checkpoint.contents import read_parts
 from csm.formats.open import open_checkpoint
-from csm.training.gradients import contagious
-from csm.training.loggers import read_lines
+from csm.parallel.gradients import propagate_nonfinite
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from tests.conftest import ROOT, compose_train
 from tests.training.forked import launcher_variables
 from tests.training.recorded import recorded
@@ -57,10 +57,10 @@ def test_steps_with_bad_gradients_leave_no_trace_on_any_rank():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_gradients_of_a_loss_that_is_not_finite_are_not_finite(value):
     weight = torch.ones(2, requires_grad=True)
-    contagious(weight.sum() + value).backward()
+    propagate_nonfinite(weight.sum() + value).backward()
     assert weight.grad.isnan().all()
     weight.grad = None
-    loss = contagious(weight.sum() / 3)
+    loss = propagate_nonfinite(weight.sum() / 3)
     loss.backward()
     assert loss == weight.detach().sum() / 3 and torch.equal(weight.grad, torch.full((2,), 1 / 3))
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines as ZeroStrategy sets them up, on one of two CPU processes: python zero_engines.py
+"""DeepSpeed's engines as ZeroEngine sets them up, on one of two CPU processes: python zero_engines.py
 
 Takes the same steps with and without bad ones between them, and fails where that makes a difference.
 """
@@ -9,10 +9,11 @@ import itertools
 import math
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from csm.config import StrategyConfig, StrategyName
-from csm.training.gradients import contagious
+from csm.parallel.deepspeed import ZeroEngine
 from tests.training.zero_on_cpu import ZeroOnCpu, without_compiling
 
 
@@ -26,37 +27,36 @@ class Run:
     """Steps of two microbatches each, every rank on numbers of its own."""
 
     def __init__(self, name: StrategyName, bf16: bool, offload: bool) -> None:
-        self.strategy = ZeroOnCpu(StrategyConfig(name=name, cpu_offload=offload), bf16, grad_clip=0.5)
+        strategy = ZeroOnCpu(StrategyConfig(name=name, cpu_offload=offload), bf16, grad_clip=0.5)
+        fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
+        fabric.launch()
         module = model()
         groups = [{"params": list(module[0].parameters())}, {"params": list(module[2].parameters()), "lr": 0.02}]
         optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1, fused=True)
-        self.strategy.model, _ = self.strategy._setup_model_and_optimizer(module, optimizer)
-        self.engine = self.strategy.deepspeed_engine
+        self.engine = ZeroEngine(fabric, module, optimizer)
         self.rank = torch.distributed.get_rank()
 
     def step(self, number: int, factor: float = 1.0, shift: float = 0.0) -> float:
         """Norm of the gradients. factor, shift: what becomes of the first microbatch's loss on rank 1."""
         numbers = torch.Generator().manual_seed(2 * number + self.rank)
         for last in (False, True):
-            inputs = torch.randn(3, 7, generator=numbers).to(next(self.engine.parameters()).dtype)
+            inputs = torch.randn(3, 7, generator=numbers).to(next(self.engine.engine.parameters()).dtype)
             if last:
-                loss = self.engine(inputs).float().square().mean()
-                self.engine.backward(contagious(loss))
+                self.engine.backward(self.engine(inputs).float().square().mean())
                 continue
-            with self.strategy.block_backward_sync():
+            with self.engine.local_gradients():
                 loss = self.engine(inputs).float().square().mean()
                 if self.rank == 1:
                     loss = loss * factor + shift
-                self.engine.backward(contagious(loss))
-        self.engine.step()
-        self.strategy.forget_skipped()
-        return float(self.strategy.gradient_norm())
+                self.engine.backward(loss)
+        norms, _ = self.engine.step({}, 0.5, lambda norm: norm)
+        return float(norms["total"])
 
     def state(self) -> list[Tensor]:
         """This rank's fp32 weights, moments and step counts, and the weights that it computes with."""
-        states = self.engine.optimizer.optimizer.state.items()
+        states = self.engine.engine.optimizer.optimizer.state.items()
         tensors = [part.clone() for weights, state in states for part in (weights.data, *state.values())]
-        return tensors + [getattr(p, "ds_tensor", p).detach().clone() for p in self.engine.parameters()]
+        return tensors + [getattr(p, "ds_tensor", p).detach().clone() for p in self.engine.engine.parameters()]
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -9,16 +9,17 @@ import sys
 
 import deepspeed
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.fabric.strategies import DDPStrategy
 
-from csm.parallel import strategies
+from csm.config import TrainerConfig
+from csm.parallel import deepspeed as zero
+from csm.training import build
 from csm.training.build import train
 from tests.conftest import compose_train
 from tests.training.bad_step import poison
 
 
-class ZeroOnCpu(strategies.ZeroStrategy):
+class ZeroOnCpu(zero.ZeroStrategy):
     @property
     def root_device(self) -> torch.device:
         return torch.device("cpu", 0)  # DeepSpeed wants a number
@@ -26,9 +27,10 @@ class ZeroOnCpu(strategies.ZeroStrategy):
     def setup_environment(self) -> None:
         DDPStrategy.setup_environment(self)
 
-    def setup_distributed(self) -> None:
-        self.set_world_ranks()
+    def _setup_distributed(self) -> None:
+        self._set_world_ranks()
         self._init_deepspeed_distributed()
+        self._format_config()
 
 
 def without_compiling() -> None:
@@ -40,7 +42,12 @@ if __name__ == "__main__":
     overrides = sys.argv[1:]
     if overrides[0].startswith("bad_step="):
         poison(int(overrides.pop(0).removeprefix("bad_step=")))
-    strategies.ZeroStrategy = ZeroOnCpu
-    strategies.CUDAAccelerator = CPUAccelerator
+    zero.ZeroStrategy = ZeroOnCpu
+    count_devices = build.count_devices
+
+    def counted_as_cuda(options: TrainerConfig) -> tuple[int, torch.device]:
+        return count_devices(options)[0], torch.device("cuda")
+
+    build.count_devices = counted_as_cuda
     without_compiling()
     train(compose_train(overrides))
