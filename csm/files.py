@@ -18,7 +18,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary)` for a file beside `path`, then moves it into place: write, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 REMEDY = "copy it again, or use an earlier checkpoint"
 _READ = 1 << 20  # bytes at a time
@@ -30,7 +30,7 @@ def check_archive(file: Path | BinaryIO) -> None:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _read_through(content: zipfile.ZipExtFile, name: str) -> None:
+def _read_through(content: IO[bytes], name: str) -> None:
     try:
         while content.read(_READ):
             pass

@@ -18,8 +18,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -28,9 +29,9 @@ from torch import Tensor
 from csm.checkpoint.sharded import is_sharded, read_sharded
 from csm.checkpoint.zero import is_zero, read_zero
 from csm.codec import CodecInfo
-from csm.config import REMOVED_OPTIONS, RENAMED_OPTIONS, TrainConfig
+from csm.config import REMOVED_OPTIONS, RENAMED_OPTIONS, LoraConfig, TrainConfig
 from csm.data.plan import ORDER
-from csm.formats.tensors import Weights, lazy, load_pickled
+from csm.formats.tensors import LazyTensor, Weights, lazy, load_pickled
 from csm.model.lora import merged
 from csm.provenance import code_version
 from csm.text import TextTokenizer
@@ -65,7 +66,7 @@ def checkpoint_extras(
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
     """The resolved configuration as nested dictionaries of plain values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True))
 
 
 def _read_bytes(file: Path) -> Tensor:
@@ -110,7 +111,7 @@ def config_of(checkpoint: dict[str, Any]) -> TrainConfig:
     for option in REMOVED_OPTIONS:
         group, removed = option.split(".")
         stored = stored | {group: {name: value for name, value in stored[group].items() if name != removed}}
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored))
+    return cast(TrainConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored)))
 
 
 def model_weights(checkpoint: dict[str, Any], tensors: Weights, averaged: bool = False) -> tuple[Weights, Weights]:
@@ -129,10 +130,12 @@ def model_weights(checkpoint: dict[str, Any], tensors: Weights, averaged: bool =
         if name.endswith(".lora_a"):
             layer = name.removesuffix("lora_a")
             a, b = adapters[name], adapters[f"{layer}lora_b"]
-            weights[f"{layer}weight"] = weights[f"{layer}weight"].map(
-                lambda weight, a=a, b=b: merged(weight, a.read(), b.read(), lora)
-            )
+            weights[f"{layer}weight"] = weights[f"{layer}weight"].map(partial(_merge, a=a, b=b, lora=lora))
     return weights, adapters
+
+
+def _merge(weight: Tensor, a: LazyTensor, b: LazyTensor, lora: LoraConfig) -> Tensor:
+    return merged(weight, a.read(), b.read(), lora)
 
 
 def _without_prefix(tensors: Weights, prefix: str) -> Weights:

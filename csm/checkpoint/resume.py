@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from csm.checkpoint.checksums import check_archive
 from csm.checkpoint.contents import EXTRAS, config_of, plain_config, read_parts
@@ -20,7 +19,7 @@ from csm.checkpoint.writer import LAST, PREVIOUS
 from csm.checkpoint.zero import is_zero, read_zero
 from csm.config import TrainConfig
 from csm.parallel.plan import DEEPSPEED
-from csm.parallel.ranks import RankAgreement
+from csm.parallel.ranks import RankAgreement, global_rank
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class CheckpointFallback:
             if self._number + 1 == len(self._paths):
                 raise problem
             self._fall_back(str(problem))
-        self._check(self.chosen)
+        self._check(self._paths[self._number])
 
     def load(self, read: Callable[[Path], T], verify: Callable[[Path], None] = lambda _: None) -> T:
         """`read(path)` of the first that is whole to all ranks, on all of them. All must call it together.
@@ -156,22 +155,22 @@ class CheckpointFallback:
             self._fall_back(problem)
         found: list[T] = []
         while not found:
-            unseen = self._verified != self._number
-            problem = self._problem_on_any(agreement, self._verify_chosen)
-            problem = problem or self._problem_on_any(agreement, lambda: verify(self.chosen))
-            if problem is None and unseen:
-                self._check(self.chosen)
-            problem = problem or self._problem_on_any(agreement, lambda: found.append(read(self.chosen)))
-            if problem is not None:
+            path, unseen = self._paths[self._number], self._verified != self._number
+            failure = self._problem_on_any(agreement, self._verify_chosen)
+            failure = failure or self._problem_on_any(agreement, partial(verify, path))
+            if failure is None and unseen:
+                self._check(path)
+            failure = failure or self._problem_on_any(agreement, lambda: found.append(read(self._paths[self._number])))
+            if failure is not None:
                 found.clear()  # of this rank, where others have failed
                 if self._number + 1 == len(self._paths):
-                    raise ValueError(problem)
-                self._fall_back(problem)
+                    raise ValueError(failure)
+                self._fall_back(failure)
         return found[0]
 
     def _verify_chosen(self) -> None:
         if self._verified != self._number:
-            verify_whole(self.chosen)
+            verify_whole(self._paths[self._number])
             self._verified = self._number
 
     def _problem_on_any(self, agreement: RankAgreement, task: Callable[[], None]) -> str | None:
@@ -190,7 +189,7 @@ class CheckpointFallback:
     def _fall_back(self, problem: str) -> None:
         """Goes on to the next one."""
         self._number, self._problem = self._number + 1, problem
-        if rank_zero_only.rank == 0:
+        if global_rank() == 0:
             log.warning("%s; continuing from the one before it, %s", problem, self.chosen)
 
 

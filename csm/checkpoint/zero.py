@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -53,9 +54,14 @@ def read_zero(path: Path) -> tuple[dict[str, Any], Weights]:
         tensors = get_fp32_state_dict_from_zero_checkpoint(str(path), tag=TAG, lazy_mode=True)
     # Of frozen weights a bf16 run has nothing but what it computes with.
     return content, {
-        name: LazyTensor(tuple(tensor.shape), torch.float32, lambda tensor=tensor: tensor.contiguous().float())
+        name: LazyTensor(tuple(tensor.shape), torch.float32, partial(_read_fp32, tensor))
         for name, tensor in tensors.items()
     }
+
+
+def _read_fp32(tensor: Any) -> torch.Tensor:
+    """A tensor of DeepSpeed's lazy state dictionary."""
+    return tensor.contiguous().float()
 
 
 def check_contents(path: Path, rank: int, ranks: int) -> None:

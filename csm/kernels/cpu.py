@@ -86,7 +86,6 @@ class SwiGLU(torch.autograd.Function):
         return F.linear(F.silu(gate).mul_(up), weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors

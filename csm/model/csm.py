@@ -67,7 +67,7 @@ class CSM(nn.Module):
         for stack in (self.backbone, self.decoder):
             smaller = partial(nn.init.normal_, std=std / math.sqrt(2 * len(stack.layers)))
             draw(stack.norm.weight, nn.init.ones_)
-            for layer in stack.layers:
+            for layer in stack.blocks():
                 draw(layer.attn_norm.weight, nn.init.ones_)
                 draw(layer.mlp_norm.weight, nn.init.ones_)
                 draw(layer.attn.o_proj.weight, smaller)

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA: low-rank updates of frozen linear layers (Hu et al. 2021, arXiv:2106.09685).
 
     y = W x + (alpha / rank) * B A x        A [rank, in] random, B [out, rank] zero: training starts at the base model
 
@@ -40,9 +40,8 @@ class LoraLinear(nn.Linear):
         self.weight.requires_grad_(False)
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
-        options = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.lora_a = nn.Parameter(torch.empty(config.rank, base.in_features, **options))
-        self.lora_b = nn.Parameter(torch.empty(base.out_features, config.rank, **options))
+        self.lora_a = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_empty(base.out_features, config.rank))
         if not self.lora_a.is_meta:
             self.init_adapter()
 

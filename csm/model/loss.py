@@ -60,7 +60,8 @@ class LossSums(NamedTuple):
     def from_stacked(vector: Tensor) -> LossSums:
         codebooks = (vector.numel() - 5) // 2
         losses, correct, single, eos = vector.split((codebooks, codebooks, 3, 2))
-        return LossSums(losses[0], losses[1:].mean(), losses, correct, *single, eos)
+        top5, entropy, frames = single
+        return LossSums(losses[0], losses[1:].mean(), losses, correct, top5, entropy, frames, eos)
 
 
 class BackboneSums(NamedTuple):

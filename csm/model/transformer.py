@@ -50,7 +50,7 @@ def rope_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates `x [B, H, S, E]` by `cos, sin [B, 1, S, E/2]` in fp32; element i pairs with i + E/2, as in Hugging Face."""
+    """Rotates `x [B, H, S, E]` by `cos, sin [B, 1, S, E/2]` in fp32; element i pairs with i + E/2, as in HF."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
@@ -177,6 +177,10 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, norm_eps)
         self.head_dim = config.dim // config.heads
         self.rope = rope
+        self._cached_frequencies: Tensor | None = None
+
+    def blocks(self) -> list[Block]:
+        return [cast(Block, layer) for layer in self.layers]
 
     def forward(
         self, x: Tensor, positions: Tensor, mask: AttentionMask | None = None, cache: Cache | None = None
@@ -198,6 +202,6 @@ class Transformer(nn.Module):
 
     def _frequencies(self, device: torch.device) -> Tensor:
         # Not a buffer: buffers follow `model.to(bfloat16)` and stay empty after meta initialization.
-        if getattr(self, "_cached_frequencies", None) is None or self._cached_frequencies.device != device:
+        if self._cached_frequencies is None or self._cached_frequencies.device != device:
             self._cached_frequencies = rope_frequencies(self.head_dim, self.rope).to(device)
         return self._cached_frequencies

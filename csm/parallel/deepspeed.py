@@ -4,8 +4,8 @@
 them by `gradient_accumulation_steps`, which therefore stays 1: losses of microbatches already are shares of the step's.
 Gradient-accumulation boundaries are set explicitly. Clipping happens in `engine.step`, in fp32, after the last sum.
 
-DeepSpeed skips steps by itself: those whose summed gradients are not finite, which all ranks see alike. A non-finite loss
-on one rank is therefore made to produce non-finite gradients.
+DeepSpeed skips steps by itself: those whose summed gradients are not finite, which all ranks see alike. A non-finite
+loss on one rank is therefore made to produce non-finite gradients.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ZeroEngine(Engine):
     def step(
         self, parts: dict[str, list[nn.Parameter]], grad_clip: float, judge: Judge
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """DeepSpeed has clipped and decided by itself; only the total norm is known, infinite if it skipped the step."""
+        """DeepSpeed clips and skips by itself; only the total norm is known, infinite if it has skipped the step."""
         self.engine.step()
         self.forget_gradients()
         norm = self.gradient_norm()
@@ -75,8 +75,8 @@ class ZeroEngine(Engine):
     def forget_gradients(self) -> None:
         """Drops what DeepSpeed 0.19.8 keeps of the gradients of a finished step."""
         optimizer = self.engine.optimizer
-        # ZeRO 3 overwrites the gradients of the last step in the first backward pass of a step and adds to them in later
-        # ones, in which the backbone has its first.
+        # ZeRO 3 overwrites the gradients of the last step in the first backward pass of a step and adds to them in
+        # later ones, in which the backbone gets its first.
         if hasattr(optimizer, "grad_partitions_flat_buffer"):
             optimizer.grad_partitions_flat_buffer.zero_()
         # ZeRO 2 with offloading keeps those of a skipped step, and so skips every step from then on (in bf16).

@@ -26,7 +26,8 @@ def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dic
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """2-norm [] over all gradients, the same on all ranks whether or not they hold only a part of them."""
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in _by_mesh(parameters)]
+    gradients = [[p.grad for p in part if p.grad is not None] for part in _by_mesh(parameters)]
+    norms = [torch.nn.utils.get_total_norm(part) for part in gradients]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return torch.linalg.vector_norm(torch.stack(whole))
 

@@ -1,5 +1,5 @@
-"""`parallelize`: tensor parallelism, then activation checkpointing, then compilation, then FSDP. Names of parameters stay
-those of csm/model/csm.py throughout.
+"""`parallelize`: tensor parallelism, then activation checkpointing, then compilation, then FSDP. Names of parameters
+stay those of csm/model/csm.py throughout.
 
 The mesh has two dimensions, "data_parallel" x "tensor_parallel". Ranks of one tensor-parallel group hold slices of the
 same backbone matrices and compute the same rows; what differs between data-parallel ranks is the rows. FSDP2 splits
@@ -7,6 +7,9 @@ parameters, gradients and optimizer state over the data-parallel dimension and a
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,14 +27,16 @@ from csm.model.transformer import Transformer
 DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
 SHARDING = (StrategyName.fsdp, *DEEPSPEED)
 """Strategies that keep fp32 master weights of their own, so that Fabric's autocast stays off."""
-PRECISIONS = ("bf16-mixed", "32-true")
+Precision = Literal["bf16-mixed", "32-true"]
+PRECISIONS: tuple[Precision, ...] = ("bf16-mixed", "32-true")
 """The precisions that the optimizer step is written for: no scaling of losses, as fp16 needs it, and fp32 weights."""
 
 
-def precision(options: TrainerConfig) -> str:
+def precision(options: TrainerConfig) -> Precision:
     """One of PRECISIONS, see TrainerConfig. Raises ValueError for any other."""
-    if options.precision in PRECISIONS:
-        return options.precision
+    for known in PRECISIONS:
+        if options.precision == known:
+            return known
     if options.precision != "auto":
         raise ValueError(f"trainer.precision={options.precision} is unknown; choose {', '.join(PRECISIONS)} or auto")
     on_gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and torch.cuda.is_available())
@@ -57,7 +62,7 @@ def parallelize(
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_matrices(model.backbone, mesh["tensor_parallel"])
-    for block in [*model.backbone.layers, *model.decoder.layers]:
+    for block in [*model.backbone.blocks(), *model.decoder.blocks()]:
         block.activation_checkpointing = activation_checkpointing
         if compile_blocks:
             # Shapes are static, but differ between the stacks, whose blocks run the same code: not a dynamic dimension.
@@ -69,7 +74,7 @@ def parallelize(
 def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
     """Megatron's plan (Shoeybi et al. 2019, arXiv:1909.08053): heads and hidden units are split over ranks, so that
     attention and feed-forward each need a single all-reduce, after their last matrix. Norms are replicated."""
-    for block in stack.layers:
+    for block in stack.blocks():
         plan = {
             "attn.q_proj": ColwiseParallel(),
             "attn.k_proj": ColwiseParallel(),
@@ -100,11 +105,11 @@ def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
         cast_forward_inputs=False,
     )
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
-    options = {"mesh": mesh, "mp_policy": precision, "offload_policy": offload}
+    shard = partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload)
     for unit in [*model.backbone.layers, model.text_embeddings]:
-        fully_shard(unit, **options)
-    fully_shard(model.decoder, **options, reshard_after_forward=False)
-    fully_shard(model, **options)
+        shard(unit)
+    shard(model.decoder, reshard_after_forward=False)
+    shard(model)
 
 
 def reshard(model: CSM) -> None:

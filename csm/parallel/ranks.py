@@ -11,9 +11,15 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def global_rank() -> int:
+    """This process's number among all; by the launcher's variables before the processes are connected."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def all_reduce(values: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""How one optimizer step runs under each strategy: one process, DDP, FSDP2 with tensor parallelism (here), and DeepSpeed
-(csm/parallel/deepspeed.py).
+"""One optimizer step under each strategy: one process, DDP and FSDP2 with tensor parallelism here, DeepSpeed in
+csm/parallel/deepspeed.py.
 
 An `Engine` is a module and its optimizer under a strategy of Lightning Fabric. The training loop sees nothing else: it
 calls the engine as it would call the module, and with every engine takes the same steps.
@@ -89,7 +89,7 @@ def _build_strategy(config: TrainConfig, num_devices: int) -> Strategy | str:
 
 
 def build_engine(fabric: Fabric, config: TrainConfig, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
-    """Sets module and optimizer up under Fabric. The module's parameters have values, and are sharded already under FSDP
+    """Sets module and optimizer up under Fabric. The module's parameters have values, and with FSDP are sharded already
     (csm/parallel/plan.py)."""
     match config.strategy.name:
         case StrategyName.fsdp:
@@ -224,7 +224,7 @@ class ShardedEngine(Engine):
     def load(self, path: Path) -> dict[str, Any]:
         if not is_sharded(path):
             return self._load_whole(path)
-        state = {
+        state: dict[str, dict[str, Any]] = {
             WEIGHTS: get_model_state_dict(self.module),
             OPTIMIZER: get_optimizer_state_dict(self.module, self.optimizer),
         }

@@ -16,7 +16,6 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from hydra.utils import call, instantiate
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from csm.checkpoint.contents import checkpoint_extras
@@ -33,6 +32,7 @@ from csm.kernels import cpu
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.parallel.plan import parallelize, precision
+from csm.parallel.ranks import global_rank
 from csm.parallel.strategies import build_engine, build_fabric, count_devices, data_ranks, device_mesh
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
@@ -82,7 +82,7 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     extras = checkpoint_extras(config, fingerprints, dataset.codec, codec_file, tokenizer)
     resume = CheckpointFallback(find_checkpoints(config), lambda path: check_same_run(path, extras, config))
     resume.select()
-    if rank_zero_only.rank == 0:
+    if global_rank() == 0:
         OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
     callbacks = [instantiate(node) for node in config.callbacks.values()]
@@ -125,7 +125,7 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
 
 def _lock(run_dir: Path) -> AbstractContextManager[object]:
     """Held by rank 0 for as long as it trains in `run_dir`. Raises ValueError if another training holds it."""
-    if rank_zero_only.rank != 0:
+    if global_rank() != 0:
         return nullcontext()
     try:
         return FileLock(run_dir / "train.lock").acquire(timeout=0)

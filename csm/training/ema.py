@@ -27,9 +27,9 @@ class WeightAverage(nn.Module):
                 *path, leaf = name.split(".")
                 owner: nn.Module = self
                 for part in path:
-                    if part not in owner._modules:
+                    if not hasattr(owner, part):
                         owner.add_module(part, nn.Module())
-                    owner = owner._modules[part]
+                    owner = owner.get_submodule(part)
                 owner.register_parameter(leaf, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
     @torch.no_grad()

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from csm.config import TrainerConfig
-from csm.parallel.ranks import RankAgreement, all_reduce
+from csm.parallel.ranks import RankAgreement, all_reduce, global_rank
 from csm.training.loggers import JsonLines
 
 log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ class StepHealth:
 
     def _report(self, file: JsonLines, pending: _Pending, share: float, more: dict[str, Any], text: str) -> None:
         ranks = self._agreement.gather({"loss": share if math.isfinite(share) else None, "keys": pending.keys})
-        if rank_zero_only.rank == 0:
+        if global_rank() == 0:
             log.warning("step %d: %s; its samples are in %s", pending.step, text, file.path)
             file.append({"step": pending.step, **more, "ranks": ranks})
 

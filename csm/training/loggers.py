@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from csm.files import write_atomically
+from csm.parallel.ranks import global_rank
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def build_loggers(nodes: dict[str, Any]) -> list[Logger]:
     for name, node in nodes.items():
         try:
             logger = instantiate(node)
-            if rank_zero_only.rank == 0:
+            if global_rank() == 0:
                 getattr(logger, "experiment", None)  # W&B logs in here
         except Exception as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
@@ -98,12 +99,12 @@ class TrainingProgress:
 
 
 def step_profiler(folder: Path) -> profile:
-    """A profiler to be entered around the loop and told of every step: records steps 4 to 6 of this process, then writes
-    a trace for chrome://tracing and a table of the costliest operations."""
+    """A profiler to be entered around the loop and told of every step: records steps 4 to 6 of this process, then
+    writes a trace for chrome://tracing and a table of the costliest operations."""
 
     def write(result: profile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"rank-{rank_zero_only.rank}"
+        name = f"rank-{global_rank()}"
         result.export_chrome_trace(str(folder / f"{name}.json.gz"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         table = result.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
@@ -194,7 +195,7 @@ def wandb_logger(run_dir: str, ckpt_path: str | None, **options: Any) -> WandbLo
     ckpt_path: None starts the training anew, and so does W&B; options: of Lightning's WandbLogger.
     """
     file = Path(run_dir) / "wandb_id"
-    if rank_zero_only.rank == 0 and (ckpt_path is None or not file.is_file()):  # the only rank that logs
+    if global_rank() == 0 and (ckpt_path is None or not file.is_file()):  # the only rank that logs
         write_atomically(file, lambda temporary: temporary.write_text(secrets.token_hex(4)))
     identity = file.read_text() if file.is_file() else None
     return WandbLogger(save_dir=run_dir, id=identity, resume="allow", **options)

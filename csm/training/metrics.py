@@ -56,6 +56,12 @@ class Interval:
 class IntervalSums:
     """The sums of the interval under way. copies: ranks that measure the same rows (tensor parallelism)."""
 
+    _step: Tensor | None  # [2K + 5], see LossSums.stacked
+    _sums: Tensor | None  # [2K + 5 + norms + 1]: losses, norms, number of steps not skipped
+    _work: Tensor | None  # int64 [5], see _work
+    _restored_work: Tensor | None  # of all ranks, from before this process
+    _norm_names: list[str]
+
     def __init__(self, copies: int = 1) -> None:
         self._copies = copies
         self._reset()
@@ -68,10 +74,12 @@ class IntervalSums:
     @property
     def step(self) -> LossSums:
         """Sums of the microbatches of the step under way, on this rank."""
+        assert self._step is not None, "a step has microbatches"
         return LossSums.from_stacked(self._step)
 
     def end_step(self, norms: dict[str, Tensor], skipped: Tensor) -> None:
         """norms: of the gradients before clipping, the same on every rank; skipped: scalar, 1 or 0."""
+        assert self._step is not None, "a step has microbatches"
         values = torch.cat((self._step, torch.stack(list(norms.values())), torch.ones_like(skipped)[None]))
         # Not a product: what is skipped may be NaN.
         values = torch.where(skipped > 0, torch.zeros_like(values), values)
@@ -96,7 +104,7 @@ class IntervalSums:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the sums over all ranks, which must all take part. Empty between two intervals."""
-        if self._sums is None:
+        if self._sums is None or self._work is None:
             return {}
         losses, norms, count = _split(self._sums, len(self._norm_names))
         sums = torch.cat((all_reduce(losses) / self._copies, norms, count[None])).cpu()
@@ -116,11 +124,8 @@ class IntervalSums:
         self._restored_work = state["work"]
 
     def _reset(self) -> None:
-        self._step: Tensor | None = None  # [2K + 5], see LossSums.stacked
-        self._sums: Tensor | None = None  # [2K + 5 + norms + 1]: losses, norms, number of steps not skipped
-        self._work: Tensor | None = None  # int64 [5], see _work
-        self._restored_work: Tensor | None = None  # of all ranks, from before this process
-        self._norm_names: list[str] = []
+        self._step = self._sums = self._work = self._restored_work = None
+        self._norm_names = []
 
 
 def _split(values: Tensor, num_norms: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,7 +47,9 @@ class CSMTrainingModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.AdamW:
         return build_optimizer(self.model, self.config.optim)
 
-    def training_step(self, rows: RowBatch, engine: Engine, total_frames: float, last: bool) -> LossSums:
+    def training_step(  # type: ignore[override] # called by our loop, and not by a Trainer
+        self, rows: RowBatch, engine: Engine, total_frames: float, last: bool
+    ) -> LossSums:
         """Adds the gradients of one microbatch. Returns its sums, detached.
 
         total_frames: supervised frames of the whole optimizer step, over all ranks
@@ -124,7 +126,7 @@ def backward_in_chunks(
     parameter takes part in that pass, which is the one whose gradients DDP and FSDP sum over ranks.
     """
 
-    def share(c0: Tensor | float, decoder: Tensor | float) -> Tensor:
+    def share(c0: Tensor | float, decoder: Tensor) -> Tensor:
         return (config.c0_weight * c0 + config.decoder_weight * decoder) / total_frames
 
     with engine.local_gradients():

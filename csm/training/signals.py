@@ -21,6 +21,8 @@ from types import FrameType
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from csm.parallel.ranks import global_rank
+
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 75
@@ -53,7 +55,7 @@ class Stopped(SystemExit):
     """
 
     def __init__(self, step: int, number: signal.Signals) -> None:
-        super().__init__(EXIT_CODE if rank_zero_only.rank == 0 else 0)
+        super().__init__(EXIT_CODE if global_rank() == 0 else 0)
         self.step, self.signal = step, number
 
 

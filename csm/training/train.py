@@ -1,6 +1,6 @@
-"""The training loop: one optimizer step after another until `trainer.max_steps`, with validation and checkpoints between.
+"""The training loop: optimizer steps until `trainer.max_steps`, with validation and checkpoints in between.
 
-What it works with is built in csm/training/build.py.
+Its parts are built in csm/training/build.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from csm.training.signals import Stopped, StopRequest
 log = logging.getLogger(__name__)
 
 PROGRESS = "csm_progress"
-"""Key of what the loop adds to a checkpoint: the interval under way, the counts of bad steps, the state of validation."""
+"""Key of the loop's own state in a checkpoint: interval under way, counts of bad steps, validation."""
 
 
 class TrainingLoop:
@@ -267,8 +267,8 @@ class TrainingLoop:
         self._agree()
 
     def _save_once(self) -> None:
-        """Saves the state of training, unless the newest checkpoint already holds it. All ranks take part; a single file
-        may be finished in the background."""
+        """Saves the state of training, unless the newest checkpoint already holds it. All ranks take part; a single
+        file may be finished in the background."""
         state = (self.step, self.best_loss, self._validation_due)
         if self._saved == state:
             return
