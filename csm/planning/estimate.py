@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from csm.config import ActivationCheckpointing, PlanConfig, StrategyConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
-from csm.parallel.plan import check_tensor_parallel
 from csm.planning.activations import Precision
 from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
+from csm.validate import validate_tensor_parallel
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
@@ -89,7 +89,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     strategy = config.strategy
     if strategy.name is StrategyName.single and gpus > 1:
         raise ValueError(f"strategy=single is for one device, and gpus={gpus}; choose strategy=ddp or strategy=fsdp")
-    check_tensor_parallel(config, gpus)
+    validate_tensor_parallel(config, gpus)
     for name in ("hours", "epochs", "mfu", "gpus_per_node"):
         if getattr(options, name) <= 0:
             raise ValueError(f"{name}={getattr(options, name)} must be greater than 0")

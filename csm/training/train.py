@@ -41,7 +41,7 @@ PROGRESS = "csm_progress"
 class TrainingLoop:
     """One run: its state, and its loop over optimizer steps.
 
-    step: finished optimizer steps; best_loss: lowest val/loss so far
+    step: finished optimizer steps; best_loss: lowest val/loss so far, found after best_step
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrainingLoop:
         self.config, self.options = config, config.trainer
         self.fabric, self.engine, self.module, self.data = fabric, engine, module, data
         self.extras, self.samples = extras, samples
-        self.step, self.best_loss = 0, math.inf
+        self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.stop, self.ranks = StopRequest(), RankAgreement()
         self.writer = CheckpointWriter(self.options.async_checkpoint)
         run_dir = Path(config.run_dir)
@@ -110,7 +110,7 @@ class TrainingLoop:
                     self._call("on_train_batch_end", outputs=metrics, batch=batch, batch_idx=self.step - 1)
                     if profiler is not None:
                         profiler.step()
-                    if has_validation and _due(self.step, options.val_every_steps):
+                    if has_validation and (_due(self.step, options.val_every_steps) or self.data.finished):
                         self._validation_due = True
                         self._validate_and_save(val_batches)
                     if _due(self.step, options.checkpoint_every_steps) or _due(self.step, options.keep_every_steps):
@@ -179,7 +179,7 @@ class TrainingLoop:
         self._validation_due = False
         best = float(self.fabric.broadcast(metrics["val/loss"])) < self.best_loss
         if best:
-            self.best_loss = metrics["val/loss"]
+            self.best_loss, self.best_step = metrics["val/loss"], self.step
         self._speak()
         self._save_once()
         if best and self.fabric.is_global_zero:
@@ -282,6 +282,7 @@ class TrainingLoop:
                 "interval": self.interval.state(),
                 "health": self.health.state(),
                 "best_loss": self.best_loss,
+                "best_step": self.best_step,
                 "validation_due": self._validation_due,
             },
         }
@@ -308,6 +309,9 @@ class TrainingLoop:
         self.checkpoints = CheckpointFolder(self.checkpoints.folder, self.writer, resume.chosen)
         if self.checkpoints.newest is not None and self.checkpoints.newest.parent == self.checkpoints.folder:
             self.best_loss = validation["best_loss"]  # otherwise best.ckpt is another run's
+            self.best_step = validation.get("best_step", 0)
+            if self.best_step == self.step and self.fabric.is_global_zero:
+                self.checkpoints.mark_best()  # best.ckpt may be of a later step that is taken again
         self._validation_due = validation["validation_due"]
         self._saved = (self.step, self.best_loss, self._validation_due)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from csm.training.init_weights import init_weights_from
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +15,7 @@ from csm import load_model
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.config import RopeConfig
 from csm.formats.export import export
+from csm.formats.init_weights import init_weights_from
 from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.training.build import train

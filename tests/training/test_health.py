@@ -87,9 +87,9 @@ def feed(judge: StepHealth, losses: list[float], first_step: int = 1) -> list[fl
     one = torch.tensor(1.0)
     skips = []
     for step, loss in enumerate(losses, start=first_step):
-        skips.append(judge.judge(step, torch.tensor(loss), one, [[f"sample-{step}"]]).item())
-        judge.settle()
-    judge.settle(wait_for_last=True)
+        skips.append(judge.check_step(step, torch.tensor(loss), one, [[f"sample-{step}"]]).item())
+        judge.flush()
+    judge.flush(wait_for_last=True)
     return skips
 
 

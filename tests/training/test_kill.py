@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.training.loggers import read_lines
 from csm.training.module import CSMTrainingModule
-from csm.training.signals import StopRequest, listening
+from csm.training.signals import StopRequest, signal_handlers
+from csm.training.train import TrainingLoop
 from tests.conftest import TINY_OVERRIDES
 from tests.training.forked import Run, finished, server, wait_for
 
@@ -77,7 +79,7 @@ def assert_same_outcome(run_dir: Path, expected: Path) -> None:
         for first, second in zip(*(states.values() for states in optimizers), strict=True):
             assert all(torch.equal(first[key], second[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
         if name == "last.ckpt":
-            assert one["callbacks"] == other["callbacks"]
+            assert one["csm_progress"]["best_loss"] == other["csm_progress"]["best_loss"]
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +166,21 @@ def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(small_datase
 
 def linger_in_validation() -> None:
     """The first validation batch of the process waits for a signal."""
-    step = CSMTrainingModule.validation_step
+    step, build = CSMTrainingModule.validation_step, TrainingLoop.__init__
+    loops: list[TrainingLoop] = []
 
-    def validation_step(self: CSMTrainingModule, *arguments: object) -> None:
-        step(self, *arguments)
+    def remember(self: TrainingLoop, *arguments: object) -> None:
+        loops.append(self)
+        build(self, *arguments)
+
+    def validation_step(self: CSMTrainingModule, *arguments: object) -> Tensor:
+        sums = step(self, *arguments)
         print("validating")
-        while self.stop.signal is None:
+        while loops[0].stop.signal is None:
             time.sleep(0.01)
+        return sums
 
-    CSMTrainingModule.validation_step = validation_step
+    CSMTrainingModule.validation_step, TrainingLoop.__init__ = validation_step, remember
 
 
 @pytest.mark.slow
@@ -196,9 +204,9 @@ def test_sigterm_to_all_processes_of_a_run_during_validation(small_dataset, tmp_
 def count_validations() -> None:
     step = CSMTrainingModule.validation_step
 
-    def validation_step(self: CSMTrainingModule, *arguments: object) -> None:
+    def validation_step(self: CSMTrainingModule, *arguments: object) -> Tensor:
         print("validating")
-        step(self, *arguments)
+        return step(self, *arguments)
 
     CSMTrainingModule.validation_step = validation_step
 
@@ -229,7 +237,7 @@ def test_validation_of_the_last_step_is_done_after_all_and_once(end, number, sma
 
 
 def wait_in_vain(is_listening: Event) -> None:
-    with listening(StopRequest(), requeue=False):
+    with signal_handlers(StopRequest(), requeue=False):
         is_listening.set()
         time.sleep(60)
 

@@ -128,7 +128,7 @@ def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides,
     result = run([*tiny_overrides, "data.max_seq_len=45"])
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
-    left_out = [line for line in lines if "is left out" in line]
+    left_out = [line for line in lines if "is skipped" in line]
     assert left_out and all("data.max_seq_len=45" in line and "sample demo-" in line for line in left_out)
     assert any("keep their leading turns only" in line for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
