@@ -13,9 +13,9 @@ def validate_train_config(config: TrainConfig, num_devices: int, device_type: st
     """
     _validate_intervals(config)
     precision(config.trainer)
+    _validate_average(config)
     _validate_strategy(config, num_devices, device_type)
     validate_tensor_parallel(config, num_devices)
-    _validate_average(config)
     _validate_data(config, num_devices)
 
 
