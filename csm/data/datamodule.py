@@ -1,4 +1,4 @@
-"""LightningDataModule over the sources of a run: the loaders, and the place in the data that a checkpoint keeps."""
+"""LightningDataModule over the sources of a run: its data loaders, and the cursor that checkpoints hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import threading
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import ParallelStrategy
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Sampler
 
 from csm.config import CSMConfig, TrainConfig
@@ -24,7 +25,7 @@ from csm.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-_NAMED = 20  # samples that are left out, each named in a line of its own
+_NAMED = 20  # skipped samples that are named in the log, each on its own line; the rest are counted
 
 
 def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: TextTokenizer) -> None:
@@ -43,23 +44,28 @@ def check_data_fits_model(dataset: ShardedDataset, model: CSMConfig, tokenizer: 
         )
 
 
-def data_ranks(trainer: L.Trainer) -> tuple[int, int]:
-    """(number of this rank, how many there are) among the ranks that train on different rows."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, ParallelStrategy):
-        return 0, 1
-    numbers = strategy.distributed_sampler_kwargs  # of the mesh's data-parallel dimension, where there is a mesh
-    return numbers["rank"], numbers["num_replicas"]
-
-
 class CSMDataModule(L.LightningDataModule):
-    """Training batches are StepBatches, one for each optimizer step; validation batches are single RowBatches.
+    """Training and validation data of one data-parallel rank.
 
-    `consumed` is to be called with every batch that was trained on; checkpoints then hold the place after it, and a
-    resumed run goes on from there. Building the data module measures the samples' lengths where that was not done yet.
+    A training batch is a StepBatch, one for each optimizer step; a validation batch is a single RowBatch. Pass every
+    batch that was trained on to `consumed`: the state then holds the cursor after it, and a resumed run reads on from
+    there. With CUDA the batches arrive in pinned memory.
+
+    rank, world_size: among the ranks that train on different rows; tensor-parallel ranks share theirs
+
+    Construction measures the lengths of the samples if that has not been done yet. Raises ValueError if the data do
+    not fit the model, or options contradict each other.
     """
 
-    def __init__(self, config: TrainConfig, sources: dict[str, Source], tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: dict[str, Source],
+        tokenizer: TextTokenizer,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         super().__init__()
         data = config.data
         self.datasets = {name: source.dataset for name, source in sources.items()}
@@ -72,6 +78,7 @@ class CSMDataModule(L.LightningDataModule):
         if data.window_shards < 1:
             raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
         self.config, self.tokenizer = config, tokenizer
+        self.rank, self.world_size = rank, world_size
         self.cursor: Cursor | None = None  # after the last batch trained on
         cache = cache_folder(data)
         self.lengths = {name: load_lengths(dataset, tokenizer, cache) for name, dataset in self.datasets.items()}
@@ -92,25 +99,23 @@ class CSMDataModule(L.LightningDataModule):
     # ----------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> DataLoader:
-        config, trainer = self.config, self.trainer
-        self._check_lengths("train")
-        if trainer.global_step and self.cursor is None:
-            raise ValueError(
-                "the checkpoint does not say how far its data were read, so it cannot be continued; "
-                "train on from its weights instead: init_from=CHECKPOINT ckpt_path=null"
-            )
-        if self.finished:
-            self._stop()
-        data = config.data
-        rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
-        share = RankShare(data.global_batch_size, data.micro_batch_size, *data_ranks(trainer))
-        return self._loader(rows, sampler=StepSampler(self.mixture, share, config.seed, self.cursor))
+        """StepBatches from the cursor to the end of the stream; none if `finished`.
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        Raises ValueError if a source has no sample to train on, or the rows of a step do not divide evenly.
+        """
+        self._check_lengths("train")
+        config, data = self.config, self.config.data
+        rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
+        share = RankShare(data.global_batch_size, data.micro_batch_size, self.rank, self.world_size)
+        return self._loader(rows, StepSampler(self.mixture, share, config.seed, self.cursor))
+
+    def val_dataloader(self) -> DataLoader:
+        """RowBatches of split "val" of all sources, equally many on every rank; its length is 0 if there are none."""
         self._check_lengths("val")
-        rank, ranks = data_ranks(self.trainer)
-        rows = ValidationRows(self.datasets, self.lengths, self.tokenizer, self.config.data, "val", rank, ranks)
-        return self._loader(rows) if len(rows) else []
+        rows = ValidationRows(
+            self.datasets, self.lengths, self.tokenizer, self.config.data, "val", self.rank, self.world_size
+        )
+        return self._loader(rows)
 
     def _loader(self, rows: TrainRows | ValidationRows, sampler: Sampler[StepSpec] | None = None) -> DataLoader:
         workers = self.config.data.num_workers
@@ -119,6 +124,7 @@ class CSMDataModule(L.LightningDataModule):
             batch_size=None,  # an item already is a batch
             sampler=sampler,
             num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             worker_init_fn=_outlive_sigterm,
         )
@@ -128,65 +134,66 @@ class CSMDataModule(L.LightningDataModule):
         limit = self.config.data.max_seq_len
         for name, dataset in self.datasets.items():
             found = fit(dataset.shards(split), self.lengths[name], limit)
-            if split == "train" and len(found.left_out) == found.samples:
+            if split == "train" and len(found.too_long) == found.samples:
                 reason = f"no first turn fits into data.max_seq_len={limit}" if found.samples else "it is empty"
                 raise ValueError(f"{dataset.path}: no samples to train on in split 'train': {reason}")
-            if self.trainer.is_global_zero:
-                self._warn(name, found)
+            self._warn(name, found)
 
+    @rank_zero_only
     def _warn(self, name: str, found: Fit) -> None:
         dataset, limit = self.datasets[name], self.config.data.max_seq_len
-        for number in found.left_out[:_NAMED]:
+        for number in found.too_long[:_NAMED]:
             log.warning(
-                "%s: sample %s is left out: its first turn needs %d positions, a row has data.max_seq_len=%d; raise "
-                "it, or prepare the data with a smaller max_turn_seconds",
+                "%s: sample %s is skipped: its first turn needs %d positions, a row has data.max_seq_len=%d; raise it, "
+                "or prepare the data with a smaller turns.max_seconds (turns.max_given_seconds for given turns)",
                 dataset.path,
                 dataset.key(int(number)),
                 self.lengths[name][1, number],
                 limit,
             )
-        if len(found.left_out) > _NAMED:
-            log.warning("%s: %d more samples are left out likewise", dataset.path, len(found.left_out) - _NAMED)
+        if len(found.too_long) > _NAMED:
+            log.warning("%s: %d more samples are skipped likewise", dataset.path, len(found.too_long) - _NAMED)
         if found.shortened:
             log.warning(
                 "%s: %d of %d conversations are longer than data.max_seq_len=%d and keep their leading turns only",
                 dataset.path,
                 found.shortened,
-                found.samples - len(found.left_out),
+                found.samples - len(found.too_long),
                 limit,
             )
 
-    # ------------------------------------------------------------------------------------- place in the data
+    # -------------------------------------------------------------------------------------- cursor and state
 
     @property
     def finished(self) -> bool:
-        """Whether every source has finished its `max_epochs`."""
+        """Whether every source has finished its `max_epochs`; the same on all ranks after the same step."""
         return self.cursor is not None and is_finished(self.cursor, self.mixture)
 
     def consumed(self, batch: StepBatch) -> None:
-        """Notes that a batch was trained on; ends the run after the last one, on every rank at the same step."""
+        """Notes that a batch was trained on."""
         self.cursor = batch.cursor
-        if self.finished:
-            self._stop()
 
-    def _stop(self) -> None:
-        self.trainer.should_stop = True
-        if self.trainer.is_global_zero:
-            log.info("all sources have finished their max_epochs after step %d: the run ends", self.cursor["step"])
+    def check_resumable(self, step: int) -> None:
+        """Raises ValueError if the run is past its first `step` but the checkpoint held no cursor."""
+        if step and self.cursor is None:
+            raise ValueError(
+                "the checkpoint does not say how far its data were read, so it cannot be continued; "
+                "train on from its weights instead: init_from=CHECKPOINT ckpt_path=null"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.cursor is None else {"cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The numbers of a cursor mean something in the same order of the data only: csm/training/resume.py."""
-        self.cursor = state["cursor"]
+        """Restores the cursor. It is only meaningful in the same order of the data: see csm/training/resume.py."""
+        self.cursor = state.get("cursor")
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Makes a worker heed SIGTERM from its own process only.
+    """Makes a worker ignore SIGTERM unless its parent process sent it.
 
-    Schedulers send it to every process of a job, but training still finishes its step (csm/training/signals.py) and
-    needs its workers for that.
+    Schedulers send the signal to every process of a job, but training still finishes its step, for which it needs its
+    workers (csm/training/signals.py).
     """
 
     def wait_for_parent() -> None:

@@ -63,17 +63,17 @@ class Fit:
 
     samples: int
     shortened: int  # longer than a row, but for their leading turns
-    left_out: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
+    too_long: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
 
 
 def fit(shards: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> Fit:
     """Looks at all samples of `shards`, int64 [m, 2] (first sample, number of samples), a shard at a time."""
-    left_out, longer = [np.empty(0, dtype=np.int64)], 0
+    too_long, longer = [np.empty(0, dtype=np.int64)], 0
     for first, count in shards:
         whole, first_turn = lengths[:, first : first + count]
-        left_out.append(first + np.flatnonzero(first_turn > max_seq_len))
+        too_long.append(first + np.flatnonzero(first_turn > max_seq_len))
         longer += int(np.count_nonzero(whole > max_seq_len))
-    numbers = np.concatenate(left_out)
+    numbers = np.concatenate(too_long)
     return Fit(int(shards[:, 1].sum()), longer - len(numbers), numbers)
 
 

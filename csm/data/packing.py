@@ -7,7 +7,8 @@ of a row belongs to no document.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,18 @@ class RowBatch:
         rows, length = documents.shape
         return create_block_mask(sees, rows, None, length, length, device=documents.device)
 
+    def pin_memory(self) -> RowBatch:
+        """A copy in pinned memory; DataLoader(pin_memory=True) calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> RowBatch:
+        """The batch on `device`. From pinned memory to CUDA the copy is asynchronous."""
+        asynchronous = torch.device(device).type == "cuda"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> RowBatch:
+        return RowBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
 
 @dataclass
 class StepBatch:
@@ -71,6 +84,14 @@ class StepBatch:
     positions: int
     keys: list[list[str]]
     cursor: dict[str, Any]
+
+    def pin_memory(self) -> StepBatch:
+        """A copy whose rows are in pinned memory."""
+        return replace(self, microbatches=[batch.pin_memory() for batch in self.microbatches])
+
+    def to(self, device: torch.device | str) -> StepBatch:
+        """The batch with its rows on `device`, see `RowBatch.to`."""
+        return replace(self, microbatches=[batch.to(device) for batch in self.microbatches])
 
 
 def num_slots(max_seq_len: int, decoder_frame_ratio: int) -> int:

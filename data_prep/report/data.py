@@ -201,7 +201,7 @@ def measure_packing(dataset: ShardedDataset, columns: Columns, seed: int) -> tup
         windows_in_epoch=plan.windows,
         efficiency=used / (rows * ROW_POSITIONS) if rows else 0.0,
         shortened=fitted.shortened,
-        left_out=len(fitted.left_out),
+        left_out=len(fitted.too_long),
     ), lengths[0]
 
 
