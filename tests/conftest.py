@@ -1,27 +1,22 @@
-"""Shared: a small prepared dataset of real speech, and configurations composed as the command line does."""
+"""Shared fixtures: a small prepared dataset of real speech, and configurations composed as the command line does.
+
+Imported by every test process, so whatever is slow to import is imported by the fixtures that use it.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.utils import reset_sessions
-from hydra import compose, initialize_config_dir
-from moshi.models import loaders
-from moshi.quantization.core_vq import EuclideanCodebook
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
 
-from csm.config import CodecConfig, CodecKind, TrainConfig, register_schemas
-from data_prep.config import DataPrepConfig, ReportConfig
-from data_prep.demo import prepare_demo_dataset
-from tests.llama_tokenizer import save_llama_tokenizer
+if TYPE_CHECKING:
+    from csm.config import TrainConfig
 
-torch.set_num_threads(1)  # two tests run beside each other
+torch.set_num_threads(1)  # several test processes run in parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +41,7 @@ TINY_OVERRIDES = [
 
 @pytest.fixture(autouse=True)
 def loggers_are_on() -> None:
-    """Hydra's programs without a log file switch off the logging of their process, here of all tests after."""
+    """Hydra disables the loggers of a process whose program has no log file; this enables them again for each test."""
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith(("csm", "data_prep")) and isinstance(logger, logging.Logger):
@@ -55,11 +50,14 @@ def loggers_are_on() -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The hub's cache for one test, empty at first; there is no network.
+    """An empty Hugging Face cache for one test, offline.
 
-    The client keeps its sessions, and they keep whether they are offline: one of an earlier test would wait for the
-    network through all its retries.
+    The client keeps its sessions, and a session keeps whether it is offline: one of an earlier test would retry until
+    the network times out.
     """
+    import huggingface_hub
+    from huggingface_hub.utils import reset_sessions
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     reset_sessions()
@@ -69,7 +67,11 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo recordings, prepared with 5 codebooks of 23."""
+    """The demo recordings, prepared with 5 codebooks of 23 codes."""
+    from csm.config import CodecConfig, CodecKind
+    from data_prep.config import DataPrepConfig, ReportConfig
+    from data_prep.demo import prepare_demo_dataset
+
     output = tmp_path_factory.mktemp("small") / "demo"
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
     prepare_demo_dataset(DataPrepConfig(output=str(output), codec=codec, report=ReportConfig(conversations=1)))
@@ -78,10 +80,14 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mimi_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file like the published one: Mimi at its full size with random weights, in moshi's layout.
+    """A file like the published one: Mimi in full size with random weights, in moshi's layout.
 
     Untrained codebooks are all zeros, so they are filled.
     """
+    from moshi.models import loaders
+    from moshi.quantization.core_vq import EuclideanCodebook
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
     model = loaders.get_mimi(None, num_codebooks=32)
     for module in model.modules():
@@ -97,17 +103,26 @@ def mimi_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def llama_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with Llama-3's tokenizer, 128256 ids."""
+    from tests.llama_tokenizer import save_llama_tokenizer
+
     return save_llama_tokenizer(tmp_path_factory.mktemp("tokenizer") / "llama")
 
 
 @pytest.fixture
 def tiny_overrides(small_dataset: Path, tmp_path: Path) -> list[str]:
-    """Command-line overrides of a training run of seconds; `run_dir` is tmp_path/run."""
+    """Command-line overrides of a training run that takes seconds; `run_dir` is tmp_path/run."""
     return [*TINY_OVERRIDES, f"data.path={small_dataset}", f"run_dir={tmp_path / 'run'}"]
 
 
 def compose_train(overrides: list[str]) -> TrainConfig:
     """TrainConfig as `python train.py <overrides>` would build it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from csm.config import TrainConfig, register_schemas
+
     register_schemas()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return OmegaConf.to_object(compose("train", overrides=overrides))
+        config = OmegaConf.to_object(compose("train", overrides=overrides))
+    assert isinstance(config, TrainConfig)
+    return config

@@ -1,9 +1,11 @@
 """A bounded cache of blocks of remote files on this node's disk, shared by all its processes.
 
-Each file has a sparse copy, `<sha256>.data`, and beside it `<sha256>.crc`: CRC-32 and length of each block, 0 where
-there is none. The checksum is written after the block and compared with it at every read, so a reader never takes what
-another process was about to write, has just removed, or lost in a crash: it finds nothing and fetches the block again.
-The least recently read files are removed where the bound would be exceeded.
+Each file has a sparse copy, `<sha256>.data`, and a table `<sha256>.crc` with CRC-32 and length of each block (0: not
+cached). A block's checksum is written after the block and compared at every read. Whatever another process is writing,
+has just removed or lost in a crash therefore reads as a miss, and the block is fetched again. When the limit would be
+exceeded, the least recently read files are evicted.
+
+fsspec's own caches have neither checksums nor a limit that holds over all processes of a node.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ BLOCK = 1 << 20  # bytes
 
 
 class BlockCache:
-    """limit: bytes that all files of `folder` together may take. Raises ValueError if that is less than two blocks."""
+    """Cache in `folder` of at most `limit` bytes on disk. Raises ValueError if that is less than two blocks."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         if limit < 2 * BLOCK:
-            raise ValueError(f"data.cache_gb={limit / 1e9} is too little; it must hold two blocks of {BLOCK} bytes")
+            raise ValueError(f"data.cache_gb={limit / 1e9} is too small; it must hold two blocks of {BLOCK} bytes")
         self.folder, self.limit = folder, limit
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, sha256: str, block: int) -> bytes | None:
-        """A block of the file with this hash; None if it is not here. The last block of a file may be shorter."""
+        """A block of the file with this hash; None if it is not cached. The last block of a file may be shorter."""
         data_file, crc_file = self._files(sha256)
         try:
             stored = _pread(crc_file, 8, 8 * block)
@@ -37,13 +39,13 @@ class BlockCache:
             data = _pread(data_file, length, BLOCK * block) if length else b""
             if not length or len(data) != length or zlib.crc32(data) != checksum:
                 return None
-            os.utime(crc_file)  # least recently used goes by this time
+            os.utime(crc_file)  # the order of eviction
         except FileNotFoundError:
             return None
         return data
 
     def put(self, sha256: str, block: int, data: bytes) -> None:
-        """Adds a block, and removes files read longer ago to make room for it."""
+        """Adds a block, evicting the least recently read files to make room for it."""
         data_file, crc_file = self._files(sha256)
         with FileLock(self.folder / "lock"):
             self._make_room(len(data), sha256)
@@ -60,7 +62,7 @@ class BlockCache:
             name, _, kind = entry.name.rpartition(".")
             if kind in ("data", "crc"):
                 stat = entry.stat()
-                sizes[name] = sizes.get(name, 0) + stat.st_blocks * 512  # what a sparse file takes
+                sizes[name] = sizes.get(name, 0) + stat.st_blocks * 512  # disk usage of a sparse file
                 if kind == "crc":
                     read[name] = stat.st_mtime
         oldest_first = sorted(sizes, key=lambda name: (name == sha256, read.get(name, 0.0)))
@@ -68,13 +70,13 @@ class BlockCache:
         for name in oldest_first:
             if total + wanted + _OVERHEAD <= self.limit:
                 break
-            for file in reversed(self._files(name)):  # the checksums first: without them the data are nothing
+            for file in reversed(self._files(name)):  # the checksums first: data without them are not used
                 with suppress(FileNotFoundError):
                     file.unlink()
             total -= sizes[name]
 
 
-_OVERHEAD = 1 << 14  # bytes that the checksums and the file system may add for a block
+_OVERHEAD = 1 << 14  # bytes that checksums and file system may add to a block
 
 
 def _pread(file: Path, length: int, offset: int) -> bytes:

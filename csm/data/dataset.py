@@ -1,7 +1,7 @@
-"""A prepared dataset: `dataset.json`, `index.parquet` and the tar shards beside them, read by sample number.
+"""A prepared dataset: `dataset.json`, `index.parquet` and tar shards in one folder, read by sample number.
 
 `dataset.json` is written last and names everything else with sizes and hashes; what it does not name does not exist.
-The tars are plain WebDataset shards, but training reads them by offset: one `pread` for each sample, in any order.
+The tars are plain WebDataset shards, but training reads them by offset, in any order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from csm.codec.base import CodecInfo
-from csm.data.folder import DatasetFolder, FileInfo, LocalFolder
+from csm.data.folder import FileInfo, LocalFolder
 from csm.data.index import DATASET_FILE, Index
 from csm.data.remote import RemoteFolder
 from csm.data.sample import (
@@ -30,12 +30,12 @@ from csm.data.sample import (
 )
 
 Totals = dict[str, Any]
-"""Of a part of a dataset: samples, turns, frames, hours."""
+"""Samples, turns, frames and hours, by name, of a part of a dataset."""
 
 
 @dataclass
 class ShardInfo(FileInfo):
-    samples: int  # in the index: all of one split, without those that were taken down
+    samples: int  # rows in the index, all of one split; samples that were taken down have none
 
 
 @dataclass
@@ -45,7 +45,7 @@ class IndexInfo(FileInfo):
 
 @dataclass
 class DatasetInfo:
-    """Content of `dataset.json`. Totals are samples, turns, frames and hours, by name."""
+    """Content of `dataset.json`."""
 
     schema: int
     source: str  # the dataset's name, part of shard names; its samples may come from several sources
@@ -54,22 +54,21 @@ class DatasetInfo:
     audio_root: str  # folder that the samples' `audio` is relative to, where the dataset was prepared
     index: IndexInfo
     shards: list[ShardInfo]
-    takedown: FileInfo | None  # what the shards hold, but the index leaves out; see data_prep/dataset/takedown.py
+    takedown: FileInfo | None  # samples in the shards that have no row in the index: data_prep/dataset/takedown.py
     totals: dict[str, Totals]  # of each split
     sources: dict[str, Totals]
     langs: dict[str, Totals]
     licences: dict[str, Totals]
     rejected: dict[str, int]  # reason -> turns
-    fingerprint: str  # see `fingerprint`: same fingerprint, same samples
+    fingerprint: str  # see `fingerprint`; equal fingerprints mean equal samples
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def parse(cls, text: str, where: str) -> DatasetInfo:
-        """Inverse of `to_json`; messages name the file as `where`.
-
-        Raises ValueError if it cannot be read or has another schema version.
+        """Inverse of `to_json`. Raises ValueError, naming the file as `where`, if the text cannot be parsed or has a
+        schema version that is not supported.
         """
         try:
             values = json.loads(text)
@@ -108,51 +107,61 @@ class ShardedDataset:
 
     path: a folder, or an fsspec URL, of which at most `cache_bytes` of shards are kept in `cache_dir`
 
-    Holds per shard, not per sample, what it always needs, so that opening tens of millions of samples takes seconds.
-    `keys`, `recordings`, `split`, `shard`, `n_frames`, `n_turns`, `text_bytes` and `column(name)` (numpy arrays, one
-    entry for each sample) are read from the index as a whole on first use. Works in DataLoader workers, forked or
-    spawned.
+    Memory grows with the number of shards, not of samples, so tens of millions of samples open in seconds; only
+    `column` reads something for every sample. Works in DataLoader workers, forked or spawned.
+
+    Attributes:
+        path: the folder or URL as text, without a trailing slash; tools for local datasets use `local_path`
+        info: content of `dataset.json`
+        codec: the codec of all samples
+        codec_file: local path of the codec's weights; None if they are not part of the dataset
 
     Raises:
-        FileNotFoundError: no `dataset.json`, or a file that it names is missing.
-        ValueError: a named file has another size (cut short), or the index is damaged or another dataset's.
+        FileNotFoundError: there is no `dataset.json`, or a file that it names is missing.
+        ValueError: a named file has another size, or the index is damaged or belongs to another dataset.
     """
 
     def __init__(
         self, path: str | Path, cache_dir: Path = DEFAULT_CACHE, cache_bytes: int = DEFAULT_CACHE_BYTES
     ) -> None:
-        self.path: str | Path
-        self.folder: DatasetFolder
+        self.folder: LocalFolder | RemoteFolder
         if is_remote(path):
             self.folder = RemoteFolder(str(path), cache_dir, cache_bytes)
             self.path = self.folder.url
         else:
-            self.path = Path(str(path).removeprefix("file://"))
-            self.folder = LocalFolder(self.path)
-        description = self.folder.description(DATASET_FILE)
+            self.folder = LocalFolder(Path(str(path).removeprefix("file://")))
+            self.path = str(self.folder.path)
+        description = self.folder.read_text(DATASET_FILE)
         if description is None:
             raise FileNotFoundError(
                 f"{path}: not a prepared dataset (it holds no {DATASET_FILE}); "
                 f"prepare one with: python -m data_prep input=MANIFEST output={path}"
             )
         self.info = DatasetInfo.parse(description, self.folder.where(DATASET_FILE))
-        self.codec: CodecInfo = self.info.codec
+        self.codec = self.info.codec
         self.folder.check_shards(self.info.shards)
         codec_file = self.info.codec_file
-        self.codec_file: Path | None = codec_file and self.folder.whole(codec_file)
+        self.codec_file = self.folder.local_copy(codec_file) if codec_file else None
         counts = [shard.samples for shard in self.info.shards]
-        self._index = Index(self.folder.whole(self.info.index), counts, self.info.index.footer_sha256)
+        self._index = Index(self.folder.local_copy(self.info.index), counts, self.info.index.footer_sha256)
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
+    def local_path(self) -> Path:
+        """The dataset's folder. Raises ValueError if the dataset is remote."""
+        if not isinstance(self.folder, LocalFolder):
+            raise ValueError(f"{self.path}: a remote dataset; run this where the dataset is stored")
+        return self.folder.path
+
+    @property
     def hours(self) -> float:
-        """Speech in the dataset, over all splits."""
+        """Hours of speech in all splits."""
         return sum(totals["frames"] for totals in self.info.totals.values()) / self.codec.frame_rate / 3600
 
     def shards(self, split: str) -> np.ndarray:
-        """int64 [m, 2]: number of the first sample and number of samples, of each shard of a split."""
+        """int64 [m, 2]: for each shard of a split, the number of its first sample and its count of samples."""
         chosen = np.array([found == split for found in self._index.split], dtype=bool)
         first = self._index.first
         return np.stack([first[:-1], np.diff(first)], axis=1)[chosen]
@@ -184,7 +193,7 @@ class ShardedDataset:
         return turns_from_member(self._read_range(i, location.json_offset, location.json_size, where), where)
 
     def read_record(self, i: int) -> dict[str, Any]:
-        """Everything about sample number `i` but its codes, as plain values."""
+        """The json member of sample number `i`, everything but its codes, as plain values."""
         location = self._index.location(i)
         where = self._where(i, location.key)
         return record_from_member(self._read_range(i, location.json_offset, location.json_size, where), where)
@@ -193,40 +202,12 @@ class ShardedDataset:
         return self._index.location(i).key
 
     def audio_path(self, sample: Sample) -> Path | None:
-        """The sample's original recording, as far as it is known; it may have been moved since."""
+        """File of the sample's original recording, which may have been moved since; None if it is not known."""
         return Path(self.info.audio_root, sample.audio) if sample.audio else None
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the index, see INDEX_SCHEMA in csm/data/index.py."""
+        """A column of the index (INDEX_SCHEMA in csm/data/index.py), one entry for each sample; read on first use."""
         return self._index.column(name)
-
-    @property
-    def keys(self) -> np.ndarray:
-        return self._index.column("key")
-
-    @property
-    def recordings(self) -> np.ndarray:
-        return self._index.column("recording")
-
-    @property
-    def split(self) -> np.ndarray:
-        return self._index.column("split")
-
-    @property
-    def shard(self) -> np.ndarray:
-        return self._index.column("shard")
-
-    @property
-    def n_frames(self) -> np.ndarray:
-        return self._index.column("n_frames")
-
-    @property
-    def n_turns(self) -> np.ndarray:
-        return self._index.column("n_turns")
-
-    @property
-    def text_bytes(self) -> np.ndarray:
-        return self._index.column("text_bytes")
 
     def _where(self, i: int, key: str) -> str:
         return f"{self.folder.where(self.info.shards[self._index.shard_of(i)].name)}, sample {key}"

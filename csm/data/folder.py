@@ -1,13 +1,14 @@
-"""The files of a dataset folder, local or remote (csm/data/remote.py), behind one small interface."""
+"""The files of a dataset in a local folder, and the checks that remote folders (csm/data/remote.py) share."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from csm.data.sample import REMEDY
 
@@ -31,86 +32,64 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-class DatasetFolder(Protocol):
-    """Implementations work in forked and spawned worker processes."""
-
-    def where(self, name: str) -> str:
-        """A file's full name, for messages."""
-        ...
-
-    def description(self, name: str) -> str | None:
-        """A text file as it is now; None if there is none."""
-        ...
-
-    def find(self, name: str) -> Path | None:
-        """A file whose name says its content, as a local path; None if there is none."""
-        ...
-
-    def whole(self, file: FileInfo) -> Path:
-        """A file that is needed as a whole, as a local path.
-
-        Raises FileNotFoundError if it is missing, ValueError if it is not the file described.
-        """
-        ...
-
-    def check_shards(self, shards: list[FileInfo]) -> None:
-        """Raises FileNotFoundError or ValueError, naming the shard, where one is missing or cut short, as far as that
-        can be told at no cost."""
-        ...
-
-    def read(self, file: FileInfo, offset: int, length: int) -> bytes:
-        """Bytes of a shard. Raises ValueError or OSError naming it if they are not there."""
-        ...
-
-
-def ends_early(where: str) -> ValueError:
-    return ValueError(f"{where}: the shard ends before the sample does; restore it, or {REMEDY}")
+def check_file(path: Path, size: int) -> None:
+    """Raises FileNotFoundError if a file that `dataset.json` names is missing, ValueError if its size differs."""
+    if not path.is_file():
+        raise missing_file_error(str(path))
+    check_size(str(path), path.stat().st_size, size)
 
 
 def check_size(where: str, found: int, size: int) -> None:
-    """Raises ValueError if a file has another size than `dataset.json` says."""
+    """Raises ValueError, naming the file as `where`, if its size is not the one in `dataset.json`."""
     if found != size:
         problem = "cut short" if found < size else "longer than it was written"
         raise ValueError(f"{where}: {problem} ({found} bytes of {size}); restore it, or {REMEDY}")
 
 
-def missing(where: str) -> FileNotFoundError:
+def missing_file_error(where: str) -> FileNotFoundError:
     return FileNotFoundError(f"{where}: missing, but named in dataset.json; restore it, or {REMEDY}")
 
 
 class LocalFolder:
-    """A folder of a mounted file system: one `pread` for each range."""
+    """A dataset folder on a mounted file system. Works in forked and spawned worker processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def where(self, name: str) -> str:
+        """The full name of a file, for messages."""
         return str(self.path / name)
 
-    def description(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
+        """The current content of a text file; None if there is no such file."""
         path = self.find(name)
-        return path and path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path else None
 
     def find(self, name: str) -> Path | None:
+        """Local path of a file whose name identifies its content; None if there is no such file."""
         path = self.path / name
         return path if path.is_file() else None
 
-    def whole(self, file: FileInfo) -> Path:
-        self.check_shards([file])  # by size alone: the codec's and the index's content is checked where it is read
+    def local_copy(self, file: FileInfo) -> Path:
+        """Local path of a file that is needed in full.
+
+        Raises FileNotFoundError if it is missing, ValueError if it is not the file described. Here only its size is
+        compared: the content of the index and the codec is checked where they are read.
+        """
+        check_file(self.path / file.name, file.size)
         return self.path / file.name
 
-    def check_shards(self, shards: list[FileInfo]) -> None:
+    def check_shards(self, shards: Sequence[FileInfo]) -> None:
+        """Raises FileNotFoundError or ValueError, naming the shard, if one is missing or has another size."""
         for file in shards:
-            path = self.path / file.name
-            if not path.is_file():
-                raise missing(str(path))
-            check_size(str(path), path.stat().st_size, file.size)
+            check_file(self.path / file.name, file.size)
 
     def read(self, file: FileInfo, offset: int, length: int) -> bytes:
+        """`length` bytes of a shard from `offset` on, in one `pread`. Raises ValueError if the shard ends before."""
         data = os.pread(self._file(file.name).fileno(), length, offset)
         if len(data) != length:
-            raise ends_early(self.where(file.name))
+            raise ValueError(f"{self.where(file.name)}: ends within a sample; restore it, or {REMEDY}")
         return data
 
     def _file(self, name: str) -> BinaryIO:

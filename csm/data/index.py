@@ -1,10 +1,9 @@
-"""`index.parquet`: where each sample lies and what it holds, read by row group.
+"""`index.parquet`: location and contents of each sample, read one row group at a time.
 
-Opening reads the two columns that say which samples belong to which shard and split (a few bytes a shard, as encoded);
-everything else is read when it is needed, one row group at a time. Every page carries a checksum, verified as it is
-read, and `dataset.json` holds the hash of the file's footer, which says where the pages are: that takes the place of
-hashing the whole file. Samples that were taken down (data_prep/dataset/takedown.py) have no row, though the shard
-holds them.
+Opening reads only the two columns that assign samples to shards and splits (a few bytes a shard, as encoded). The whole
+file is never hashed: every page has a checksum, verified when it is read, and `dataset.json` holds the hash of the
+footer, which locates the pages. Samples that were taken down (data_prep/dataset/takedown.py) have no row, although the
+shard still holds them.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ INDEX_SCHEMA = pa.schema(
         "group": pa.string(),
         "split": pa.string(),
         "shard": pa.int32(),  # position in DatasetInfo.shards
-        "codes_offset": pa.int64(),  # bytes into the shard, of the member's content
+        "codes_offset": pa.int64(),  # of the member's content, in bytes from the start of the shard
         "codes_size": pa.int64(),
         "json_offset": pa.int64(),
         "json_size": pa.int64(),
         "n_frames": pa.int32(),
         "n_turns": pa.int32(),
         "n_speakers": pa.int32(),
-        "loss_frames": pa.int32(),  # of the turns that are predicted
+        "loss_frames": pa.int32(),  # frames of the turns that are predicted
         "text_bytes": pa.int32(),  # UTF-8 bytes of all turns' texts
-        "quality": pa.float32(),  # mean over the frames of DNSMOS OVRL, of the turns that have it; null: none has
+        "quality": pa.float32(),  # DNSMOS OVRL, mean over the frames of the turns that have it; null: no turn has it
     }
 )
-"""Columns of the index: one row for each sample, in shard order; all samples of a shard are of one split."""
+"""Columns of the index. One row for each sample, in shard order; the samples of a shard all have the same split."""
 
-_ROW_GROUP = 4096  # rows of a group, at least: a small shard shares one with its neighbours
+_ROW_GROUP = 4096  # rows of a group, at least: small shards share one
 _LARGEST_ROW_GROUP = 1 << 16
-_CACHED_ROWS = 1 << 20  # rows of groups kept at hand; a window of 16 shards of 512 MB has 60,000 to 100,000
+_CACHED_ROWS = 1 << 20  # in cached groups; a window of 16 shards of 512 MB has 60,000 to 100,000
 _BATCH_ROWS = 1 << 20
 _LOCATION = ["key", "codes_offset", "codes_size", "json_offset", "json_size"]
 
@@ -75,7 +74,7 @@ def write_index_file(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def footer_sha256(path: Path) -> str:
-    """Hash of a parquet file's footer: where its columns' pages are, and how they are encoded."""
+    """Hash of a parquet file's footer, which holds the places and encodings of all pages."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 8))
@@ -84,9 +83,14 @@ def footer_sha256(path: Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
+def interval_of(starts: np.ndarray, number: int) -> int:
+    """The i with `starts[i] <= number < starts[i + 1]`, where `starts` ascends."""
+    return int(np.searchsorted(starts, number, side="right")) - 1
+
+
 @dataclass(frozen=True)
 class Location:
-    """Where a sample's two members lie in its shard, in bytes."""
+    """Byte ranges of a sample's two members in its shard."""
 
     key: str
     codes_offset: int
@@ -96,13 +100,16 @@ class Location:
 
 
 class Index:
-    """An opened index. Survives forking and pickling.
+    """An opened index. Can be forked and pickled.
 
-    first: int64 [shards + 1], number of each shard's first sample; the last entry is the number of samples
-    split: the split of each shard; "" for a shard without samples
+    sha256: hash of the footer, see `footer_sha256`
 
-    Raises ValueError if the file is damaged, has another footer than `sha256` (see `footer_sha256`), or does not hold
-    shards of `samples_per_shard` samples.
+    Attributes:
+        first: int64 [shards + 1], number of each shard's first sample; the last entry is the number of samples
+        split: the split of each shard; "" for a shard without samples
+
+    Raises ValueError if the file is damaged, its footer has another hash, or its shards do not have
+    `samples_per_shard` samples.
     """
 
     def __init__(self, path: Path, samples_per_shard: list[int], sha256: str) -> None:
@@ -113,7 +120,7 @@ class Index:
         self.first = np.concatenate([[0], np.cumsum(samples_per_shard, dtype=np.int64)])
         if footer_sha256(path) != sha256:
             raise ValueError(
-                f"{path}: damaged, or of another dataset than the {DATASET_FILE} beside it; restore it, or {REMEDY}"
+                f"{path}: damaged, or not the index that {DATASET_FILE} describes; restore it, or {REMEDY}"
             )
         with self._readable():
             metadata = self._file.metadata
@@ -125,16 +132,16 @@ class Index:
         return int(self.first[-1])
 
     def shard_of(self, sample: int) -> int:
-        return int(np.searchsorted(self.first, sample, side="right")) - 1
+        return interval_of(self.first, sample)
 
     def location(self, sample: int) -> Location:
-        group = int(np.searchsorted(self._group_first, sample, side="right")) - 1
+        group = interval_of(self._group_first, sample)
         row = sample - int(self._group_first[group])
         columns = self._group(group)
         return Location(columns["key"][row].as_py(), *(int(columns[name][row]) for name in _LOCATION[1:]))
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column, decoded on first use: for tools that look at all samples, not for training. Null is NaN."""
+        """A whole column, decoded on first use; null is NaN. For tools that read all samples, not for training."""
         if name not in self._columns:
             with self._readable():
                 column = self._file.read([name], use_threads=False)[name]
@@ -144,7 +151,7 @@ class Index:
     @property
     def _file(self) -> pq.ParquetFile:
         if self._opened is None:
-            # Memory-mapped: a mapping has no file position that forked workers would share.
+            # Memory-mapped, because forked workers would share the position of an open file.
             self._opened = pq.ParquetFile(
                 self.path, memory_map=True, page_checksum_verification=True, read_dictionary=["split"]
             )
@@ -163,7 +170,7 @@ class Index:
         return self._groups[group]
 
     def _splits(self, num_shards: int) -> list[str]:
-        """Reads the columns `shard` and `split`; they must be the runs of samples that `first` says."""
+        """The split of each shard. Checks that the samples of each shard are those in `first`, and of one split."""
         split = [""] * num_shards
         start = 0
         for batch in self._file.iter_batches(_BATCH_ROWS, columns=["shard", "split"], use_threads=False):
@@ -173,7 +180,7 @@ class Index:
             first, last = self.shard_of(start), self.shard_of(end - 1)
             edges = np.clip(self.first[first : last + 2], start, end)
             if not np.array_equal(batch["shard"], np.repeat(np.arange(first, last + 1), np.diff(edges))):
-                raise ValueError(f"samples {start}..{end - 1} lie in other shards than {DATASET_FILE} says")
+                raise ValueError(f"samples {start}..{end - 1} are not in the shards that {DATASET_FILE} says")
             kinds = batch["split"].indices.to_numpy()
             for shard, low, high in zip(range(first, last + 1), edges[:-1] - start, edges[1:] - start, strict=True):
                 if low == high:

@@ -1,10 +1,11 @@
-"""How many positions of a row each sample takes under a tokenizer: measured once, then a memory-mapped file.
+"""Lengths of all samples in positions, measured once for each tokenizer and kept in a memory-mapped file.
 
     lengths-<dataset fingerprint>-<tokenizer identity>.npy      int32 [2, samples]: whole conversation, its first turn
 
-lies beside the index, or in the cache folder where the dataset cannot be written to. A length counts the text tokens
-(BOS, "[speaker]" and EOS included), the frames, and the frame that ends each turn. Every turn counts with the speaker
-id of its conversation that makes its text longest, so a length holds however training permutes the ids.
+The file is stored next to the index, or in the cache folder if the dataset is read-only. A length is the number of text
+tokens (BOS, "[speaker]" and EOS included), frames, and end-of-speech frames, one for each turn. Each turn is tokenized
+with the speaker id of its conversation that gives the most tokens, so lengths are upper bounds however training
+permutes the ids.
 """
 
 from __future__ import annotations
@@ -30,25 +31,26 @@ from csm.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-_PARALLEL_FROM = 20_000  # samples; below that, starting processes takes longer than measuring
+_PARALLEL_FROM = 20_000  # samples; with fewer, starting processes takes longer than measuring
 
 
 def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: Path | None) -> np.ndarray:
-    """int32 [2, samples], memory-mapped; measured first if no one has done so.
+    """int32 [2, samples], memory-mapped; measured first if that has not been done yet.
 
-    cache_dir: where they are kept if the dataset cannot be written to; None: that is an error.
+    cache_dir: folder for the file if the dataset is remote or read-only
 
-    Of several processes that start together, one measures and the others wait. Raises ValueError if the file is
-    damaged or a sample cannot be read.
+    If several processes start together, one measures and the others wait. Raises ValueError if the file is damaged, a
+    sample cannot be read, or the dataset cannot be written to and `cache_dir` is None.
     """
     name = f"lengths-{dataset.info.fingerprint}-{tokenizer.identity}.npy"
     found = dataset.folder.find(name)
     if found is None:
-        folder = dataset.folder
-        writable = isinstance(folder, LocalFolder) and os.access(folder.path, os.W_OK)
-        if not writable and cache_dir is None:
-            raise ValueError(f"{dataset.path}: cannot be written to, so its lengths cannot be kept there")
-        found = (folder.path if writable else cache_dir) / name
+        folder = cache_dir
+        if isinstance(dataset.folder, LocalFolder) and os.access(dataset.folder.path, os.W_OK):
+            folder = dataset.folder.path
+        if folder is None:
+            raise ValueError(f"{dataset.path}: cannot be written to, so its lengths cannot be stored there")
+        found = folder / name
         found.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{found}.lock"):
             if not found.exists():
@@ -62,12 +64,16 @@ class Fit:
     """How the samples of a split fit into rows."""
 
     samples: int
-    shortened: int  # longer than a row, but for their leading turns
-    too_long: np.ndarray  # int64 [n], sample numbers: not even the first turn fits
+    shortened: int  # samples of which only the leading turns fit
+    too_long: np.ndarray  # int64 [n], numbers of the samples whose first turn does not fit
 
 
 def fit(shards: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> Fit:
-    """Looks at all samples of `shards`, int64 [m, 2] (first sample, number of samples), a shard at a time."""
+    """Compares the samples of a split with the length of a row.
+
+    shards:  int64 [m, 2], first sample and number of samples of each shard
+    lengths: int32 [2, samples of the dataset], see `load_lengths`
+    """
     too_long, longer = [np.empty(0, dtype=np.int64)], 0
     for first, count in shards:
         whole, first_turn = lengths[:, first : first + count]
@@ -78,7 +84,7 @@ def fit(shards: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> Fit:
 
 
 def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
-    """Reads the texts of all samples, with as many processes as there are processors: int32 [2, samples]."""
+    """int32 [2, samples], from the texts of all samples; large datasets are read by one process per CPU core."""
     numbers = range(len(dataset.info.shards))
     lengths = np.zeros((2, len(dataset)), dtype=np.int32)
     if len(dataset) < _PARALLEL_FROM:
@@ -86,7 +92,7 @@ def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
         return lengths
     processes = min(len(numbers), len(os.sched_getaffinity(0)))
     log.info("%s: counting the tokens of %d conversations in %d processes", dataset.path, len(dataset), processes)
-    # Spawned: this process may hold threads (of torch, of the tokenizer) that forking would cut off.
+    # Spawned, because this process may have threads (torch's, the tokenizer's), which do not survive a fork.
     with ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(dataset, tokenizer)
     ) as pool:
@@ -115,7 +121,7 @@ def _shard_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, shard: int
     return lengths
 
 
-_worker: tuple[ShardedDataset, TextTokenizer] | None = None  # of a measuring process
+_worker: tuple[ShardedDataset, TextTokenizer] | None = None  # set in a worker process
 
 
 def _start_worker(dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
@@ -124,6 +130,7 @@ def _start_worker(dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
 
 
 def _worker_lengths(shard: int) -> np.ndarray:
+    assert _worker is not None, "set by the pool's initializer"
     return _shard_lengths(*_worker, shard)
 
 
@@ -133,14 +140,14 @@ def _save(lengths: np.ndarray, path: Path) -> None:
 
 
 def open_lengths(path: Path, samples: int) -> np.ndarray:
-    """The lengths of a dataset of `samples` that were measured before, as `load_lengths` gives them.
+    """Reads the lengths of a dataset of `samples` samples: int32 [2, samples], memory-mapped.
 
     Raises ValueError if the file is damaged.
     """
     try:
         lengths = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+        raise ValueError(f"{path}: damaged ({error}); delete it, and it will be measured again") from error
     if lengths.shape != (2, samples) or lengths.dtype != np.int32:
         raise ValueError(f"{path}: holds {lengths.dtype} {lengths.shape}, not int32 (2, {samples}); delete it")
     return lengths

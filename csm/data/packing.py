@@ -1,8 +1,8 @@
-"""Conversations -> packed rows of a fixed length, with the frames that the depth decoder is to see.
+"""Packing of conversations into rows (packed sequences) of a fixed length, and sampling of depth-decoder frames.
 
-A row holds whole conversations (documents) one after another. Rotary positions restart and attention is
-block-diagonal, so a row's losses are the sum of its documents' alone. Everything has a static shape; the empty tail
-of a row belongs to no document.
+A row is a sequence of whole documents, each a conversation or a part of one. Rotary positions restart and attention is
+block-diagonal, so the losses of a row are the sum of its documents' losses. All shapes are static; the empty tail of a
+row belongs to no document.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from csm.frames import Frames
 
 @dataclass
 class RowBatch:
-    """Rows of one forward pass. B rows of S positions, K codebooks, N slots.
+    """Rows of one forward pass. B rows of S positions, K codebooks, N slots (frames for the depth decoder).
 
     tokens, mask:  int64 / bool [B, S, K+1], see csm/frames.py
     positions:     int64 [B, S], restarting with every document
@@ -47,7 +47,7 @@ class RowBatch:
         return (same & causal)[:, None]
 
     def block_mask(self) -> BlockMask:
-        """The same for flex attention, which skips blocks of 128 x 128 positions without a common document."""
+        """The same mask for flex attention, which skips blocks of 128 x 128 positions without a common document."""
         documents = self.documents
 
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -71,12 +71,12 @@ class RowBatch:
 
 @dataclass
 class StepBatch:
-    """What one rank computes in one optimizer step.
+    """The data of one rank for one optimizer step.
 
-    frames:    supervised frames of this rank, on the host: their sum over ranks is what losses are divided by
-    positions: positions of this rank that hold something, as opposed to the empty tails of rows
-    keys:      sample keys of each of this rank's rows, to name what a bad step consisted of
-    cursor:    where the data stand after this step, the same on all ranks, see csm/data/stream.py
+    frames:    number of supervised frames of this rank; losses are divided by the sum over ranks
+    positions: number of non-empty positions of this rank
+    keys:      sample keys of each row of this rank, to report the data of a bad step
+    cursor:    state of the data stream after this step, the same on all ranks, see csm/data/stream.py
     """
 
     microbatches: list[RowBatch]
@@ -95,19 +95,19 @@ class StepBatch:
 
 
 def num_slots(max_seq_len: int, decoder_frame_ratio: int) -> int:
-    """Slots of a row: 1/ratio of its positions, at least two (see `select_slots`)."""
+    """Number of slots of a row: 1/ratio of its positions, at least two (see `select_slots`)."""
     return max(2, -(-max_seq_len // decoder_frame_ratio))
 
 
 def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draws the frames of one row that the depth decoder sees.
+    """Samples the frames of one row that the depth decoder sees.
 
     targets, eos: bool [S]. Returns positions int64 [slots] and weights float32 [slots].
 
-    Supervised end-of-speech frames are always chosen (a model that rarely sees them never learns to stop), the
-    others fill the remaining slots uniformly without replacement. Every weight is an inverse inclusion
-    probability, so weighted sums are unbiased. Should end-of-speech frames exceed what half of the slots can hold
-    (turns shorter than two frame ratios, all over the row), they are drawn too, with their weight: still unbiased.
+    All supervised end-of-speech frames are chosen (a model that rarely sees them never learns to stop); the other
+    slots are filled with other supervised frames, uniformly without replacement. Weights are inverse inclusion
+    probabilities, so weighted sums are unbiased. If end-of-speech frames exceed half of the slots (many turns shorter
+    than two frame ratios), they are sampled as well, with their weight, which keeps the sums unbiased.
     """
     ends = torch.nonzero(targets & eos).flatten().numpy()
     others = torch.nonzero(targets & ~eos).flatten().numpy()
@@ -121,7 +121,7 @@ def select_slots(targets: Tensor, eos: Tensor, slots: int, rng: np.random.Genera
             chosen[start : start + count] = np.sort(rng.choice(candidates, count, replace=False))
             weights[start : start + count] = len(candidates) / count
             start += count
-    chosen[start:] = 1  # an empty slot reads any valid position; its weight is 0
+    chosen[start:] = 1  # empty slots: any valid position, with weight 0
     return torch.from_numpy(chosen), torch.from_numpy(weights)
 
 
@@ -132,9 +132,9 @@ def pack_row(
     slots: int,
     rng: np.random.Generator,
 ) -> RowBatch:
-    """Packs documents (together at most `max_seq_len` long) into a batch of one row; none gives an empty row."""
+    """Packs documents of at most `max_seq_len` positions in total into a batch of one row, which may be empty."""
     total = sum(len(document) for document in documents)
-    assert total <= max_seq_len, f"documents of {total} positions do not fit into a row of {max_seq_len}"
+    assert total <= max_seq_len, f"documents of {total} positions exceed a row of {max_seq_len}"
     tokens = torch.zeros(max_seq_len, num_codebooks + 1, dtype=torch.int64)
     mask = torch.zeros(max_seq_len, num_codebooks + 1, dtype=torch.bool)
     positions = torch.zeros(max_seq_len, dtype=torch.int64)
@@ -156,10 +156,11 @@ def pack_row(
 
 
 def stack_rows(rows: list[RowBatch]) -> RowBatch:
-    """Joins batches along B.
+    """Concatenates batches along B.
 
-    With a slot for every position (every frame is used), slots that no row fills are cut off: text and tails would
-    cost the depth decoder as much as frames do. With fewer slots shapes stay static.
+    If there is a slot for every position (the depth decoder sees every frame), trailing slots that no row fills are
+    removed, because text positions and tails would cost the depth decoder as much as frames do. With fewer slots the
+    shapes stay static.
     """
     slots = rows[0].slots.shape[1]
     if slots == rows[0].tokens.shape[1]:

@@ -1,7 +1,7 @@
 """Datasets behind fsspec URLs (s3://, gs://, hf://, https://, memory://, ...).
 
-Index and codec are fetched whole and checked by size and hash; shards are read by ranges of one block through a cache
-of bounded size (csm/data/block_cache.py). What fails is tried again a few times, with a warning each time.
+Index and codec are downloaded and checked by size and hash; shards are read in blocks through a bounded cache
+(csm/data/block_cache.py). Failed requests are retried a few times, each with a warning.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,23 +20,23 @@ import fsspec
 from filelock import FileLock
 
 from csm.data.block_cache import BLOCK, BlockCache
-from csm.data.folder import FileInfo, check_size, ends_early, missing, sha256_of
+from csm.data.folder import FileInfo, check_size, missing_file_error, sha256_of
 from csm.data.sample import REMEDY
 from csm.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 7
-_FIRST_DELAY = 0.5  # seconds; doubled after each failure: half a minute in all
+_FIRST_DELAY = 0.5  # seconds; doubled after each failure, half a minute in total
 
 _T = TypeVar("_T")
 
 
 class RemoteFolder:
-    """A dataset folder (see DatasetFolder) at an fsspec URL.
+    """A dataset folder at an fsspec URL, with the methods of LocalFolder. Works in forked and spawned processes.
 
-    cache_dir: on this node's disk; whole files go to `files/`, blocks of shards to `blocks/`
-    cache_bytes: bound on the blocks; should hold a window of shards, or they are fetched more than once an epoch
+    cache_dir:   on this node's disk; downloaded files go to `files/`, blocks of shards to `blocks/`
+    cache_bytes: limit for the blocks; below the size of one window of shards, blocks are fetched repeatedly
 
     Raises ValueError if the URL's protocol is unknown or its package is not installed.
     """
@@ -52,7 +52,7 @@ class RemoteFolder:
     def where(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def description(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
         try:
             return self._try(name, "", lambda fs, path: fs.cat_file(path)).decode()
         except FileNotFoundError:
@@ -67,21 +67,20 @@ class RemoteFolder:
                 return None
         return local
 
-    def whole(self, file: FileInfo) -> Path:
+    def local_copy(self, file: FileInfo) -> Path:
         local = self._files / f"{file.sha256[:32]}-{file.name}"
         if not local.exists():
-            self._fetch(file.name, local, partial(self._check_whole, file))
+            self._fetch(file.name, local, partial(self._check_copy, file))
         return local
 
-    def check_shards(self, shards: list[FileInfo]) -> None:
-        """Each shard is checked when it is first read: thousands of requests would delay the start."""
+    def check_shards(self, shards: Sequence[FileInfo]) -> None:
+        """Does nothing: thousands of requests would delay the start, so each shard is checked on first read."""
 
     def read(self, file: FileInfo, offset: int, length: int) -> bytes:
+        """`length` bytes of a shard from `offset` on. Raises ValueError or OSError, naming the shard, if it fails."""
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
         data = b"".join(self._block(file, block) for block in range(first, last + 1))
         start = offset - first * BLOCK
-        if len(data) < start + length:
-            raise ends_early(self.where(file.name))
         return data[start : start + length]
 
     def _block(self, file: FileInfo, block: int) -> bytes:
@@ -98,18 +97,18 @@ class RemoteFolder:
         if file.name in self._checked:
             return
         size = self._try(file.name, "", lambda fs, path: fs.size(path))
-        if size is not None:  # some servers do not say
+        if size is not None:  # some servers do not tell
             check_size(self.where(file.name), size, file.size)
         self._checked.add(file.name)
 
-    def _check_whole(self, file: FileInfo, temporary: Path) -> None:
+    def _check_copy(self, file: FileInfo, temporary: Path) -> None:
         where = self.where(file.name)
         check_size(where, temporary.stat().st_size, file.size)
         if sha256_of(temporary) != file.sha256:
-            raise ValueError(f"{where}: not the file named in dataset.json (other content); restore it, or {REMEDY}")
+            raise ValueError(f"{where}: not the file named in dataset.json (content differs); restore it, or {REMEDY}")
 
     def _fetch(self, name: str, local: Path, check: Callable[[Path], None]) -> None:
-        """Copies a remote file to `local`, once for all processes of the node."""
+        """Downloads a file to `local`, once for all processes of the node."""
 
         def write(temporary: Path) -> None:
             self._try(name, "", lambda fs, path: fs.get_file(path, str(temporary)))
@@ -121,28 +120,30 @@ class RemoteFolder:
                 write_atomically(local, write)
 
     def _try(self, name: str, what: str, call: Callable[[Any, str], _T]) -> _T:
-        """`call(file system, path of the file)`, again after a failure, up to `_ATTEMPTS` times.
+        """Result of `call(file system, path of the file)`, with up to `_ATTEMPTS` attempts.
 
-        Raises FileNotFoundError, naming the file, at once if there is none; OSError after the last attempt.
+        what: the part of the file that is read, for messages
+
+        Raises FileNotFoundError, naming the file, at once if it does not exist; OSError after the last attempt.
         """
         where = self.where(name) + what
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 fs, folder = self._filesystem()
                 return call(fs, f"{folder}/{name}")
-            except Exception as error:  # each file system raises errors of its own
+            except Exception as error:  # every file system has error classes of its own
                 if isinstance(error, FileNotFoundError) and not is_http_failure(error):
-                    raise missing(self.where(name)) from error
+                    raise missing_file_error(self.where(name)) from error
                 problem = error.__cause__ if isinstance(error, FileNotFoundError) else error
                 if attempt == _ATTEMPTS:
-                    raise OSError(f"{where}: cannot be read, tried {attempt} times (last: {problem!r})") from error
+                    raise OSError(f"{where}: cannot be read, {attempt} attempts failed (last: {problem!r})") from error
                 delay = _FIRST_DELAY * 2 ** (attempt - 1)
-                log.warning("%s: %r; trying again in %.1f s (%d of %d)", where, problem, delay, attempt, _ATTEMPTS)
+                log.warning("%s: %r; retrying in %.1f s (attempt %d of %d)", where, problem, delay, attempt, _ATTEMPTS)
                 time.sleep(delay)
         raise AssertionError("not reached")
 
     def _filesystem(self) -> tuple[Any, str]:
-        """The file system of this process: those that run an event loop do not survive forking."""
+        """The file system and the folder's path in it, opened once per process: event loops do not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 fs, folder = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
@@ -156,7 +157,7 @@ class RemoteFolder:
 
 
 def is_http_failure(error: FileNotFoundError) -> bool:
-    """fsspec's HTTP file system says "not found" when asked for a size, whatever went wrong."""
+    """Whether the cause is not a missing file: asked for a size, fsspec's HTTP file system reports any error as one."""
     cause = error.__cause__
     return isinstance(cause, aiohttp.ClientError | asyncio.TimeoutError) and getattr(cause, "status", None) != 404
 
@@ -164,5 +165,5 @@ def is_http_failure(error: FileNotFoundError) -> bool:
 def _read_range(start: int, end: int, fs: Any, path: str) -> bytes:
     data = fs.cat_file(path, start=start, end=end)
     if len(data) != end - start:
-        raise OSError(f"{len(data)} bytes came instead of {end - start}")
+        raise OSError(f"got {len(data)} bytes of {end - start}")
     return data

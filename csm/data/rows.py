@@ -1,4 +1,4 @@
-"""Samples -> the row batches of an optimizer step (training) or of a whole split (validation)."""
+"""Datasets of batches: one for each optimizer step (training), or over a whole split (validation)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sample_turns(
 ) -> list[TurnTokens]:
     """The turns of a stored conversation, tokenized, with its speaker ids renamed by `speakers`.
 
-    A conversation longer than `max_seq_len` keeps its leading turns: whole turns, never audio without its text.
+    A conversation longer than `max_seq_len` keeps the leading turns that fit as a whole.
     """
     turns, total = [], 0
     for turn in sample.turns:
@@ -36,9 +36,9 @@ def sample_turns(
 
 
 def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generator) -> list[list[TurnTokens]]:
-    """Cuts a conversation, with `chance` at each boundary between turns, into parts that are read on their own.
+    """Splits a conversation into independent documents, with probability `chance` at each boundary between turns.
 
-    So the model also learns to speak with little or no context, and no turn is lost.
+    The model thus also learns to speak with little or no context, and no turn is lost.
     """
     parts = [turns[:1]]
     for turn in turns[1:]:
@@ -49,17 +49,17 @@ def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generato
 
 
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
-    """A random renaming of the conversation's speaker ids among themselves, so that an id carries no voice and
-    "speaks first" no identity."""
+    """A random permutation of the conversation's speaker ids, so that neither the id nor the order of speaking reveals
+    who speaks."""
     ids = sorted({turn.speaker for turn in sample.turns})
     return dict(zip(ids, rng.permutation(ids).tolist(), strict=True))
 
 
 class TrainRows(Dataset):
-    """Item `StepSpec` = what one rank computes in that optimizer step.
+    """Maps a StepSpec to the StepBatch of one rank.
 
-    Every random choice of a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
-    global step), so neither ranks, workers nor microbatching change what is trained on.
+    Every random choice for a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
+    global step), so it does not depend on the number of ranks, workers or microbatches.
     """
 
     def __init__(
@@ -101,11 +101,13 @@ class TrainRows(Dataset):
 
 
 class ValidationRows(Dataset):
-    """Item i = the i-th batch of one rank over a split of all sources: every frame in the depth decoder, stored speaker
-    ids, no dropped context. All ranks have equally many batches (the last ones may be empty rows). The rows are always
-    the same epoch's, window by window, so that remote shards are read a few at a time.
+    """Batches of one rank over a split of all sources.
 
-    datasets, lengths: by source; lengths as csm/data/lengths.py gives them.
+    The depth decoder sees every frame; speaker ids are the stored ones, and no context is dropped. All ranks have
+    equally many batches, so the last rows may be empty. The rows are those of the first epoch, window by window, so
+    that only a few remote shards are read at a time.
+
+    datasets, lengths: by source; see csm/data/lengths.py for the lengths
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """A sample: one conversation as it is stored in a shard.
 
-In the tar a sample is two members of one key, `<key>.codes.npy` (uint16 `[K, T]`: the frames of all turns, one turn
-after another) and `<key>.json` (everything else). Text is stored raw, never as token ids, and each turn is encoded
-on its own from a fresh codec state. This module is the only place that knows the two members' content.
+In the tar a sample is two members with the same key: `<key>.codes.npy` (uint16 `[K, T]`, the frames of all turns, one
+turn after another) and `<key>.json` (everything else). Text is stored raw, never as token ids, and each turn is encoded
+separately, from a fresh codec state. Only this module knows the content of the two members.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ CODES_MEMBER = "codes.npy"
 JSON_MEMBER = "json"
 REMEDY = "prepare the dataset again (python -m data_prep ... overwrite=true)"
 
-# WebDataset splits a member's name at its first dot and lower-cases the rest, so a key must hold neither.
+# WebDataset splits the name of a member at its first dot and lower-cases it: a key has neither dots nor capitals.
 _KEY = re.compile(r"[a-z0-9_-]{1,80}")
-# Names of schema 2, which is still read.
+# Field names of schema 2, which can still be read.
 _RENAMED = {"spk": "speaker", "f0": "start_frame", "nf": "num_frames", "q": "quality"}
-# Derived from the turns, and stored all the same for those who read the json members without this module.
+# Derived from the turns, but stored for programs that read the json members without this module.
 _DERIVED = ("start", "end", "num_frames", "num_speakers")
 
 
 @dataclass
 class Turn:
-    """What one speaker says without a break. Times are seconds in the recording."""
+    """An uninterrupted utterance of one speaker. Times are seconds in the recording."""
 
     speaker: int  # number of the speaker within the conversation
     text: str
     start: float
     end: float
-    start_frame: int  # first of its frames in `Sample.codes`
+    start_frame: int  # its first frame in `Sample.codes`
     num_frames: int
-    loss: bool = True  # False: context only, never predicted
+    loss: bool = True  # False: used as context only, not predicted
     channel: int | None = None  # of the recording; None: all channels mixed
-    gap: float = 0.0  # seconds of silence before it; negative: so much earlier than the others had ended
-    overlap: float = 0.0  # seconds in which someone else speaks on the same track
-    words: list[list[Any]] | None = None  # [text, start, end, probability or None] as recognised; None: text was given
+    gap: float = 0.0  # seconds of silence before it; negative: it begins before the earlier turns end
+    overlap: float = 0.0  # seconds during which someone else speaks on the same track
+    words: list[list[Any]] | None = None  # [text, start, end, probability or None] recognized; None: the text was given
     quality: dict[str, float] = field(default_factory=dict)  # measures, see data_prep/packing/conversation.py
 
 
 @dataclass
 class Event:
-    """Something heard during the conversation that is no turn of its own."""
+    """A short utterance in the conversation that is not a turn."""
 
     time: float  # seconds in the recording
     speaker: int
@@ -60,28 +60,28 @@ class Event:
     text: str
 
 
-@dataclass(eq=False)  # arrays have no truth value of equality
+@dataclass(eq=False)  # comparing arrays does not give a truth value
 class Sample:
     """One conversation."""
 
     key: str  # unique in the dataset, only a-z 0-9 _ -
-    source: str  # name of the data set it comes from
+    source: str  # name of the collection it comes from
     recording: str  # id of the recording
-    group: str  # show or caller: never on both sides of a split
+    group: str  # such as a show or a caller; all samples of a group are in the same split
     split: str  # "train" or "val"
     lang: str
     licence: str
     codec: CodecInfo
     turns: list[Turn]
     codes: np.ndarray = field(repr=False)  # uint16 [K, T]
-    audio: str | None = None  # the recording's file, relative to the dataset's `audio_root`
-    lang_prob: float | None = None  # of the recogniser; None: the language was given
+    audio: str | None = None  # file of the recording, relative to the dataset's `audio_root`
+    lang_prob: float | None = None  # from the recognizer; None: the language was given
     sample_rate: int | None = None  # of the recording, Hz
     channels: int | None = None  # of the recording
-    bandwidth: float | None = None  # Hz, the highest frequency with content: the median of the turns
+    bandwidth: float | None = None  # Hz, the highest frequency with content; median over the turns
     events: list[Event] = field(default_factory=list)
-    prev: str | None = None  # key of the recording's conversation before this one
-    next: str | None = None  # and after it
+    prev: str | None = None  # key of the previous conversation of the recording
+    next: str | None = None  # and of the following one
     prep: str = ""  # hash of the options it was prepared with
 
     @property
@@ -110,9 +110,9 @@ _STORED = [f.name for f in fields(Sample) if f.name not in ("codec", "turns", "c
 
 
 def sample_to_members(sample: Sample) -> dict[str, bytes]:
-    """The sample's two members by name; equal samples give equal bytes.
+    """The two members of a sample by name; equal samples give equal bytes.
 
-    Raises ValueError if the sample breaks a rule of `validate_sample`, so that no bad sample is ever written.
+    Raises ValueError if `validate_sample` does, so that no invalid sample is ever written.
     """
     validate_sample(sample, sample.key)
     codes = io.BytesIO()
@@ -130,10 +130,10 @@ def sample_to_members(sample: Sample) -> dict[str, bytes]:
 
 
 def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sample:
-    """Inverse of `sample_to_members`; checks the sample.
+    """Inverse of `sample_to_members`.
 
-    `where` names the shard and key in error messages. Raises ValueError for members that cannot be parsed, another
-    schema version, and everything `validate_sample` refuses.
+    `where` names the shard and key in error messages. Raises ValueError if a member cannot be parsed, the schema
+    version is not supported, or `validate_sample` rejects the sample.
     """
     record = record_from_member(json_bytes, where)
     try:
@@ -147,7 +147,7 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
     try:
         validate_sample(sample, where)
-    except (TypeError, AttributeError) as error:  # such as a text in the place of a number
+    except (TypeError, AttributeError) as error:  # such as a string in place of a number
         raise ValueError(f"{where}: cannot be read as a sample ({error}); {REMEDY}") from error
     for name, value in derived.items():
         if value != getattr(sample, name):
@@ -156,7 +156,7 @@ def sample_from_members(codes_bytes: bytes, json_bytes: bytes, where: str) -> Sa
 
 
 def turns_from_member(json_bytes: bytes, where: str) -> list[Turn]:
-    """The turns in a sample's json member, unchecked against its codes; raises as `sample_from_members`."""
+    """The turns in the json member of a sample, not checked against its codes; raises like `sample_from_members`."""
     record = record_from_member(json_bytes, where)
     try:
         return [Turn(**turn) for turn in record["turns"]]
@@ -165,7 +165,7 @@ def turns_from_member(json_bytes: bytes, where: str) -> list[Turn]:
 
 
 def record_from_member(json_bytes: bytes, where: str) -> dict[str, Any]:
-    """A sample's json member as plain values, unchecked but for its version; raises as `sample_from_members`."""
+    """The json member of a sample as plain values; only the version is checked. Raises like `sample_from_members`."""
     try:
         record = json.loads(json_bytes)
         version = record.pop("schema")
@@ -184,37 +184,37 @@ def _renamed(entry: Any) -> Any:
 
 
 def validate_sample(sample: Sample, where: str) -> None:
-    """Raises ValueError, beginning with `where` and ending with the remedy, if the sample breaks a rule.
+    """Raises ValueError, beginning with `where` and ending with the remedy, if the sample is invalid.
 
-    The rules: a key without dots; codes uint16 `[K, T]` below the codec's codebook size; at least one turn; turns
-    cover the codes without gap or overlap; no all-zero frame (it means end of speech); no empty text; every turn
-    ends after it starts, and starts no earlier than the turn before it.
+    A valid sample has a key of a-z, 0-9, _ and -; codes uint16 `[K, T]` below the codec's codebook size, with no
+    all-zero frame (which means end of speech); and at least one turn. The turns cover the codes without gap or overlap,
+    have a text, end after they start, and are ordered by their start.
     """
 
-    def refuse(problem: str) -> None:
+    def reject(problem: str) -> None:
         raise ValueError(f"{where}: {problem}; {REMEDY}")
 
     codes, codec = sample.codes, sample.codec
     if not _KEY.fullmatch(sample.key):
-        refuse(f"key {sample.key!r} must be 1 to 80 characters of a-z, 0-9, _ and -")
+        reject(f"key {sample.key!r} must be 1 to 80 characters of a-z, 0-9, _ and -")
     if codes.dtype != np.uint16 or codes.ndim != 2 or codes.shape[0] != codec.num_codebooks or codes.shape[1] == 0:
-        refuse(f"codes are {codes.dtype} {codes.shape}, expected uint16 ({codec.num_codebooks}, frames)")
+        reject(f"codes are {codes.dtype} {codes.shape}, expected uint16 ({codec.num_codebooks}, frames)")
     if int(codes.max()) >= codec.codebook_size:
-        refuse(f"code {int(codes.max())} is out of range: {codec.name} has codes 0..{codec.codebook_size - 1}")
+        reject(f"code {int(codes.max())} is out of range: {codec.name} has codes 0..{codec.codebook_size - 1}")
     if not sample.turns:
-        refuse("has no turns")
+        reject("has no turns")
     frame, previous_start = 0, float("-inf")
     for number, turn in enumerate(sample.turns):
         if turn.start_frame != frame or turn.num_frames <= 0:
-            refuse(f"turn {number} has frames {turn.start_frame}+{turn.num_frames}, expected them to begin at {frame}")
+            reject(f"turn {number} has frames {turn.start_frame}+{turn.num_frames}, expected them to begin at {frame}")
         frame += turn.num_frames
         if not turn.text.strip():
-            refuse(f"turn {number} has an empty text")
+            reject(f"turn {number} has an empty text")
         if not previous_start <= turn.start < turn.end:
-            refuse(f"turn {number} has times {turn.start}..{turn.end}, expected start < end and turns in order")
+            reject(f"turn {number} has times {turn.start}..{turn.end}, expected start < end and turns in order")
         previous_start = turn.start
     if frame != codes.shape[1]:
-        refuse(f"turns cover {frame} frames, codes hold {codes.shape[1]}")
+        reject(f"turns cover {frame} frames, codes hold {codes.shape[1]}")
     zero_frames = np.flatnonzero(~codes.any(axis=0))
     if len(zero_frames):
-        refuse(f"frame {zero_frames[0]} is all zeros, which means end of speech")
+        reject(f"frame {zero_frames[0]} is all zeros, which means end of speech")

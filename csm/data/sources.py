@@ -1,4 +1,4 @@
-"""The datasets a run trains on, as configured: one, or a mixture."""
+"""The datasets of a training run: a single one or a mixture, as configured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from csm.codec import check_same_codec
 from csm.config import DataConfig, SourceConfig
 from csm.data.dataset import ShardedDataset
 
-ONLY_SOURCE = "data"  # name of the source where `data.path` is the only one
+ONLY_SOURCE = "data"  # name of the source if there is only `data.path`
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset and its part in the mixture."""
+    """A dataset and its share of the mixture."""
 
     dataset: ShardedDataset
     weight: float
@@ -26,23 +26,25 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def open_sources(data: DataConfig) -> dict[str, Source]:
-    """Name -> source, in the configuration's order.
+    """Opens all sources, by name in the order of the configuration.
 
-    Raises FileNotFoundError or ValueError as `ShardedDataset` does, and ValueError if the options make no sense or the
-    datasets were made with different codecs.
+    Raises FileNotFoundError or ValueError like `ShardedDataset`, and ValueError if an option is invalid or the datasets
+    have different codecs.
     """
     if (data.path is None) == (not data.sources):
         raise ValueError("set either data.path=FOLDER or data.sources={name: {path: FOLDER, weight: 1.0}, ...}")
     configured = data.sources if data.path is None else {ONLY_SOURCE: SourceConfig(path=data.path)}
-    for name, source in configured.items():
-        if not source.weight > 0:
-            raise ValueError(f"data.sources.{name}.weight={source.weight} must be greater than 0; or leave it out")
-        if source.max_epochs is not None and source.max_epochs < 1:
-            raise ValueError(f"data.sources.{name}.max_epochs={source.max_epochs} must be at least 1, or null")
+    for name, options in configured.items():
+        if not options.weight > 0:
+            raise ValueError(
+                f"data.sources.{name}.weight={options.weight} must be greater than 0, or the source removed"
+            )
+        if options.max_epochs is not None and options.max_epochs < 1:
+            raise ValueError(f"data.sources.{name}.max_epochs={options.max_epochs} must be at least 1, or null")
     cache_bytes = round(data.cache_gb * 1e9)
     sources = {
-        name: Source(ShardedDataset(source.path, cache_folder(data), cache_bytes), source.weight, source.max_epochs)
-        for name, source in configured.items()
+        name: Source(ShardedDataset(options.path, cache_folder(data), cache_bytes), options.weight, options.max_epochs)
+        for name, options in configured.items()
     }
     first = next(iter(sources))
     for name, source in sources.items():

@@ -1,17 +1,16 @@
-"""The endless stream of training rows, over windows, epochs and sources, and its one small cursor.
+"""The stream of training rows over windows, epochs and sources, with a small cursor to resume from.
 
-An optimizer step takes the next `global_batch_size` rows of the stream, whatever window or epoch they belong to. The
-source of a row is drawn by weight from (seed, number of the row in the stream); each source goes through its own
-epochs. A
-source that has finished its `max_epochs` leaves the mixture, the others share its weight in proportion to theirs; when
-all have finished, the stream ends, in the middle of a step if need be.
+An optimizer step takes the next `global_batch_size` rows of the stream, across the ends of windows and epochs. The
+source of a row is drawn by weight from (seed, number of the row in the stream), and each source has its own epochs. A
+source that has finished its `max_epochs` leaves the mixture, and the weights of the others are normalized again. When
+all have finished, the stream ends, possibly in the middle of a step.
 
-Where the stream stands is the cursor, plain values for a checkpoint:
+The state of the stream is the cursor, plain values for a checkpoint:
 
     {"step": steps taken, "rows": rows taken, "sources": {name: [epoch, window, row]}}
 
-with each source's *next* row. Every rank plans the same stream, in its main process, and hands its workers only what
-they are to build (`StepSpec`); the cursor after a step travels with the step, so that prefetching cannot skew it.
+with the *next* row of each source. Every rank plans the same stream in its main process and sends its workers only the
+rows they have to build (`StepSpec`). The cursor after a step travels with the step, so prefetching cannot skew it.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from csm.data.plan import EpochPlan, WindowRows
 
 Cursor = dict[str, Any]
 
-_DRAWS = 4096  # draws of sources are made in blocks: a generator for each row would cost more than the row's plan
-_MIXTURE = 2  # part of the seed; 0 and 1 are the plan's
+_DRAWS = 4096  # sources are drawn in blocks: a generator for each row would cost more than planning the row
+_MIXTURE = 2  # part of the seed; the plan uses 0 and 1
 
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """One source of the mixture, as configured. Its plan must hold at least one row an epoch."""
+    """One source of the mixture, as configured. Its plan must have at least one row in each epoch."""
 
     plan: EpochPlan
     weight: float = 1.0
-    max_epochs: int | None = None  # None: for ever
+    max_epochs: int | None = None  # None: no limit
 
 
 class SourceStream:
-    """The rows of one source, from a place on. Stands at its next row at all times, or at its end."""
+    """The rows of one source from `place` on: [epoch, window, row] of the next row."""
 
     def __init__(self, source: MixtureSource, place: Sequence[int] = (0, 0, 0)) -> None:
         self.source = source
         self.epoch, self.window, self.row = place
-        self._rows: WindowRows | None = None
-        self._settle()
+        self._rows: WindowRows | None = None  # of the current window; None once finished
+        self._skip_finished_windows()
 
     @property
     def place(self) -> list[int]:
@@ -58,14 +57,15 @@ class SourceStream:
         return self.source.max_epochs is not None and self.epoch >= self.source.max_epochs
 
     def take(self) -> np.ndarray:
-        """Sample numbers of the next row: int64 [n]."""
+        """Sample numbers of the next row: int64 [n]. Must not be called when finished."""
+        assert self._rows is not None, "finished"
         samples = self._rows[self.row]
         self.row += 1
-        self._settle()
+        self._skip_finished_windows()
         return samples
 
-    def _settle(self) -> None:
-        """Goes on to the next window while the current one has no row left."""
+    def _skip_finished_windows(self) -> None:
+        """Advances to the next window that has a row left, or to the end."""
         plan = self.source.plan
         while not self.finished:
             if self._rows is None:
@@ -78,7 +78,7 @@ class SourceStream:
 
 
 class RowStream:
-    """The mixture of sources."""
+    """The rows of a mixture of sources."""
 
     def __init__(self, sources: dict[str, SourceStream], seed: int, rows: int = 0) -> None:
         self.sources = sources
@@ -92,7 +92,7 @@ class RowStream:
         return all(source.finished for source in self.sources.values())
 
     def take(self) -> tuple[str, np.ndarray]:
-        """The next row: its source's name and sample numbers. Not to be called when finished."""
+        """The next row: name of its source, and its sample numbers. Must not be called when finished."""
         active = [name for name in self._names if not self.sources[name].finished]
         shares = np.cumsum([self.sources[name].source.weight for name in active])
         chosen = np.searchsorted(shares / shares[-1], self._draw(self.rows), side="right")
@@ -101,7 +101,7 @@ class RowStream:
         return name, self.sources[name].take()
 
     def _draw(self, row: int) -> float:
-        """Uniform in [0, 1), a function of (seed, row)."""
+        """A uniform number in [0, 1), as a function of (seed, row)."""
         block, place = divmod(row, _DRAWS)
         if self._draws is None or self._draws[0] != block:
             self._draws = (block, np.random.default_rng((self._seed, _MIXTURE, block)).random(_DRAWS))
@@ -110,7 +110,7 @@ class RowStream:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One row to build. The empty rows of a last step have no samples."""
+    """A row to build. The empty rows of the last step have no samples."""
 
     index: int  # number of the row in the optimizer step, over all ranks
     source: str
@@ -119,7 +119,7 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What one rank is to build for one optimizer step."""
+    """The rows that one rank has to build for one optimizer step."""
 
     step: int
     rows: list[RowSpec]  # of this rank, microbatch after microbatch
@@ -128,9 +128,9 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class RankShare:
-    """How the rows of a step are dealt: `micro_batch_size` consecutive ones to each rank in turn.
+    """The share of one rank in every step: ranks take `micro_batch_size` consecutive rows in turn.
 
-    Raises ValueError if the rows of a step do not divide evenly.
+    Raises ValueError if the rows of a step do not divide evenly among the ranks.
     """
 
     global_batch_size: int
@@ -146,7 +146,7 @@ class RankShare:
             )
 
     def rows(self) -> list[int]:
-        """This rank's rows of a step, by their number in the step."""
+        """Numbers, within a step, of this rank's rows."""
         per_pass = self.micro_batch_size
         firsts = range(self.rank * per_pass, self.global_batch_size, self.world_size * per_pass)
         return [first + i for first in firsts for i in range(per_pass)]
@@ -155,7 +155,7 @@ class RankShare:
 class StepSampler(Sampler[StepSpec]):
     """Yields the StepSpec of every optimizer step from `cursor` (None: from the beginning) to the end of the stream.
 
-    Every iteration starts at `cursor` again; nothing is kept between iterations.
+    Every iteration starts at `cursor` again.
     """
 
     def __init__(self, sources: dict[str, MixtureSource], share: RankShare, seed: int, cursor: Cursor | None) -> None:
@@ -169,18 +169,18 @@ class StepSampler(Sampler[StepSpec]):
         step = self.cursor["step"]
         mine = self.share.rows()
         while not stream.finished:
-            taken = []
+            taken: list[tuple[str, np.ndarray]] = []
             while len(taken) < self.share.global_batch_size and not stream.finished:
                 taken.append(stream.take())
-            nothing = (next(iter(self.sources)), np.empty(0, dtype=np.int64))
-            rows = [RowSpec(i, *(taken[i] if i < len(taken) else nothing)) for i in mine]
+            empty = (next(iter(self.sources)), np.empty(0, dtype=np.int64))
+            rows = [RowSpec(i, *(taken[i] if i < len(taken) else empty)) for i in mine]
             step += 1
             places = {name: source.place for name, source in streams.items()}
             yield StepSpec(step - 1, rows, {"step": step, "rows": stream.rows, "sources": places})
 
 
 def is_finished(cursor: Cursor, sources: dict[str, MixtureSource]) -> bool:
-    """Whether a stream of `sources` has no row left after `cursor`."""
+    """Whether the stream of `sources` has no row left after `cursor`."""
     return all(
         source.max_epochs is not None and cursor["sources"].get(name, (0,))[0] >= source.max_epochs
         for name, source in sources.items()

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from csm.codec import CodecInfo, check_same_codec
 from csm.data.dataset import DatasetInfo, IndexInfo, ShardInfo, Totals, fingerprint
-from csm.data.folder import FileInfo, check_size, missing, sha256_of
+from csm.data.folder import FileInfo, check_file, sha256_of
 from csm.data.index import DATASET_FILE, INDEX_FILE, INDEX_SCHEMA, footer_sha256, write_index_file
 from csm.data.sample import REMEDY, SCHEMA_VERSION
 from csm.files import write_atomically
@@ -143,9 +143,7 @@ def rebuild(folder: Path, workers: int = 0) -> DatasetInfo:
     if not paths:
         raise FileNotFoundError(f"{folder}: holds no shards (*.tar) to make an index of")
     for path, shard in zip(paths, old.shards if old else [], strict=False):
-        if not path.is_file():
-            raise missing(str(path))
-        check_size(str(path), path.stat().st_size, shard.size)
+        check_file(path, shard.size)
     tombstones = folder / TOMBSTONES_FILE
     takedown = file_info(tombstones) if tombstones.is_file() else None
     taken = keys_by_shard(read_tombstones(folder))

@@ -67,12 +67,12 @@ def takedown(path: str | Path, names: list[str]) -> Taken:
     """
     if is_remote(path):
         raise ValueError(f"{path}: a takedown changes local folders; run it where the dataset is stored")
-    with _alone(ShardedDataset(path).path):
+    with _alone(ShardedDataset(path).local_path):
         return _takedown(ShardedDataset(path), names)  # as it is now that no one else changes it
 
 
 def _takedown(dataset: ShardedDataset, names: list[str]) -> Taken:
-    folder, old = dataset.path, dataset.info
+    folder, old = dataset.local_path, dataset.info
     rows = IndexRows(folder / old.index.name)
     tables = [(shard, dataset.samples_of(number).start) for number, shard in enumerate(old.shards)]
     before = read_tombstones(folder)

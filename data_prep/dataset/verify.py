@@ -56,7 +56,7 @@ def verify(path: str | Path, workers: int = 0) -> list[str]:
     if is_remote(path):
         raise ValueError(f"{path}: verify reads local folders; run it where the dataset is stored")
     dataset = ShardedDataset(path)
-    folder, info = dataset.path, dataset.info
+    folder, info = dataset.local_path, dataset.info
     index = folder / info.index.name
     if sha256_of(index) != info.index.sha256:
         remedy = f"make it again (python -m data_prep index output={folder}), then verify what it leads to"
@@ -149,7 +149,7 @@ def _array(links: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _verify_whole(dataset: ShardedDataset, links: np.ndarray) -> list[str]:
-    folder, info = dataset.path, dataset.info
+    folder, info = dataset.local_path, dataset.info
     index = folder / info.index.name
     problems = _named(_repeated_keys(index), lambda key: f"{index}: key {key} occurs more than once")
     problems += _named(

@@ -113,7 +113,7 @@ def read_index(dataset: ShardedDataset) -> tuple[Contents, Columns]:
     recordings = GroupedSums(["recording"], {"n_speakers": "max"})
     names = ["recording", "group", "split", "n_frames", "n_turns", "n_speakers", "loss_frames", "text_bytes"]
     loss_frames = start = 0
-    for table in batches(dataset.path / info.index.name, names):
+    for table in batches(dataset.local_path / info.index.name, names):
         groups.add(table)
         recordings.add(table)
         frames, turns, text = (table[name].to_numpy() for name in ("n_frames", "n_turns", "text_bytes"))
@@ -172,7 +172,7 @@ class Packing:
 
 def measure_packing(dataset: ShardedDataset, columns: Columns, seed: int) -> tuple[Packing, np.ndarray]:
     """Also the positions of each conversation, int32: from the lengths beside the dataset, else estimated."""
-    counted = sorted(dataset.path.glob(f"lengths-{dataset.info.fingerprint}-*.npy"))
+    counted = sorted(dataset.local_path.glob(f"lengths-{dataset.info.fingerprint}-*.npy"))
     if counted:
         lengths = open_lengths(counted[0], len(dataset))
         tokenizer = counted[0].stem.rpartition("-")[2]
@@ -258,7 +258,7 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
                     rows = []
             _flush(writer, rows, columns)
 
-    write_atomically(dataset.path / TURNS_FILE, write)
+    write_atomically(dataset.local_path / TURNS_FILE, write)
     arrays = {name: np.frombuffer(values, np.float32) for name, values in columns.items()}
     known = ~np.isnan(arrays["bandwidth"])
     seconds = float(arrays["seconds"][known].sum(dtype=np.float64))

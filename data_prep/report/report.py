@@ -64,15 +64,15 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
     numbers = choose(len(dataset), MAX_CONVERSATIONS, rng)
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
-    flow, rejects = read_flow(dataset.path), read_rejects(dataset.path)
+    flow, rejects = read_flow(dataset.local_path), read_rejects(dataset.local_path)
     heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), conversations, rng)))
     report = Report(
         info=dataset.info,
         seed=seed,
         flow=flow,
         rejects=rejects,
-        duplicates=read_duplicates(dataset.path),
-        rates=read_rates(dataset.path),
+        duplicates=read_duplicates(dataset.local_path),
+        rates=read_rates(dataset.local_path),
         contents=contents,
         packing=packing,
         turns=turns,
@@ -83,9 +83,9 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
         heard_as=heard_as,
     )
     text = json.dumps(_numbers(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(dataset.path / JSON_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(dataset.local_path / JSON_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     page = render(report, heard)
-    html = dataset.path / REPORT_FILE
+    html = dataset.local_path / REPORT_FILE
     write_atomically(html, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return html
 

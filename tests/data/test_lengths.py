@@ -39,7 +39,7 @@ def test_lengths_are_those_of_the_rows_whoever_measures(dataset, llama_tokenizer
         assert np.array_equal(lengths, expected)
     monkeypatch.setattr("csm.data.lengths._PARALLEL_FROM", 0)  # now in processes, and elsewhere
     monkeypatch.setattr("csm.data.lengths.os.access", lambda path, mode: False)
-    for file in dataset.path.glob("lengths-*"):
+    for file in dataset.local_path.glob("lengths-*"):
         file.unlink()
     assert np.array_equal(load_lengths(dataset, TOKENIZER, tmp_path / "cache"), expected_lengths(dataset, TOKENIZER))
     assert [file.suffix for file in sorted((tmp_path / "cache").iterdir())] == [".npy", ".lock"]
@@ -55,7 +55,7 @@ def _load(path: Path, barrier, results) -> None:
 def test_processes_that_start_together_measure_once(dataset):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_load, args=(dataset.path, barrier, results)) for _ in range(3)]
+    processes = [context.Process(target=_load, args=(dataset.local_path, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
     found = {results.get(timeout=60) for _ in processes}
@@ -71,12 +71,12 @@ def test_command_prepares_what_training_would(dataset):
     assert result.returncode == 0, result.stderr
     total = int(expected_lengths(dataset, TOKENIZER)[0].sum())
     assert result.stdout == f"{dataset.path}: 110 conversations, {total} positions\n"
-    assert (dataset.path / f"lengths-{dataset.info.fingerprint}-{TOKENIZER.identity}.npy").is_file()
+    assert (dataset.local_path / f"lengths-{dataset.info.fingerprint}-{TOKENIZER.identity}.npy").is_file()
 
 
 def test_damaged_file_is_named(dataset, tmp_path):
     load_lengths(dataset, TOKENIZER, tmp_path)
-    (file,) = dataset.path.glob("*.npy")
+    (file,) = dataset.local_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=rf"{file}: damaged .*; delete it"):
         load_lengths(dataset, TOKENIZER, tmp_path)

@@ -159,15 +159,15 @@ def test_failed_reads_are_tried_again_and_logged(server, folder, tmp_path, caplo
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 5 and server.faults == 0
     for number, line in enumerate(lines, start=1):
-        assert line.startswith(f"{shard} bytes {BLOCK}..") and line.endswith(f"({number} of 7)")
-        assert "status=503" in line or f"bytes came instead of {dataset.info.shards[0].size - BLOCK}" in line
+        assert line.startswith(f"{shard} bytes {BLOCK}..") and line.endswith(f"(attempt {number} of 7)")
+        assert "status=503" in line or f" bytes of {dataset.info.shards[0].size - BLOCK}" in line
 
 
 def test_reads_that_keep_failing_end_with_the_shards_name(server, tmp_path, caplog):
     dataset = ShardedDataset(url(server), tmp_path)
     server.fault, server.faults = 503, 10**6
     shard = f"{url(server)}/{dataset.info.shards[0].name}"
-    with pytest.raises(OSError, match=f"{shard}.*cannot be read, tried 7 times .*503"):
+    with pytest.raises(OSError, match=f"{shard}.*cannot be read, 7 attempts failed .*503"):
         dataset.read(0)
     assert len(caplog.records) == 6
 
@@ -226,7 +226,7 @@ def test_cache_stays_within_its_bound_while_reads_stay_right(folder, tmp_path):
     for i in np.random.default_rng(1).permutation(SAMPLES).tolist():
         assert np.array_equal(remote.read(i).codes, local.read(i).codes)
         assert used(tmp_path / "blocks") <= limit
-    with pytest.raises(ValueError, match=r"data.cache_gb=0.001 is too little"):
+    with pytest.raises(ValueError, match=r"data.cache_gb=0.001 is too small"):
         ShardedDataset("memory://bounded/data", tmp_path, 10**6)
 
 

@@ -59,13 +59,13 @@ def test_an_epoch_trains_on_every_turn_once(dataset):
     stored = [turn.text for i in dataset.select("train") for turn in dataset.read(int(i)).turns]
     assert sorted(texts(batches)) == sorted(stored)
     frames = sum(int(batch.targets.sum()) for batch in batches)
-    assert frames == int(dataset.n_frames[dataset.select("train")].sum()) + len(stored)  # and one end each
+    assert frames == int(dataset.column("n_frames")[dataset.select("train")].sum()) + len(stored)  # and one end each
 
 
 def test_a_step_names_its_samples_and_counts_what_it_holds(dataset):
     steps = train_steps(dataset, max_epochs=1)
     assert sorted(key for step in steps for row in step.keys for key in row) == sorted(
-        dataset.keys[dataset.select("train")]
+        dataset.column("key")[dataset.select("train")]
     )
     for step in steps:
         assert step.frames == sum(int(batch.targets.sum()) for batch in step.microbatches)

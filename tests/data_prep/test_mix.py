@@ -29,7 +29,7 @@ def test_training_reads_the_file_as_its_data_option(tmp_path):
     data: DataConfig = OmegaConf.to_object(config).data
     sources = open_sources(data)
     assert {name: source.weight for name, source in sources.items()} == {"calls": 3, "books": 1, "calls-2": 0.5}
-    assert [source.dataset.path for source in sources.values()] == [calls, books, again]
+    assert [source.dataset.local_path for source in sources.values()] == [calls, books, again]
     for name, source in sources.items():
         assert parts[name].hours == pytest.approx(source.dataset.info.totals["train"]["hours"], abs=1e-6)
 

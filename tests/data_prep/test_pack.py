@@ -51,10 +51,10 @@ def test_shards_and_index_are_the_same_for_any_units_and_workers(tmp_path):
 def test_every_sample_comes_back_and_plain_webdataset_reads_it(tmp_path):
     samples = {sample.key: sample for sample in made_samples()}
     dataset = ShardedDataset(write_dataset(tmp_path / "data", list(samples.values())))
-    urls = [str(dataset.path / shard.name) for shard in dataset.info.shards]
+    urls = [str(dataset.local_path / shard.name) for shard in dataset.info.shards]
     streamed = list(wds.WebDataset(urls, shardshuffle=False).decode())
-    assert [item["__key__"] for item in streamed] == dataset.keys.tolist()
-    assert sorted(dataset.keys) == sorted(samples)
+    assert [item["__key__"] for item in streamed] == dataset.column("key").tolist()
+    assert sorted(dataset.column("key")) == sorted(samples)
     for i, item in enumerate(streamed):
         read, given = dataset.read(i), samples[item["__key__"]]
         assert np.array_equal(item["codes.npy"], given.codes) and np.array_equal(read.codes, given.codes)
@@ -85,11 +85,11 @@ def test_shards_are_closed_at_their_size_and_shuffled_by_the_seed(tmp_path):
     samples = [made_sample(i) for i in range(150)]
     dataset = ShardedDataset(write_dataset(tmp_path / "data", samples, shard_bytes=9000))
     sizes = dataset.column("codes_size") + dataset.column("json_size")
-    shards = [sizes[dataset.shard == number] for number in range(len(dataset.info.shards))]
+    shards = [sizes[dataset.column("shard") == number] for number in range(len(dataset.info.shards))]
     assert len(shards) > 5
     for shard in shards[:-1]:
         assert shard.sum() >= 9000 > shard[:-1].sum()
-    order = [int(key.split("-")[1]) for key in dataset.keys]
+    order = [int(key.split("-")[1]) for key in dataset.column("key")]
     assert abs(np.corrcoef(order, range(150))[0, 1]) < 0.25  # 3 standard deviations of chance
     names, orders = set(), set()
     for seed in (1, 2):

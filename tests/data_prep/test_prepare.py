@@ -53,7 +53,7 @@ def test_order_in_shards_is_shuffled_by_the_seed(calls, config, tmp_path):
     orders = []
     for seed in (1, 2, 3):
         prepare(config(calls, overwrite=True, seed=seed, **{"conversation.max_turns": 1}))
-        orders.append(list(ShardedDataset(tmp_path / "out").recordings))
+        orders.append(list(ShardedDataset(tmp_path / "out").column("recording")))
     assert len({tuple(order) for order in orders}) == 3
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != sorted(orders[0])
 
@@ -116,8 +116,8 @@ def test_every_turn_is_kept_or_rejected_with_its_reason(calls, config, tmp_path)
 def test_limits_divide_conversations_between_turns(calls, config, tmp_path):
     prepare(config(calls, **{"conversation.max_seconds": 2.5}))
     dataset = ShardedDataset(tmp_path / "out")
-    assert list(dataset.n_turns) == [2] * 10
-    assert len(set(dataset.keys)) == 10
+    assert list(dataset.column("n_turns")) == [2] * 10
+    assert len(set(dataset.column("key"))) == 10
 
 
 def test_nothing_usable_is_an_error_that_says_why(calls, config, tmp_path):
@@ -194,7 +194,7 @@ def test_verify_names_what_is_broken(calls, config, tmp_path):
     assert len(problems) == 3
     assert problems[0].startswith(f"{out / 'codec.safetensors'}: content differs")
     assert problems[1] == f"{shard}: content differs from its hash in dataset.json"
-    assert problems[2].startswith(f"{shard}, sample {dataset.keys[1]}: code 23 is out of range")
+    assert problems[2].startswith(f"{shard}, sample {dataset.key(1)}: code 23 is out of range")
 
 
 def test_verify_compares_description_index_and_shards(calls, config, tmp_path):

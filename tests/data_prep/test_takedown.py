@@ -61,8 +61,8 @@ def keys_trained_on(folder: Path, epochs: int = 2) -> dict[str, int]:
 
 def test_training_sees_exactly_the_rest(folder):
     before = ShardedDataset(folder)
-    lengths = dict(zip(before.keys, load_lengths(before, TOKENIZER, folder).T.tolist(), strict=True))
-    samples = {key: before.read(i) for i, key in enumerate(before.keys)}
+    lengths = dict(zip(before.column("key"), load_lengths(before, TOKENIZER, folder).T.tolist(), strict=True))
+    samples = {key: before.read(i) for i, key in enumerate(before.column("key"))}
     tars = {name: data for name, data in files(folder).items() if name.endswith(".tar")}
 
     taken = takedown(folder, ["made/3", "show 7", "made/71"])
@@ -70,21 +70,23 @@ def test_training_sees_exactly_the_rest(folder):
     gone = {i for i in range(180) if i // 2 in (3, 71) or i // 10 == 7}
     after = ShardedDataset(folder)
     assert taken.samples == 14 == len(gone) and len(after) == 166
-    assert [number(key) for key in after.keys] == [number(key) for key in before.keys if number(key) not in gone]
-    for i, key in enumerate(after.keys):
+    assert [number(key) for key in after.column("key")] == [
+        number(key) for key in before.column("key") if number(key) not in gone
+    ]
+    for i, key in enumerate(after.column("key")):
         read = after.read(i)
         assert np.array_equal(read.codes, samples[key].codes) and read.turns == samples[key].turns
     assert after.info.fingerprint == taken.dataset.fingerprint != before.info.fingerprint
     assert not list(folder.glob(f"lengths-{before.info.fingerprint}*")), "what was measured before says nothing now"
     measured = load_lengths(after, TOKENIZER, folder).T.tolist()
-    assert measured == [lengths[key] for key in after.keys]
+    assert measured == [lengths[key] for key in after.column("key")]
     assert {number(key): n for key, n in keys_trained_on(folder).items()} == {i: 2 for i in range(160) if i not in gone}
     assert sorted(number(after.key(int(i))) for i in after.select("val")) == sorted(set(range(160, 180)) - gone)
     assert {name: data for name, data in files(folder).items() if name.endswith(".tar")} == tars
     assert verify(folder, workers=1) == []
     totals = after.info.totals
     assert totals["train"]["samples"] + totals["val"]["samples"] == 166
-    assert sum(t["frames"] for t in totals.values()) == after.n_frames.sum()
+    assert sum(t["frames"] for t in totals.values()) == after.column("n_frames").sum()
 
 
 def test_repeating_changes_nothing_and_order_makes_no_difference(folder):

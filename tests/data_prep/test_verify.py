@@ -45,7 +45,7 @@ def change(folder: Path, update: Callable[[dict[str, Any]], None]) -> None:
 def patch(folder: Path, sample: int, old: bytes, new: bytes, bless: bool = True) -> tuple[Path, str]:
     """Replaces bytes of a sample in its shard (whose hash is then set right, as a bad program would): shard, key."""
     dataset = ShardedDataset(folder)
-    key, number = dataset.key(sample), int(dataset.shard[sample])
+    key, number = dataset.key(sample), int(dataset.column("shard")[sample])
     shard = folder / dataset.info.shards[number].name
     start = int(dataset.column("codes_offset")[sample])
     end = int(dataset.column("json_offset")[sample] + dataset.column("json_size")[sample])
@@ -151,7 +151,7 @@ def test_index_that_says_something_else(folder):
         rows[9]["json_offset"] += 512
 
     rewrite_index(folder, update)
-    keys = ShardedDataset(folder).keys
+    keys = ShardedDataset(folder).column("key")
     only(
         verify(folder, workers=1),
         f"sample {keys[4]}: the index has another lang, n_frames$",
@@ -160,7 +160,7 @@ def test_index_that_says_something_else(folder):
 
 
 def test_sample_missing_from_the_index_or_from_the_shard(folder):
-    keys = ShardedDataset(folder).keys
+    keys = ShardedDataset(folder).column("key")
 
     def update(rows: list[dict[str, Any]]) -> None:
         del rows[6]

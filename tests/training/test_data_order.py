@@ -60,7 +60,7 @@ def test_ranks_end_together_and_a_killed_run_goes_on_with_fewer(tiny_overrides, 
     assert (tmp_path / "whole" / "export" / "model.safetensors").is_file(), "exported, though max_steps is far away"
     steps = trained(tmp_path / "whole")
     dataset = ShardedDataset(small_dataset)
-    expected = dict.fromkeys(dataset.keys[dataset.select("train")], 5)
+    expected = dict.fromkeys(dataset.column("key")[dataset.select("train")], 5)
     assert Counter(key for keys in steps.values() for key in keys) == expected
     assert sorted(steps) == list(range(1, len(steps) + 1)) and len(steps) > 7
 
