@@ -21,14 +21,13 @@ from tests.tiny import tiny_config
 @pytest.fixture
 def sesame_folder(tmp_path):
     """A tiny model as Sesame stores it: two flavors' worth of config.json and one file of weights."""
-    from csm.formats import sesame
-    from csm.formats import weight_names as names
+    from csm.formats import sesame, weight_names
 
     torch.manual_seed(0)
     model = CSM(tiny_config())
     folder = tmp_path / "sesame"
     folder.mkdir()
-    write_safetensors(names.to_sesame(lazy(model.state_dict()), model.config), folder / "model.safetensors")
+    write_safetensors(weight_names.to_sesame(lazy(model.state_dict()), model.config), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(sesame.write_config(model.config)))
     return folder, model
 
