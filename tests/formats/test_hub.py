@@ -15,6 +15,7 @@ from csm.cli import main
 from csm.formats.open import open_checkpoint
 from csm.formats.tensors import lazy, write_safetensors
 from csm.model.csm import CSM
+from tests.hub_repo import cache_repo
 from tests.tiny import tiny_config
 
 
@@ -32,28 +33,16 @@ def sesame_folder(tmp_path):
     return folder, model
 
 
-def cache_repo(cache: Path, repo: str, folder: Path) -> Path:
-    """Puts files into a hub cache the way huggingface_hub lays it out; returns the snapshot."""
-    root = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = root / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text("0" * 40)
-    for file in folder.iterdir():
-        (snapshot / file.name).write_bytes(file.read_bytes())
-    return snapshot
-
-
 def test_repo_ids_are_read_through_the_cache(sesame_folder, hub_cache):
     folder, model = sesame_folder
-    cache_repo(hub_cache, "someone/tiny-csm", folder)
+    cache_repo(hub_cache, "someone/tiny-csm", {file.name: file for file in folder.iterdir()})
     loaded = load_model("someone/tiny-csm")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_interrupted_download(sesame_folder, hub_cache):
     folder, _ = sesame_folder
-    snapshot = cache_repo(hub_cache, "someone/tiny-csm", folder)
+    snapshot = cache_repo(hub_cache, "someone/tiny-csm", {file.name: file for file in folder.iterdir()})
     (snapshot / "model.safetensors").unlink()  # the hub's client leaves what is incomplete out of the snapshot
     with pytest.raises(FileNotFoundError, match="is not a model directory"):
         load_model("someone/tiny-csm")
