@@ -1,4 +1,4 @@
-"""Reading, resampling and writing audio files.
+"""Reading, resampling, checking and writing audio.
 
 In memory audio is float32 in [-1, 1]; files of any sample rate, channel count and common format are read.
 """
@@ -6,6 +6,7 @@ In memory audio is float32 in [-1, 1]; files of any sample rate, channel count a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +18,10 @@ from torch import Tensor
 from csm.files import write_atomically
 
 RAW_G722 = ".g722"
-"""Headerless G.722 at 64 kbit/s (16 kHz mono), as telephony systems store prompts; recognised by its suffix."""
+"""Headerless G.722 at 64 kbit/s (16 kHz mono), as telephony systems store prompts; recognized by its suffix."""
+
+LOUDEST = 10.0
+"""20 dB over full scale: larger samples are in another scale than [-1, 1], most likely that of 16-bit integers."""
 
 
 def load_audio(path: str | Path, sample_rate: int, channel: int | None = None) -> Tensor:
@@ -84,11 +88,40 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return torch.from_numpy(soxr.resample(audio.numpy(), from_rate, to_rate, quality="HQ"))
 
 
+def as_audio(samples: Any) -> Tensor:
+    """Mono samples in [-1, 1], a tensor, array or list of floats, as a float32 tensor `[num_samples]`.
+
+    Raises ValueError for another shape, integers, NaN or infinity, and another scale. The message begins with "its", so
+    that the caller can put before it what the audio belongs to.
+    """
+    try:
+        audio = torch.as_tensor(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"its audio is neither a path nor an array of samples ({error})") from error
+    if audio.ndim != 1:
+        raise ValueError(f"its audio must be mono, shape [num_samples]; got {tuple(audio.shape)}")
+    if not audio.is_floating_point():  # integers have another full scale, which only their source knows
+        raise ValueError(f"its samples are {audio.dtype}; they must be floating point, in [-1, 1]")
+    if not audio.isfinite().all():
+        raise ValueError("its audio has NaN or infinite samples")
+    if len(audio) and audio.abs().max() > LOUDEST:
+        raise ValueError(f"its samples reach {audio.abs().max():g}; scale them to [-1, 1]")
+    return audio.float()
+
+
+def check_wav_name(path: str | Path) -> None:
+    """Raises ValueError unless the name says that the file is a WAV file, the only format that `save_wav` writes."""
+    if Path(path).suffix.lower() != ".wav":
+        raise ValueError(f"{path}: only WAV files are written; choose a name that ends in .wav")
+
+
 def save_wav(path: str | Path, audio: Tensor, sample_rate: int) -> None:
     """Writes mono float audio [N] as 16-bit PCM; samples beyond [-1, 1] are limited.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete. Raises ValueError for another suffix than .wav, and for
+    audio of another shape.
     """
+    check_wav_name(path)
     if audio.ndim != 1:
         raise ValueError(f"{path}: expected mono audio [N], got shape {tuple(audio.shape)}")
     limited = audio.detach().cpu().float().clamp(-1.0, 1.0).numpy()

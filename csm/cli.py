@@ -1,4 +1,4 @@
-"""`csm <command>`: single-shot tools around a model.
+"""Command line `csm <command>`: one-shot tools around a model.
 
 csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
@@ -8,20 +8,20 @@ csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from csm.audio import load_audio, save_wav
+from csm.audio import check_wav_name, save_wav
 from csm.errors import user_errors
 from csm.formats import hub
 from csm.formats.export import ADAPTER, LAYOUTS
 from csm.formats.export import export as export_checkpoint
 from csm.formats.load import load_generator
 from csm.formats.open import open_checkpoint
-from csm.inference.generator import Segment
+from csm.inference.records import read_context
+from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
@@ -30,25 +30,9 @@ from csm.planning.request import read_request
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def read_context(path: Path, sample_rate: int) -> list[Segment]:
-    """Segments from a JSONL file: {"speaker": 0, "text": "...", "audio": "turn.wav"} a line, audio relative to it.
-
-    Raises ValueError naming the line that cannot be read.
-    """
-    segments = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            speaker, text, audio = int(entry["speaker"]), entry["text"], path.parent / entry["audio"]
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"speaker": 0, "text": "...", "audio": "turn.wav"}} ({error!r})'
-            ) from None
-        segments.append(Segment(speaker, text, audio=load_audio(audio, sample_rate)))
-    return segments
-
-
 def generate(arguments: argparse.Namespace) -> None:
+    check_wav_name(arguments.out)
+    Sampling(arguments.temperature, arguments.topk, arguments.seed)  # options are checked before the model is loaded
     generator = load_generator(
         arguments.model, arguments.device, codec_path=arguments.codec, tokenizer_path=arguments.tokenizer
     )
@@ -64,8 +48,8 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     if result.frames == 0:
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
-    save_wav(arguments.out, result.segment.audio, generator.sample_rate)
-    seconds = result.segment.audio.numel() / generator.sample_rate
+    save_wav(arguments.out, result.audio, generator.sample_rate)
+    seconds = len(result.audio) / generator.sample_rate
     note = "" if result.finish_reason == "stop" else " (cut off at --max-audio-length-ms)"
     print(f"{arguments.out}: {seconds:.2f} s{note}")
 
@@ -76,7 +60,10 @@ def export(arguments: argparse.Namespace) -> None:
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.codec, arguments.tokenizer, arguments.ema)
     export_checkpoint(checkpoint, arguments.out, arguments.format, dtype, arguments.overwrite)
-    print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
+    if arguments.format == ADAPTER:
+        print(f"{arguments.out}: put it on transformers' model with peft.PeftModel.from_pretrained")
+    else:
+        print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
     if arguments.push_to_hub:
         for line in hub.push(arguments.out, arguments.push_to_hub, arguments.private, arguments.dry_run):
             print(line)
@@ -102,11 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
     speak.add_argument("--text", required=True)
     speak.add_argument("--speaker", type=int, default=0)
-    speak.add_argument("--context", type=Path, help="JSONL of earlier turns: speaker, text, audio")
-    speak.add_argument("--out", type=Path, default=Path("out.wav"))
+    speak.add_argument("--context", type=Path, help="JSON Lines of earlier turns: speaker, text, audio")
+    speak.add_argument("--out", type=Path, default=Path("out.wav"), help="a WAV file")
     speak.add_argument("--max-audio-length-ms", type=float, default=30_000)
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
-    speak.add_argument("--topk", type=int, default=50)
+    speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     _add_parts(speak)
@@ -114,12 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("export", help="a model directory from a checkpoint, in any layout")
     convert.add_argument("checkpoint", help="a .ckpt file of train.py, a model directory in any layout, or a hub id")
-    convert.add_argument("--out", type=Path, required=True, help="folder to write")
+    convert.add_argument("--out", type=Path, required=True, help="directory to write")
     convert.add_argument(
         "--format",
         choices=[*LAYOUTS, ADAPTER],
         default="native",
-        help="native (default); sesame: for Sesame's code; hf: for transformers; all: one folder for both of them; "
+        help="native (default); sesame: for Sesame's code; hf: for transformers; all: one directory for both of them; "
         "peft: the LoRA adapter alone",
     )
     convert.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: as stored)")
@@ -134,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate = commands.add_parser(
         "plan",
         help="memory, time and storage of a training run",
-        description="Its own keys, all optional: gpu, gpus, gpus_per_node, strategy, hours (of audio), epochs, mfu, "
+        description="Its own keys, all optional: gpu, gpus, gpus_per_node, hours (of audio), epochs, mfu, "
         "text_tokens_per_second (csm/config.py, PlanConfig). All others are those of train.py: "
         "csm plan model=csm_8b gpus=64 gpu=h100 strategy=fsdp hours=100000 data.micro_batch_size=2",
     )

@@ -1,12 +1,14 @@
-"""Files that exist whole or not at all."""
+"""Writing files that exist whole or not at all, and reading JSON Lines."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -77,3 +79,22 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         sync(file)
     _move_into_place(temporary, path)
     sync(path.parent)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line from 1, its value) for every line of a JSON Lines file in UTF-8; empty lines are skipped.
+
+    Lines end at line feeds alone: U+2028 and the like, at which `str.splitlines` cuts too, may occur in JSON strings.
+    A byte order mark, which Windows programs write, is accepted. Raises FileNotFoundError, or ValueError naming file
+    and line.
+    """
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+        yield number, value

@@ -1,4 +1,4 @@
-"""Text tokenizers behind one interface that produces the text of a turn: BOS + "[speaker]text" + EOS.
+"""Text tokenizers behind one interface that encodes the text of a turn: BOS + "[speaker]text" + EOS.
 
 `HFTokenizer` reads any Hugging Face fast tokenizer (Llama-3's by default, as in the released CSM); `ByteTokenizer` is
 built in and needs no download. Every checkpoint carries its tokenizer in the form that `save` writes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ class TextTokenizer(ABC):
     vocab_size: int
     bos_id: int
     eos_id: int
-    identity: str  # 16 hex digits; equal if and only if the same text gives the same ids
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """16 hex digits; equal if and only if the same text gives the same ids."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -40,7 +45,7 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def save(self, directory: str | Path) -> None:
-        """Writes all that `load_saved_tokenizer` needs into `directory`, which is created if missing."""
+        """Writes the files that `load_saved_tokenizer` reads into `directory`, which is created if missing."""
 
     def encode_turn(self, text: str, speaker: int) -> list[int]:
         """BOS + "[speaker]text" + EOS; there is no space after the bracket."""
@@ -69,13 +74,15 @@ class HFTokenizer(TextTokenizer):
         """`bos` and `eos` are names of tokens in `tokenizer`."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        content = json.loads(tokenizer.to_str())
         self._tokenizer = tokenizer
         self.bos, self.eos = bos, eos
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)
-        canonical = json.dumps([content, bos, eos], sort_keys=True)
-        self.identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @cached_property
+    def identity(self) -> str:  # computed when asked for: for Llama-3's it takes half a second
+        canonical = json.dumps([self.content(), self.bos, self.eos], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @classmethod
     def load(cls, source: str | Path) -> HFTokenizer:
@@ -97,7 +104,7 @@ class HFTokenizer(TextTokenizer):
                 return cls(tokenizer, bos, eos)
         raise ValueError(
             f"tokenizer {source}: has no BOS and EOS token; name them as bos_token and eos_token in a {CONFIG_FILE} "
-            f"beside its {TOKENIZER_FILE}"
+            f"next to its {TOKENIZER_FILE}"
         )
 
     def content(self) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
 
 
 def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Reads what `TextTokenizer.save` wrote. Raises FileNotFoundError if it is not there, ValueError if damaged."""
+    """Reads the files that `TextTokenizer.save` wrote. Raises FileNotFoundError if it is not there, ValueError if damaged."""
     directory = Path(directory)
     if (directory / BYTES_FILE).is_file():
         found = _read_json(directory / BYTES_FILE).get("format")

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from csm.formats import hf
-from csm.formats import weight_names as names
+from csm.formats import hf, weight_names
 from csm.formats.tensors import lazy
 from csm.frames import Frames
 from csm.model.csm import CSM
@@ -45,7 +44,7 @@ def hf_model(model: CSM) -> CsmForConditionalGeneration:
         dtype="float32",
     )
     reference = CsmForConditionalGeneration(CsmConfig(**content)).eval()
-    weights = {name: tensor.read() for name, tensor in names.to_hf(lazy(model.state_dict())).items()}
+    weights = {name: tensor.read() for name, tensor in weight_names.to_hf(lazy(model.state_dict())).items()}
     missing, unexpected = reference.load_state_dict(weights, strict=False)
     assert not unexpected and all(name.startswith("codec_model.") for name in missing), (missing, unexpected)
     return reference

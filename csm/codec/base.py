@@ -1,4 +1,4 @@
-"""The codec interface: what every audio codec offers, how a codec is named in files, and batched encoding.
+"""The interface of audio codecs, the identity of a codec in files, and batched encoding.
 
 A codec turns 24 kHz mono audio into `K` codes per 80 ms frame and back. Turns of a conversation are always encoded
 on their own, from a fresh codec state, in training data and at inference alike.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """What datasets and checkpoints record about the codec their codes belong to."""
+    """Identity of a codec, as datasets and checkpoints record it of the codec that made their codes."""
 
     name: str  # "mimi" or "spectral"
     weights_hash: str  # `hash_tensors` of the weights
@@ -42,8 +42,7 @@ class CodecInfo:
 def check_same_codec(a: CodecInfo, b: CodecInfo, where: str) -> None:
     """Raises ValueError if codes of codec `a` mean something else to codec `b`.
 
-    `where` opens the message and says what was brought together, for example
-    "dataset data/calls and checkpoint runs/a".
+    where: begins the message, and names the two, for example "dataset data/calls and checkpoint runs/a".
     """
     different = [f.name for f in fields(CodecInfo) if getattr(a, f.name) != getattr(b, f.name)]
     if different:
@@ -101,7 +100,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -130,7 +129,7 @@ def encode_turns(codec: Codec, waveforms: Sequence[Tensor], batch_seconds: float
 
     Returns:
         One int64 tensor [K, T_i] on the CPU per waveform, in the order given, T_i = ceil(N_i / samples_per_frame).
-        The codecs are causal or local, so the zeros that follow a turn in its batch do not change its codes.
+        The codecs are causal or local, so the zeros after a turn in its batch do not change its codes.
 
     Raises:
         ValueError: a waveform is empty or not 1-D (its position is named).

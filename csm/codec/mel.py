@@ -1,7 +1,7 @@
-"""Log-mel analysis of 24 kHz speech, and the way back by Griffin-Lim: the signal half of the spectral codec.
+"""Log-mel analysis of 24 kHz speech and its inversion by Griffin-Lim: the signal processing of the spectral codec.
 
-Frame j of a clip is centred on sample j * HOP + HOP / 2, so a clip of n * HOP samples has exactly n frames, and
-what lies outside the clip counts as silence: following a clip with zeros changes none of its frames' inputs.
+Frame j of a clip is centered on sample j * HOP + HOP / 2, so a clip of n * HOP samples has exactly n frames, and the
+outside of the clip counts as silence: appending zeros to a clip changes none of its frames.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def mel_filterbank(device: torch.device | str = "cpu") -> Tensor:
     mel_edges = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), NUM_MELS + 2, dtype=torch.float64)
     edges = 700 * (10 ** (mel_edges / 2595) - 1)
     bins = torch.linspace(0, nyquist, WINDOW // 2 + 1, dtype=torch.float64)
-    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangles = torch.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)).clamp_min(0)
+    lower, center, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = torch.minimum((bins - lower) / (center - lower), (upper - bins) / (upper - center)).clamp_min(0)
     return (triangles / triangles.sum(dim=1, keepdim=True)).float().to(device)
 
 

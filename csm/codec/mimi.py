@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+
+MAX_CODEBOOKS = 32
 
 
 class MimiCodec(Codec):
@@ -49,8 +52,8 @@ class MimiCodec(Codec):
             FileNotFoundError: no such file, or the hub does not answer and has no copy in the local cache.
             ValueError: the file holds something else, or `num_codebooks` is out of range.
         """
-        if not 1 <= num_codebooks <= loaders._quantizer_kwargs["n_q"]:
-            raise ValueError(f"codec.num_codebooks={num_codebooks}: Mimi has 1 to {loaders._quantizer_kwargs['n_q']}")
+        if not 1 <= num_codebooks <= MAX_CODEBOOKS:
+            raise ValueError(f"codec.num_codebooks={num_codebooks}: Mimi has 1 to {MAX_CODEBOOKS}")
         if path is None:
             try:
                 path = hf_hub_download(repo, loaders.MIMI_NAME)
@@ -63,9 +66,12 @@ class MimiCodec(Codec):
             raise FileNotFoundError(f"{path}: no such file; give Mimi's weights with codec.path=FILE")
         try:
             model = loaders.get_mimi(path, device=device, num_codebooks=num_codebooks)
-        except (SafetensorError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}: not Mimi weights in moshi's safetensors format ({reason})") from error
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path}: not Mimi weights in moshi's safetensors format, such as {loaders.MIMI_NAME} of "
+                f"{loaders.DEFAULT_REPO} ({reason})"
+            ) from error
         return cls(model)
 
     @classmethod
@@ -85,8 +91,8 @@ class MimiCodec(Codec):
     def encode(self, audio: Tensor) -> Tensor:
         """Float audio [B, 1, N] at 24 kHz -> int64 codes [B, K, ceil(N / 1920)].
 
-        Mimi is causal, so what follows a turn in a padded batch does not reach it, up to the rounding of float sums:
-        where two entries are almost equally near, the code may differ between batches.
+        Mimi is causal, so the padding after a turn in a batch does not change its codes, up to the rounding of float
+        sums: where two entries are almost equally near, the code may differ between batches.
         """
         check_audio(audio)
         with _exact_float32(), no_compile():

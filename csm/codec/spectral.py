@@ -1,13 +1,13 @@
 """The built-in codec: residual k-means over blocks of a log-mel spectrogram, fitted to the user's own recordings.
 
-It needs no download, so that the whole project can be run and tested anywhere. It is a stand-in, not a rival of a
-neural codec: speech stays intelligible and keeps its voice's timbre, but sounds like a vocoder.
+It needs no download, so that the whole project can be run and tested anywhere. It is a stand-in for a neural codec:
+speech stays intelligible and keeps the timbre of its voice, but sounds like a vocoder.
 
     24 kHz audio -> 80-band log-mel, 100 frames/s -> blocks of 8 (80 ms, 640 values) -> PCA to 96 values
-                 -> 32 codebooks of 256 entries, each refining what the ones before leave over
+                 -> 32 codebooks of 256 entries, each refining the residual of those before
 
 Entry 0 of codebook 0 is reserved: it decodes to silence and `encode` never uses it. So no encoded frame is all zeros,
-which is what the model emits to end its turn.
+the frame that ends a turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLES_PER_FRAME = MELS_PER_FRAME * mel.HOP  # 1920, 80 ms
 PCA_DIM = 96
 GRIFFIN_LIM_ITERATIONS = 32
 
-FIT_SHIFTS = (0, 2, 4, 6)  # fitting also sees every clip with its blocks begun this many mel frames later
+FIT_SHIFTS = (0, 2, 4, 6)  # fitting sees every clip several times, its blocks shifted by this many mel frames
 FIT_MAX_BLOCKS = 16_000
 FIT_ITERATIONS = 5  # Lloyd iterations per codebook
 _PIECE_FRAMES = 32  # frames encoded at once, see `encode`
@@ -151,14 +151,14 @@ class SpectralCodec(Codec):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; it appears under its name only when it is complete."""
-        # One key: safetensors writes several in any order, and equal codecs shall give equal files.
+        # One key: safetensors writes several in any order, and equal codecs must give equal files.
         metadata = {"codec": json.dumps({"format": FORMAT, "info": self.info.to_dict()})}
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors.items()}
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> SpectralCodec:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -199,7 +199,7 @@ def _nearest(points: Tensor, entries: Tensor) -> Tensor:
 
 
 def _kmeans(points: Tensor, num_entries: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm from random points: points [N, D] -> entries [num_entries, D]; unused entries stay as begun."""
+    """Lloyd's algorithm, begun at random points: points [N, D] -> entries [num_entries, D]; unused ones stay put."""
     entries = points[torch.randperm(len(points), generator=generator)[:num_entries]]
     for _ in range(FIT_ITERATIONS):
         code = _nearest(points, entries)

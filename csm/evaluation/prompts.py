@@ -1,12 +1,11 @@
-"""What the model is asked to say: prompts taken from a prepared dataset or written in a JSONL file.
+"""Evaluation prompts, taken from a prepared dataset or from a JSON Lines file.
 
 A prompt is one turn to be spoken, with the turns before it as context. The recorded turn itself, where there is one,
-never reaches the model: it is the ground truth that the generated turn is judged beside.
+never reaches the model: it is the ground truth that the generated turn is compared with.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
@@ -20,11 +19,12 @@ from csm.audio import load_audio
 from csm.codec.base import Codec, check_same_codec
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
-from csm.data.sample import Sample
+from csm.data.sample import Sample, Turn
+from csm.files import read_json_lines
 from csm.inference.generator import Generator, Segment
+from csm.inference.records import TURN_FIELDS, check_turn
 
-_PROMPT_KEYS = {"id", "text", "speaker", "audio", "context", "cluster"}
-_CONTEXT_KEYS = {"speaker", "text", "audio"}
+_PROMPT_FIELDS = ("id", "text", "speaker", "audio", "context", "cluster")
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ def _load_recording(path: Path, sample_rate: int, channel: int | None) -> Tensor
 class EvalPrompt:
     """One turn to be spoken.
 
-    reference: the recorded turn; None if there is none or its file is missing (`missing_reference` says which file).
-    reference_codes: the recorded turn as int64 codes `[K, T]` of the model's codec; None for a text-only prompt.
-    own_context: original recordings of the same speaker's turns in `context`, as far as they exist.
-    cluster: prompts of one cluster are not independent (same show, call or voice); intervals resample clusters.
+    reference:         the recorded turn; None if there is none or its file is missing
+    missing_reference: why `reference` is None; None if it is not
+    reference_codes:   the recorded turn as int64 codes `[K, T]` of the model's codec; None for a text-only prompt
+    own_context:       original recordings of the same speaker's turns in `context`, as far as they exist
+    cluster:           prompts of one cluster (same show, call or voice) are not independent, and are resampled together
     """
 
     id: str
@@ -121,47 +122,48 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
 
 def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, context_turns: int) -> EvalPrompt:
     path = dataset.audio_path(sample)
+    recording = path if path is not None and path.is_file() else None
 
-    def span(i: int) -> AudioSpan:
-        return AudioSpan(path, sample.turns[i].start, sample.turns[i].end, sample.turns[i].channel)
+    def span(turn: Turn) -> AudioSpan | None:
+        return None if recording is None else AudioSpan(recording, turn.start, turn.end, turn.channel)
 
-    def codes(i: int) -> Tensor:
-        return torch.from_numpy(sample.turn_codes(sample.turns[i]))
+    def codes(turn: Turn) -> Tensor:
+        return torch.from_numpy(sample.turn_codes(turn))
 
     target = sample.turns[number]
-    earlier = range(max(0, number - context_turns), number)
-    found = path is not None and path.is_file()
+    earlier = sample.turns[max(0, number - context_turns) : number]
+    own = [span(turn) for turn in earlier if turn.speaker == target.speaker]
     return EvalPrompt(
         id=f"{sample.key}/{number}",
         text=target.text,
         speaker=target.speaker,
         cluster=sample.group,
-        context=[Segment(sample.turns[i].speaker, sample.turns[i].text, codes=codes(i)) for i in earlier],
-        reference=span(number) if found else None,
-        reference_codes=codes(number),
-        own_context=[span(i) for i in earlier if found and sample.turns[i].speaker == target.speaker],
-        missing_reference=None if found else str(path or f"the dataset names no audio file for {sample.recording}"),
+        context=[Segment(turn.speaker, turn.text, codes=codes(turn)) for turn in earlier],
+        reference=span(target),
+        reference_codes=codes(target),
+        own_context=[found for found in own if found is not None],
+        missing_reference=None
+        if recording is not None
+        else str(path or f"the dataset names no audio file for {sample.recording}"),
     )
 
 
 def file_prompts(path: Path, codec: Codec, max_prompts: int) -> PromptSet:
-    """Prompts of a JSONL file, one object a line.
+    """Prompts of a JSON Lines file, one object a line.
 
-    `id` (unique), `text` and `speaker` (int) are required. Optional: `audio`, a recording of the text (ground truth);
-    `context`, a list of `{"speaker", "text", "audio"}` turns that come before; `cluster`, a name that prompts which
-    are not independent share (default: the id). Audio paths are relative to the file.
+    `id` (unique), `text` and `speaker` (from 0) are required. Optional: `audio`, a recording of it (ground truth);
+    `context`, a list of the `{"speaker", "text", "audio"}` turns before; `cluster`, a name shared by prompts that are
+    not independent (default: the id). Audio paths are relative to the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is not such an object (its number is named), missing audio, or no prompts at all.
+        ValueError: a line is not such an object or names missing audio (its number is given), or there are no prompts.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such prompts file (eval.prompts)")
     prompts: dict[str, EvalPrompt] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        prompt = _prompt_from_line(line, f"{path}:{number}", path.parent, codec)
+    for number, record in read_json_lines(path):
+        prompt = _prompt_from_record(record, f"{path}:{number}", path.parent, codec)
         if prompt.id in prompts:
             raise ValueError(f"{path}:{number}: id {prompt.id!r} occurs twice; ids must be unique")
         prompts[prompt.id] = prompt
@@ -170,46 +172,27 @@ def file_prompts(path: Path, codec: Codec, max_prompts: int) -> PromptSet:
     return PromptSet(list(prompts.values())[:max_prompts], {"prompts_file": str(path), "prompts_in_file": len(prompts)})
 
 
-def _prompt_from_line(line: str, where: str, folder: Path, codec: Codec) -> EvalPrompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg})") from error
-    _check_fields(record, where, required={"id", "text", "speaker"}, allowed=_PROMPT_KEYS)
+def _prompt_from_record(record: Any, where: str, folder: Path, codec: Codec) -> EvalPrompt:
+    speaker, text = check_turn(record, where, required=("id", "text", "speaker"), allowed=_PROMPT_FIELDS)
     if not isinstance(record.get("context", []), list):
         raise ValueError(f"{where}: context must be a list of turns")
     context, own_context = [], []
     for turn in record.get("context", []):
-        _check_fields(turn, f"{where}: context", required=_CONTEXT_KEYS, allowed=_CONTEXT_KEYS)
+        turn_speaker, turn_text = check_turn(turn, f"{where}: context", required=TURN_FIELDS, allowed=TURN_FIELDS)
         span = _existing_span(folder / turn["audio"], where)
-        context.append(Segment(turn["speaker"], turn["text"], audio=span.load(codec.sample_rate)))
-        if turn["speaker"] == record["speaker"]:
+        context.append(Segment(turn_speaker, turn_text, audio=span.load(codec.sample_rate)))
+        if turn_speaker == speaker:
             own_context.append(span)
     return EvalPrompt(
         id=str(record["id"]),
-        text=record["text"],
-        speaker=record["speaker"],
+        text=text,
+        speaker=speaker,
         cluster=str(record.get("cluster", record["id"])),
         context=context,
         reference=_existing_span(folder / record["audio"], where) if "audio" in record else None,
         own_context=own_context,
         missing_reference=None if "audio" in record else "the prompts file names no audio for it",
     )
-
-
-def _check_fields(record: Any, where: str, required: set[str], allowed: set[str]) -> None:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object")
-    if missing := required - set(record):
-        raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
-    if unknown := set(record) - allowed:
-        raise ValueError(f"{where}: unknown field {', '.join(sorted(unknown))}; known: {', '.join(sorted(allowed))}")
-    if not isinstance(record["text"], str) or not record["text"].strip():
-        raise ValueError(f"{where}: text must be a non-empty string")
-    if type(record["speaker"]) is not int or record["speaker"] < 0:
-        raise ValueError(f"{where}: speaker must be an integer from 0, got {record['speaker']!r}")
-    if not isinstance(record.get("audio", ""), str):
-        raise ValueError(f"{where}: audio must be a path")
 
 
 def _existing_span(path: Path, where: str) -> AudioSpan:
@@ -219,7 +202,7 @@ def _existing_span(path: Path, where: str) -> AudioSpan:
 
 
 def fit_context(prompt: EvalPrompt, generator: Generator, max_frames: int) -> list[Segment]:
-    """The context as far as it fits: the oldest turns are left out until prompt and `max_frames` fit the model.
+    """The context as far as it fits: the oldest turns are dropped until prompt and `max_frames` fit the model.
 
     Raises:
         ValueError: the text alone does not fit.
@@ -233,11 +216,8 @@ def fit_context(prompt: EvalPrompt, generator: Generator, max_frames: int) -> li
         )
     kept: list[Segment] = []
     for segment in reversed(prompt.context):
-        if segment.codes is not None:
-            frames = segment.codes.shape[1]
-        else:
-            frames = -(-len(segment.audio) // generator.codec.samples_per_frame)
-        room -= len(generator.tokenizer.encode_turn(segment.text, segment.speaker)) + frames + 1
+        text = generator.tokenizer.encode_turn(segment.text, segment.speaker)
+        room -= len(text) + generator.segment_frames(segment) + 1
         if room < 0:
             break
         kept.insert(0, segment)

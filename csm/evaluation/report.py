@@ -1,7 +1,7 @@
-"""Writes an evaluation as a folder: results.json, utterances.jsonl, report.md, report.html and audio/.
+"""The report of an evaluation, a folder: results.json, utterances.jsonl, report.md, report.html and audio/.
 
 results.json is the contract for programs; report.html is for people: one self-contained file that works from disk,
-with a player for every utterance. The templates escape every text, since transcripts are not ours.
+with a player for every utterance. The templates escape every text, since transcripts are not trusted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from csm.evaluation.scores import METRICS, NotRun, Score, System, SystemScores, 
 
 SCHEMA_VERSION = 1
 EMBEDDED_PROMPTS = 100
-"""Prompts whose audio lies inside report.html; the players of later ones read the files in audio/."""
+"""The audio of this many prompts is embedded in report.html; players of later ones read the files in audio/."""
 
 _READING = (
     "Values in brackets are 95 % intervals (percentile bootstrap, resampling {unit}). WER: word error rate of the "
@@ -34,7 +34,7 @@ _READING = (
 
 @dataclass
 class Report:
-    """Everything a report says. `provenance` maps group names to plain values."""
+    """The contents of a report. `provenance` maps group names to plain values."""
 
     title: str
     subtitle: str
@@ -152,14 +152,14 @@ def _cell(score: Score, percent: bool, axis: float) -> dict[str, Any]:
     def x(value: float) -> float:
         return round(4 + 124 * min(1.0, max(0.0, value / axis)), 1)
 
-    has_interval = score.low is not None
-    interval = f"[{number(score.low)}, {number(score.high)}]" if has_interval else "no interval: one cluster"
+    low, high = score.low, score.high
+    interval = "no interval: one cluster" if low is None or high is None else f"[{number(low)}, {number(high)}]"
     return {
         "value": number(score.value) + (" %" if percent else ""),
         "interval": f"{interval} n={score.items}",
         "x": x(score.value),
-        "low_x": x(score.low) if has_interval else None,
-        "high_x": x(score.high) if has_interval else None,
+        "low_x": None if low is None else x(low),
+        "high_x": None if high is None else x(high),
     }
 
 
@@ -222,12 +222,12 @@ def _data_uri(u: Utterance) -> str:
     return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _worst(utterances: list[Utterance], count: int = 5) -> list[dict[str, str]]:
-    wrong = [u for u in utterances if u.system is System.model and u.errors and u.errors.rate]
-    wrong.sort(key=lambda u: -u.errors.rate)
+def _worst(utterances: list[Utterance], count: int = 5) -> list[dict[str, str | None]]:
+    rates = [(u.errors.rate, u) for u in utterances if u.system is System.model and u.errors and u.errors.rate]
+    rates.sort(key=lambda pair: -pair[0])
     return [
-        {"prompt": u.prompt, "text": u.text, "hypothesis": u.hypothesis, "wer": f"{100 * u.errors.rate:.0f} %"}
-        for u in wrong[:count]
+        {"prompt": u.prompt, "text": u.text, "hypothesis": u.hypothesis, "wer": f"{100 * rate:.0f} %"}
+        for rate, u in rates[:count]
     ]
 
 

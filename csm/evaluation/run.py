@@ -1,4 +1,4 @@
-"""The evaluation, stage by stage: prompts -> speech -> transcripts and voices -> scores -> report."""
+"""An evaluation, stage by stage: prompts -> speech -> transcripts and voices -> scores -> report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
 from csm.evaluation.stages import compare_voices, generated, recorded, transcribe
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
-from csm.formats.open import Checkpoint, open_checkpoint
+from csm.formats.layouts import Checkpoint
+from csm.formats.open import open_checkpoint
 from csm.inference.generator import Generator
 from csm.provenance import code_version, hardware, package_versions
 
@@ -33,8 +34,8 @@ FEW_CLUSTERS = 10
 def evaluate(cfg: EvaluateConfig) -> Path:
     """Runs an evaluation and writes its report; returns the report's folder.
 
-    Judges that cannot run here leave their reason in the report. What goes wrong with a single utterance is counted
-    there too, and the utterance is scored as it is.
+    Judges that cannot run here leave their reason in the report. Failures of single utterances are counted there too,
+    and the utterance is scored as it is.
 
     Raises:
         FileNotFoundError, ValueError: a mistake in the request (no such checkpoint, another codec, bad prompts, an
@@ -51,8 +52,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
 
     generator = Generator(opened.load_model(cfg.device), opened.read_codec(cfg.device), opened.read_tokenizer())
-    trained_on = opened.training.get("data")
-    prompt_set = _prompts(settings, generator, cfg.checkpoint, trained_on)
+    prompt_set = _prompts(settings, generator, opened)
     prompts = prompt_set.prompts
     recognizer, no_recognizer = _load(
         lambda: load_recognizer(settings.asr, settings.asr_model, settings.language, cfg.device)
@@ -84,7 +84,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         scores_by_seed=by_seed,
         embedder=embedder.name if embedder else settings.speaker_model_kind.name,
         recognizer=recognizer.name if recognizer else settings.asr.name,
-        notes=_notes(scores, prompts, utterances, _were_trained_on(prompt_set, trained_on)),
+        notes=_notes(scores, prompt_set, utterances, opened.datasets),
         provenance={
             "run": {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             | {"wall_seconds": round(time.monotonic() - started, 1)}
@@ -131,15 +131,19 @@ def _check_settings(settings: EvalConfig) -> None:
         raise ValueError(f"eval.max_audio_seconds must be positive, got {settings.max_audio_seconds}")
 
 
-def _prompts(settings: EvalConfig, generator: Generator, checkpoint: str, trained_on: str | None) -> PromptSet:
+def _prompts(settings: EvalConfig, generator: Generator, checkpoint: Checkpoint) -> PromptSet:
     if settings.prompts is not None:
         return file_prompts(Path(settings.prompts), generator.codec, settings.max_prompts)
-    path = settings.dataset or trained_on
-    if path is None:
-        raise ValueError(f"{checkpoint} names no training data; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"dataset {path} is not here; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
-    return dataset_prompts(ShardedDataset(path), settings, generator.codec, checkpoint)
+    paths = checkpoint.datasets if settings.dataset is None else [settings.dataset]
+    if not paths:
+        raise ValueError(f"{checkpoint.path} names no training data; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
+    found = [ShardedDataset(path) for path in paths if Path(path).is_dir()]
+    if not found:
+        raise FileNotFoundError(
+            f"dataset {', '.join(paths)} is not here; give eval.dataset=DIR or eval.prompts=FILE.jsonl"
+        )
+    dataset = next((dataset for dataset in found if len(dataset.select(settings.split))), found[0])
+    return dataset_prompts(dataset, settings, generator.codec, str(checkpoint.path))
 
 
 _Judge = TypeVar("_Judge", Recognizer, SpeakerEmbedder)
@@ -169,14 +173,21 @@ def _score(
 
 
 def _notes(
-    scores: list[SystemScores], prompts: list[EvalPrompt], utterances: list[Utterance], trained_on_prompts: bool
+    scores: list[SystemScores], prompt_set: PromptSet, utterances: list[Utterance], trained_on: list[str]
 ) -> list[str]:
-    """What a reader must know before believing the headline."""
+    """Reservations that a reader must know before believing the headline."""
     notes = []
-    if trained_on_prompts:
+    prompts = prompt_set.prompts
+    same_data = "dataset" in prompt_set.origin and _same_place(prompt_set.origin["dataset"], trained_on)
+    if same_data and prompt_set.origin["split"] == "train":
         notes.append(
             "These prompts were in the training data: the numbers say how well the model remembers, not how well it "
             "speaks what it has not seen."
+        )
+    if same_data and len(trained_on) > 1:
+        notes.append(
+            f"The model was trained on {len(trained_on)} datasets; all prompts are from "
+            f"{prompt_set.origin['dataset']} (eval.dataset=DIR chooses another)."
         )
     clusters = len({prompt.cluster for prompt in prompts})
     if clusters < FEW_CLUSTERS:
@@ -197,24 +208,15 @@ def _notes(
                 f"{system.system.value}: {system.empty_references} texts hold no word after normalization; their "
                 "transcripts count as insertions in the corpus WER and have no part in the mean."
             )
-    shortened = sum(
-        u.context_turns < len(prompt.context)
-        for prompt in prompts
-        for u in utterances
-        if u.system is System.model and u.prompt == prompt.id
-    )
+    context = {prompt.id: len(prompt.context) for prompt in prompts}
+    shortened = sum(u.context_turns is not None and u.context_turns < context[u.prompt] for u in utterances)
     if shortened:
-        notes.append(f"{shortened} generations had their oldest context turns left out to fit the model's positions.")
+        notes.append(f"{shortened} generations had their oldest context turns dropped to fit the model's positions.")
     return notes
 
 
-def _were_trained_on(prompts: PromptSet, trained_on: str | None) -> bool:
-    dataset = prompts.origin.get("dataset")
-    if dataset is None or trained_on is None:
-        return False
-    return prompts.origin["split"] == "train" and any(
-        Path(dataset).resolve() == Path(path).resolve() for path in trained_on.split(", ")
-    )
+def _same_place(path: str, others: list[str]) -> bool:
+    return any(Path(path).resolve() == Path(other).resolve() for other in others)
 
 
 def _subtitle(settings: EvalConfig, prompts: PromptSet) -> str:
@@ -230,7 +232,8 @@ def _subtitle(settings: EvalConfig, prompts: PromptSet) -> str:
 
 def _speed(utterances: list[Utterance]) -> dict[str, Any]:
     spoken = [u for u in utterances if u.system is System.model]
-    compute, audio = sum(u.compute_seconds for u in spoken), sum(u.seconds for u in spoken)
+    compute = sum(u.compute_seconds for u in spoken if u.compute_seconds is not None)
+    audio = sum(u.seconds for u in spoken)
     return {
         "generated_audio_seconds": round(audio, 1),
         "generation_compute_seconds": round(compute, 1),
@@ -240,7 +243,7 @@ def _speed(utterances: list[Utterance]) -> dict[str, Any]:
 
 def _checkpoint_facts(checkpoint: Checkpoint, generator: Generator) -> dict[str, Any]:
     return {
-        "path": checkpoint.where,
+        "path": str(checkpoint.path),
         "layout": checkpoint.layout,
         "weights_hash": hash_tensors(generator.model.state_dict()),
         "parameters": sum(p.numel() for p in generator.model.parameters()),

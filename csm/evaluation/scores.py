@@ -1,8 +1,8 @@
-"""One judged utterance, and the scores of a system over many of them.
+"""Judged utterances, and the scores of a system over many of them.
 
-Three systems stand side by side in every evaluation: the recordings themselves (what the judges say of real speech),
-the recordings through the codec (the best the model could do), and the model. A number that cannot be computed is
-kept as the reason why.
+Every evaluation compares three systems: the recordings themselves (the judges' scores of real speech), the recordings
+through the codec (the best the model could do), and the model. A number that cannot be computed is kept as the reason
+why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METRICS = ("wer_corpus", "wer_mean", "cosine_recording", "cosine_earlier")
 
 @dataclass
 class Utterance:
-    """Audio of one prompt by one system, and what the judges said of it. Cosines are None where undefined."""
+    """Audio of one prompt by one system, with the judges' results. Cosines are None where undefined."""
 
     prompt: str
     system: System
@@ -100,7 +100,7 @@ Score = Estimate | NotRun
 
 @dataclass
 class SystemScores:
-    """What the report's headline says of one system."""
+    """The report's headline numbers of one system."""
 
     system: System
     expected: int  # utterances there should be
@@ -112,7 +112,7 @@ class SystemScores:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """Why judges could not work; None = they did."""
+    """Reasons why judges could not run; None: they did."""
 
     recognizer: str | None = None
     embedder: str | None = None
@@ -130,22 +130,28 @@ def score_system(
 
     `missing` is why there are fewer utterances than `expected`.
     """
-    judged = [u for u in utterances if u.errors is not None]
-    with_reference = [u for u in judged if u.errors.reference_words]
+    judged = [(u.cluster, u.errors) for u in utterances if u.errors is not None]
+    rates = [(cluster, errors.rate) for cluster, errors in judged if errors.rate is not None]
 
-    def estimate(chosen: list[Utterance], numerators: list[float], denominators: list[float]) -> Estimate:
-        return estimate_ratio(numerators, denominators, [u.cluster for u in chosen], samples=bootstrap_samples)
+    def mean(values: list[tuple[str, float]]) -> Estimate:
+        clusters = [cluster for cluster, _ in values]
+        return estimate_ratio([value for _, value in values], [1.0] * len(values), clusters, samples=bootstrap_samples)
 
     def word_errors(per_utterance: bool) -> Score:
         if not utterances:
             return NotRun(missing or "no utterances")
         if unavailable.recognizer:
             return NotRun(unavailable.recognizer)
-        if not with_reference:
+        if not rates:
             return NotRun("no reference text holds a word after normalization")
         if per_utterance:
-            return estimate(with_reference, [u.errors.rate for u in with_reference], [1.0] * len(with_reference))
-        return estimate(judged, [u.errors.errors for u in judged], [u.errors.reference_words for u in judged])
+            return mean(rates)
+        return estimate_ratio(
+            [errors.errors for _, errors in judged],
+            [errors.reference_words for _, errors in judged],
+            [cluster for cluster, _ in judged],
+            samples=bootstrap_samples,
+        )
 
     def cosine(name: str, itself: bool, nothing: str) -> Score:
         if not utterances:
@@ -154,10 +160,8 @@ def score_system(
             return NotRun("the recording would be compared with itself")
         if unavailable.embedder:
             return NotRun(unavailable.embedder)
-        chosen = [u for u in utterances if getattr(u, name) is not None]
-        if not chosen:
-            return NotRun(nothing)
-        return estimate(chosen, [getattr(u, name) for u in chosen], [1.0] * len(chosen))
+        cosines = [(u.cluster, getattr(u, name)) for u in utterances if getattr(u, name) is not None]
+        return mean(cosines) if cosines else NotRun(nothing)
 
     counts = Counter(flag for u in utterances for flag in u.flags)
     return SystemScores(
@@ -165,7 +169,7 @@ def score_system(
         expected=expected,
         scored=len(utterances),
         flags={flag: counts[flag] for flag in Flag},
-        empty_references=len(judged) - len(with_reference),
+        empty_references=len(judged) - len(rates),
         metrics={
             "wer_corpus": word_errors(per_utterance=False),
             "wer_mean": word_errors(per_utterance=True),

@@ -1,4 +1,4 @@
-"""The stages that make speech and judge it. Each fills in its part of the utterances; none leaves one out."""
+"""The stages that make speech and judge it. Each fills in its part of every utterance; none skips one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]
 
 def generated(prompts: list[EvalPrompt], generator: Generator, settings: EvalConfig) -> list[Utterance]:
     """Speaks every prompt once for each seed. Nothing is retried."""
-    max_frames = int(settings.max_audio_seconds * generator.codec.frame_rate)
+    max_frames = generator.max_frames(1000 * settings.max_audio_seconds)
     utterances = []
     takes = [(seed, number) for seed in settings.seeds for number in range(len(prompts))]
     for seed, number in track(takes, "generation", console=Console(stderr=True)):
@@ -52,12 +52,12 @@ def generated(prompts: list[EvalPrompt], generator: Generator, settings: EvalCon
             prompt.text,
             prompt.speaker,
             context,
-            max_audio_length_ms=settings.max_audio_seconds * 1000,
+            max_audio_length_ms=1000 * settings.max_audio_seconds,
             temperature=settings.temperature,
             topk=settings.topk,
             seed=seed * 1_000_003 + number,  # prompts must not share their noise
         )
-        utterance = _utterance(prompt, System.model, result.segment.audio, generator.sample_rate)
+        utterance = _utterance(prompt, System.model, result.audio, generator.sample_rate)
         utterance.seed, utterance.context_turns = seed, len(context)
         utterance.compute_seconds = round(time.monotonic() - started, 3)
         if result.frames == 0:
@@ -87,7 +87,6 @@ def compare_voices(
     recording: dict[str, Tensor | None] = {}
     earlier: dict[str, Tensor | None] = {}
     for prompt in prompts:
-        recording[prompt.id] = earlier[prompt.id] = None
         if prompt.reference is not None:
             recording[prompt.id] = embedder.embed(prompt.reference.load(sample_rate), sample_rate)
         if prompt.own_context:
@@ -97,11 +96,11 @@ def compare_voices(
         voice = embedder.embed(u.audio, u.sample_rate) if len(u.audio) else None
         if voice is None:
             continue
-        # A recording has no cosine with itself.
-        if recording[u.prompt] is not None and u.system is not System.ground_truth:
-            u.cosine_recording = cosine(voice, recording[u.prompt])
-        if earlier[u.prompt] is not None:
-            u.cosine_earlier = cosine(voice, earlier[u.prompt])
+        same, before = recording.get(u.prompt), earlier.get(u.prompt)
+        if same is not None and u.system is not System.ground_truth:  # a recording has no cosine with itself
+            u.cosine_recording = cosine(voice, same)
+        if before is not None:
+            u.cosine_earlier = cosine(voice, before)
 
 
 def _utterance(prompt: EvalPrompt, system: System, audio: Tensor, sample_rate: int) -> Utterance:

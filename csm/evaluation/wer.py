@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jiwer
 
@@ -40,11 +40,15 @@ class WordErrors:
         return self.errors / self.reference_words if self.reference_words else None
 
 
+Kind = Literal["equal", "substitute", "delete", "insert"]
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}  # the names that jiwer uses
+
+
 @dataclass(frozen=True)
 class DiffWord:
     """One step of the alignment; the side that a step lacks is empty."""
 
-    kind: Literal["equal", "substitute", "delete", "insert"]
+    kind: Kind
     reference: str
     hypothesis: str
 
@@ -57,8 +61,8 @@ def align_words(reference: str, hypothesis: str) -> list[DiffWord]:
     for chunk in output.alignments[0]:
         left = ref[chunk.ref_start_idx : chunk.ref_end_idx]
         right = hyp[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        for i in range(max(len(left), len(right))):  # a chunk groups neighbours of one kind
-            words.append(DiffWord(chunk.type, left[i] if left else "", right[i] if right else ""))
+        for i in range(max(len(left), len(right))):  # a chunk groups neighbors of one kind
+            words.append(DiffWord(_KINDS[chunk.type], left[i] if left else "", right[i] if right else ""))
     return words
 
 
@@ -78,6 +82,6 @@ def corpus_wer(utterances: Sequence[WordErrors]) -> float | None:
 
 
 def mean_wer(utterances: Sequence[WordErrors]) -> float | None:
-    """Unweighted mean of the utterances' rates. Empty references have no rate and are left out: report their number."""
+    """Unweighted mean of the utterances' rates. Empty references have no rate and are skipped: report their number."""
     rates = [u.rate for u in utterances if u.rate is not None]
     return sum(rates) / len(rates) if rates else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from csm.config import TransformerConfig
-from csm.formats.open import Checkpoint
+from csm.formats.layouts import Checkpoint
 
 HF_SNIPPET = """
 ```python
@@ -66,7 +67,7 @@ def model_card(checkpoint: Checkpoint, name: str, layout: str) -> str:
     in_hf = layout in ("hf", "all")
     parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.weights.values())
     snippets = (HF_SNIPPET.format(name=name) if in_hf else "") + OWN_SNIPPET.format(name=name)
-    training = "".join(f"| training: {key} | {value} |\n" for key, value in checkpoint.training.items())
+    training = "".join(f"| training: {key} | {_cell(value)} |\n" for key, value in checkpoint.training.items())
     return CARD.format(
         library="transformers" if in_hf else "csm",
         name=name,
@@ -81,6 +82,10 @@ def model_card(checkpoint: Checkpoint, name: str, layout: str) -> str:
         training=training,
         snippets=snippets,
     )
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _shape(stack: TransformerConfig) -> str:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a model directory: native, Sesame's layout, Hugging Face's, or the last two in one.
+"""Export: writes a checkpoint as a model directory, in our layout, Sesame's, Hugging Face's, or the last two in one.
 
     native   config.json model.safetensors tokenizer/ codec.safetensors (fitted codecs)
     sesame   config.json model.safetensors, tokenizer.json and tokenizer_config.json
@@ -6,10 +6,9 @@
              preprocessor
     all      sesame's and hf's files in one directory, as sesame/csm-1b is published: config.json serves both loaders
              and sends transformers to transformers.safetensors, Sesame's own weights being model.safetensors
-
     peft     only the LoRA adapter of a training checkpoint, for transformers' model with PEFT
 
-and a model card, README.md, in all but the last.
+A model card, README.md, is added to all but the last.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ import torch
 from csm.codec import SpectralCodec
 from csm.config import CodecKind
 from csm.files import atomic_directory
-from csm.formats import hf, sesame
-from csm.formats import weight_names as names
+from csm.formats import hf, sesame, weight_names
 from csm.formats.card import model_card
 from csm.formats.hf_processor import write_processor_files
+from csm.formats.layouts import HF_CODEC_PREFIX, Checkpoint, TrainingCheckpoint
 from csm.formats.mimi import HF_CODEC_CONFIG, moshi_to_hf
 from csm.formats.native import write_native
-from csm.formats.open import HF_CODEC_PREFIX, Checkpoint
 from csm.formats.peft import write_peft_adapter
 from csm.formats.tensors import Weights, cast, lazy, write_safetensors
 
@@ -56,6 +54,8 @@ def export(
     with model_directory(output, overwrite) as folder:
         weights = cast(checkpoint.weights, dtype)
         if layout == ADAPTER:
+            if not isinstance(checkpoint, TrainingCheckpoint):
+                raise ValueError(f"{checkpoint.path} has no LoRA adapter: only training checkpoints keep one apart")
             write_peft_adapter(folder, cast(checkpoint.adapters, dtype), checkpoint.lora, checkpoint.base_model)
             return
         if layout == "native":
@@ -82,7 +82,7 @@ def model_directory(path: Path, overwrite: bool) -> Iterator[Path]:
 def _write_native(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
     fitted, info = None, checkpoint.codec_info
     if checkpoint.codec.kind is CodecKind.spectral or info is None:
-        codec = checkpoint.read_codec("cpu")
+        codec = checkpoint.read_codec()
         fitted, info = (codec if isinstance(codec, SpectralCodec) else None), codec.info
     write_native(
         folder,
@@ -98,14 +98,17 @@ def _write_native(checkpoint: Checkpoint, weights: Weights, folder: Path) -> Non
 
 def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layout: str) -> dict[str, Any]:
     """Writes everything but config.json; returns its contents."""
-    config, content = checkpoint.config, {}
+    config = checkpoint.config
+    content: dict[str, Any] = {}
     tokenizer = checkpoint.read_tokenizer()
     if layout == "sesame":
         tokenizer.save(folder)
     if layout in ("sesame", "all"):
         content |= sesame.write_config(config)
-        write_safetensors(names.to_sesame(weights, config), folder / "model.safetensors")
+        write_safetensors(weight_names.to_sesame(weights, config), folder / "model.safetensors")
     if layout in ("hf", "all"):
+        from csm.codec.mimi import MimiCodec  # moshi is slow to import
+
         ids = write_processor_files(folder, tokenizer, config.text_vocab_size)
         content |= hf.write_config(
             config,
@@ -118,8 +121,10 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         )
         generation = hf.write_generation_config(config, ids.bos_token_id, ids.pad_token_id)
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        codec = moshi_to_hf(checkpoint.read_codec("cpu").model.state_dict())
-        stored = names.to_hf(weights) | {HF_CODEC_PREFIX + name: tensor for name, tensor in lazy(codec).items()}
+        codec = checkpoint.read_codec()
+        assert isinstance(codec, MimiCodec)  # `_check_mimi`
+        codec_weights = lazy(moshi_to_hf(codec.model.state_dict()))
+        stored = weight_names.to_hf(weights) | {HF_CODEC_PREFIX + name: t for name, t in codec_weights.items()}
         file = "transformers.safetensors" if layout == "all" else "model.safetensors"
         write_safetensors(stored, folder / file)
         if layout == "all":
@@ -130,12 +135,12 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
 def _check_mimi(checkpoint: Checkpoint, layout: str) -> None:
     if checkpoint.codec.kind is not CodecKind.mimi:
         raise ValueError(
-            f"{checkpoint.where} speaks through the {checkpoint.codec.kind.name} codec, and the layout {layout!r} "
+            f"{checkpoint.path} speaks through the {checkpoint.codec.kind.name} codec, and the layout {layout!r} "
             "implies Mimi; export it with --format native, or train on data prepared with codec=mimi"
         )
     wanted = HF_CODEC_CONFIG["num_quantizers"]
     if layout != "sesame" and checkpoint.config.num_codebooks != wanted:
         raise ValueError(
-            f"{checkpoint.where} reads {checkpoint.config.num_codebooks} codebooks, and transformers encodes context "
+            f"{checkpoint.path} reads {checkpoint.config.num_codebooks} codebooks, and transformers encodes context "
             f"with all {wanted} of Mimi's; export it with --format native or sesame"
         )

@@ -1,4 +1,4 @@
-"""Starting a backbone from a text model: the layers, final norm and token embeddings of a Llama checkpoint.
+"""Initialization of a backbone from a text model: the layers, final norm and token embeddings of a Llama checkpoint.
 
 Llama-3.2-1B, Llama-3.2-3B and Llama-3.1-8B have the shapes of our 1B, 3B and 8B backbones. Everything that has to do
 with audio (audio embeddings, heads, projection, depth decoder) keeps its random initialization.
@@ -38,11 +38,11 @@ def init_from_llama(model: CSM, path: Path, content: dict[str, Any]) -> list[str
     _check(own, weights, sources, content, file)
     for name, source in sources.items():
         assign(own[name], weights[source].read())
-    theirs = {
+    wanted = {
         "rope": hf.read_rope(content, str(path / "config.json")),
         "norm_eps": content.get("rms_norm_eps", 1e-6),  # transformers' default for Llama
     }
-    for option, value in theirs.items():
+    for option, value in wanted.items():
         if value != getattr(model.config, option):
             mine = getattr(model.config, option)
             log.warning("%s: its %s is %s, the model's %s: the backbone has to adapt", path, option, value, mine)

@@ -1,4 +1,4 @@
-"""What users call to get a model or a speaking generator out of a checkpoint."""
+"""Entry points for users: a model, or a generator ready to speak, from any checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_generator(
     """Model, codec and tokenizer of a checkpoint in any layout, ready to speak.
 
     codec_path, tokenizer_path: local Mimi weights (moshi's file) and tokenizer, where the checkpoint carries none and
-    the hub is not to be asked. Raises what `load_model` raises, also for codec and tokenizer.
+    the hub is not to be asked. Raises what `load_model` raises, for codec and tokenizer as well.
     """
     checkpoint = open_checkpoint(path_or_repo, codec_path, tokenizer_path)
     tokenizer = checkpoint.read_tokenizer()
@@ -49,15 +49,13 @@ def load_csm_1b(
 
     Any checkpoint that `load_generator` reads will do, of whatever size.
     """
-    if _is_device(path_or_repo):
-        path_or_repo, device = "sesame/csm-1b", path_or_repo
+    if isinstance(path_or_repo, torch.device) or (isinstance(path_or_repo, str) and _is_device_name(path_or_repo)):
+        return load_csm_1b(device=path_or_repo, codec_path=codec_path, tokenizer_path=tokenizer_path)
     return load_generator(path_or_repo, device, torch.bfloat16, codec_path, tokenizer_path)
 
 
-def _is_device(value: str | Path | torch.device) -> bool:
-    if isinstance(value, torch.device):
-        return True
-    if isinstance(value, Path) or Path(value).exists():
+def _is_device_name(value: str) -> bool:
+    if Path(value).exists():
         return False
     try:
         torch.device(value)

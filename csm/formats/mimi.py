@@ -103,11 +103,10 @@ def hf_to_moshi(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match is None:
             converted[_moshi_name(name)] = tensor
         elif match[3] == "q":
-            parts = [weights.get(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-            if any(part is None for part in parts):
+            k, v = (weights.get(name.replace("q_proj", f"{part}_proj")) for part in "kv")
+            if k is None or v is None:
                 raise ValueError(f"Mimi weights: {name} comes without its key or value projection")
-            q, k, v = parts
-            joined = torch.cat((interleave(q, HEADS), interleave(k, HEADS), v))
+            joined = torch.cat((interleave(tensor, HEADS), interleave(k, HEADS), v))
             converted[f"{match[1]}_transformer.transformer.layers.{match[2]}.self_attn.in_projs.0.weight"] = joined
     _check_count(len(converted))
     return converted

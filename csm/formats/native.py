@@ -1,8 +1,8 @@
-"""The native model directory: everything that is needed to speak, in one folder.
+"""The native model directory: all that is needed to speak, in one folder.
 
-config.json          format version, model shape, codec, where the weights come from
+config.json          format version, model shape, codec, facts about the training run
 model.safetensors    weights under the names of csm/model/csm.py
-tokenizer/           what csm.text.TextTokenizer.save wrote
+tokenizer/           written by csm.text.TextTokenizer.save
 codec.safetensors    the fitted spectral codec (a Mimi model refers to its hub repository instead)
 """
 
@@ -22,7 +22,9 @@ from csm.formats.tensors import Weights, write_safetensors
 from csm.text import TextTokenizer
 
 FORMAT_VERSION = 1
-_STORED_NAMES = {"max_seq_len": "max_positions"}  # in config.json, where format 1 calls them otherwise
+CODEC_FILE = "codec.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+_STORED_NAMES = {"max_seq_len": "max_positions"}  # CSMConfig's name -> format 1's, in config.json
 
 
 def write_native(
@@ -37,8 +39,8 @@ def write_native(
 ) -> None:
     """Writes a model directory's files into `folder`.
 
-    fitted_codec: kept as codec.safetensors; None for Mimi, which is found on the hub
-    training:     JSON-able facts about the run (step, dataset, seed), kept in config.json
+    fitted_codec: written as codec.safetensors; None for Mimi, which is on the hub
+    training:     facts about the run (step, datasets, seed), plain values for config.json
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -47,9 +49,9 @@ def write_native(
         "training": training,
     }
     write_safetensors(weights, folder / "model.safetensors")
-    tokenizer.save(folder / "tokenizer")
+    tokenizer.save(folder / TOKENIZER_FOLDER)
     if fitted_codec is not None:
-        fitted_codec.save(folder / "codec.safetensors")
+        fitted_codec.save(folder / CODEC_FILE)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -73,6 +75,13 @@ def read_model_config(path: Path) -> CSMConfig:
         stored = read_config(path)["model"]
         names = {stored_name: name for name, stored_name in _STORED_NAMES.items()}
         values = {names.get(name, name): value for name, value in stored.items()}
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CSMConfig), values))
+        return model_config(values)
     except (OmegaConfBaseException, KeyError) as error:
         raise ValueError(f"{path / 'config.json'}: not a model configuration ({error}); export it again") from None
+
+
+def model_config(values: dict[str, Any]) -> CSMConfig:
+    """A CSMConfig from nested plain values. Raises OmegaConfBaseException for an unknown name or a wrong type."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CSMConfig), values))
+    assert isinstance(config, CSMConfig)
+    return config

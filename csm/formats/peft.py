@@ -13,9 +13,10 @@ from csm.config import LoraConfig
 from csm.formats.tensors import Weights, write_safetensors
 from csm.formats.weight_names import hf_name
 
-PREFIX = "base_model.model."
-PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-HF_STACKS = {"backbone": "backbone_model", "decoder": "depth_decoder"}
+PEFT_PREFIX = "base_model.model."
+PEFT_PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+TARGET_STACKS = {"backbone": "backbone_model", "decoder": "depth_decoder"}
+"""The modules of transformers' model whose layers have the adapters."""
 
 
 def write_peft_adapter(folder: Path, adapters: Weights, lora: LoraConfig, base_model: str) -> None:
@@ -35,8 +36,8 @@ def write_peft_adapter(folder: Path, adapters: Weights, lora: LoraConfig, base_m
     for name, tensor in adapters.items():
         layer, _, part = name.rpartition(".")
         target = hf_name(f"{layer}.weight").removesuffix("weight")
-        adapter[f"{PREFIX}{target}{PARTS[part]}"] = tensor
-    stacks = "|".join(HF_STACKS[stack] for stack in lora.stacks)
+        adapter[f"{PEFT_PREFIX}{target}{PEFT_PARTS[part]}"] = tensor
+    stacks = "|".join(TARGET_STACKS[stack] for stack in lora.stacks)
     config = {
         "peft_type": "LORA",
         "task_type": None,

@@ -1,7 +1,7 @@
-"""Sesame's config.json: two "flavors" stand for the shapes of the stacks (SesameAILabs/csm models.py).
+"""Sesame's config.json: two "flavors" name the shapes of the stacks (SesameAILabs/csm models.py).
 
-Sesame published llama-1B and llama-100M. For other shapes we write names in the same manner, which Sesame's own code
-does not know, and the exact shape under "csm", which it ignores.
+Sesame published llama-1B and llama-100M. For other shapes we write names of the same kind, which Sesame's own code does
+not know, and the exact shape under "csm", which it ignores.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csm.config import RESERVED_CODES, CSMConfig, TransformerConfig
+from csm.formats.native import model_config
 from csm.formats.tensors import Weights
 
 FLAVORS = {
@@ -27,7 +27,7 @@ FLAVORS = {
 
 
 def write_config(config: CSMConfig) -> dict[str, Any]:
-    """Contents of Sesame's config.json, and our exact shape beside them."""
+    """Contents of Sesame's config.json, and our exact shape next to them."""
     return {
         "backbone_flavor": _flavor(config.backbone),
         "decoder_flavor": _flavor(config.decoder),
@@ -42,7 +42,7 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
     """The model's shape from Sesame's config.json. Raises ValueError naming what is missing or unknown."""
     try:
         if "csm" in content:
-            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CSMConfig), content["csm"]))
+            config = model_config(content["csm"])
         else:
             config = CSMConfig(
                 backbone=FLAVORS[content["backbone_flavor"]],
@@ -64,18 +64,23 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
 
 
 def config_from_weights(weights: Weights, where: str) -> CSMConfig:
-    """The shape of a lone `ckpt.pt`, which comes without config.json: told from its tensors and the known flavors.
+    """The shape of a lone `ckpt.pt`, which comes without config.json, from its tensors and the known flavors.
 
-    Raises ValueError if a tensor that is needed is missing or no flavor fits.
+    Raises ValueError if a needed tensor is missing or no flavor fits.
     """
     try:
         text_vocab = weights["text_embeddings.weight"].shape[0]
         codebooks = weights["audio_head"].shape[0] + 1
         audio_vocab = weights["audio_head"].shape[2]
-        stacks = [_flavor_of(weights, stack, where) for stack in ("backbone", "decoder")]
+        return CSMConfig(
+            backbone=_flavor_of(weights, "backbone", where),
+            decoder=_flavor_of(weights, "decoder", where),
+            text_vocab_size=text_vocab,
+            codebook_size=audio_vocab - RESERVED_CODES,
+            num_codebooks=codebooks,
+        )
     except (KeyError, IndexError) as error:
         raise ValueError(f"{where}: not a CSM in Sesame's layout, it lacks {error}") from None
-    return CSMConfig(*stacks, text_vocab, audio_vocab - RESERVED_CODES, codebooks)
 
 
 def _flavor_of(weights: Weights, stack: str, where: str) -> TransformerConfig:
@@ -86,7 +91,7 @@ def _flavor_of(weights: Weights, stack: str, where: str) -> TransformerConfig:
             return flavor
     raise ValueError(
         f"{where}: its {stack} ({layers} layers of width {dim}, ffn {ffn_dim}) is none of the known flavors "
-        f"({', '.join(FLAVORS)}), and how many heads it has cannot be told; put Sesame's config.json beside it"
+        f"({', '.join(FLAVORS)}), and tensors do not show the number of heads; put Sesame's config.json next to it"
     )
 
 

@@ -1,17 +1,19 @@
-"""Weights that are read only when they are needed: conversion of a checkpoint never holds two copies of it.
+"""Lazily read weights: converting a checkpoint never holds two copies of it in memory.
 
 A checkpoint is opened as `Weights`, a mapping from names to `LazyTensor`s; renaming, permuting and casting act on the
-mapping; `write_safetensors` then takes one tensor after the other from the source to the disk.
+mapping; `write_safetensors` then reads and writes one tensor after the other.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -66,12 +68,16 @@ def cast(weights: Weights, dtype: torch.dtype | None) -> Weights:
 
 
 def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raises ValueError unless `weights` has exactly the `expected` names and shapes; names the first difference."""
+    """Raises ValueError, naming the first difference, unless `weights` are exactly the `expected` names and shapes, in
+    floating point."""
     for name, shape in expected.items():
         if name not in weights:
             raise ValueError(f"{where}: tensor {name} {shape} is missing; is it another model's checkpoint?")
         if weights[name].shape != shape:
             raise ValueError(f"{where}: tensor {name} has shape {weights[name].shape}, the model expects {shape}")
+        if not weights[name].dtype.is_floating_point:
+            kind = str(weights[name].dtype).removeprefix("torch.")
+            raise ValueError(f"{where}: tensor {name} is {kind}; quantized weights are not read, give the original")
     for name in weights:
         if name not in expected:
             raise ValueError(f"{where}: unexpected tensor {name}; is it another model's checkpoint?")
@@ -89,16 +95,20 @@ def open_safetensors(file: Path) -> Weights:
         raise FileNotFoundError(f"{file} is missing; copy or export the model again")
     if file.suffix != ".json":
         return _open_one(file)
-    try:
-        places = json.loads(file.read_text())["weight_map"]
-        names = dict(places)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not an index of safetensors files ({error!r}); copy the model again") from None
+    names = read_index(file)
     shards = {shard: open_safetensors(file.with_name(shard)) for shard in sorted(set(names.values()))}
     for name, shard in names.items():
         if name not in shards[shard]:
             raise ValueError(f"{file}: tensor {name} is not in {shard}, where it should be; copy the model again")
     return {name: shards[shard][name] for name, shard in names.items()}
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """{tensor: file that holds it} of an index of safetensors files. Raises ValueError naming the index."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not an index of safetensors files ({error!r}); copy the model again") from None
 
 
 def _open_one(file: Path) -> Weights:
@@ -136,7 +146,7 @@ def _first_cut(file: Path) -> str:
         return ""
 
 
-def load_pickled(path: Path) -> dict:
+def load_pickled(path: Path) -> dict[str, Any]:
     """A torch.save'd dict, memory-mapped on the CPU where possible, without unpickling objects.
 
     Raises FileNotFoundError, or ValueError naming the file if it is damaged or holds anything but plain data.
@@ -146,9 +156,10 @@ def load_pickled(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        found = re.search(r"Unsupported \w+: (?:GLOBAL )?(\S+)", str(error))
         raise ValueError(
-            f"checkpoint {path} is damaged, or holds Python objects, which could run code and are not loaded ({reason})"
+            f"checkpoint {path} is damaged, or holds Python objects, which could run code and are not loaded"
+            f"{f' ({found[1]})' if found else ''}; if you trust it, load it with torch and save its tensors alone"
         ) from None
     except (RuntimeError, BadZipFile, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -172,7 +183,7 @@ def write_safetensors(weights: Weights, file: Path, metadata: Mapping[str, str] 
     The format: 8 bytes length of the header, the header as JSON padded with spaces, the tensors' bytes
     (huggingface/safetensors README).
     """
-    header: dict[str, dict] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in weights.items():
         start, end = end, end + tensor.dtype.itemsize * _numel(tensor.shape)
@@ -186,7 +197,7 @@ def write_safetensors(weights: Weights, file: Path, metadata: Mapping[str, str] 
         for name, tensor in weights.items():
             values = tensor.read().contiguous()
             assert tuple(values.shape) == tensor.shape and values.dtype == tensor.dtype, name
-            stream.write(values.reshape(-1).view(torch.uint8).numpy())
+            stream.write(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

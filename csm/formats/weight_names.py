@@ -11,6 +11,8 @@ Sources: SesameAILabs/csm models.py (torchtune names), transformers models/csm, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -123,7 +125,8 @@ def from_hf(weights: Weights, config: CSMConfig, where: str) -> Weights:
             tied.shape != weights[main].shape or not torch.equal(tied.read(), weights[main].read())
         ):
             raise ValueError(
-                f"{where}: {main} and {HF_TIED} differ, but CSM has one audio embedding; untie is not known"
+                f"{where}: {main} and {HF_TIED} differ, but CSM has one audio embedding; were they trained with "
+                "transformers 5.0 to 5.8, which do not tie them? 4.57 and later versions of 5 do: train again there"
             )
         weights[main] = tied
     check_tensors(weights, {hf_name(name): shape for name, shape in expected.items()}, where)
@@ -138,5 +141,5 @@ def _rotary_heads(name: str, config: CSMConfig) -> int | None:
     return stack.kv_heads if name.endswith(".k_proj.weight") else None
 
 
-def _permuted(tensor: LazyTensor, permute, heads: int) -> LazyTensor:  # noqa: ANN001
+def _permuted(tensor: LazyTensor, permute: Callable[[Tensor, int], Tensor], heads: int) -> LazyTensor:
     return tensor.map(lambda weight: permute(weight, heads))

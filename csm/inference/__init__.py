@@ -1,1 +1,1 @@
-"""Generation: cache, sampling, and the generator with Sesame's API."""
+"""Generation: key/value cache, sampling, the generator with Sesame's API, and the forms that contexts come in."""

@@ -1,4 +1,4 @@
-"""Key/value cache with a fixed buffer: no allocation while generating."""
+"""Key/value cache in a buffer of fixed size: generation allocates nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csm.config import TransformerConfig
 class KVCache:
     """Keys and values of one stack, `[layers, B, G, max_length, E]`, filled from the left.
 
-    The caller feeds a chunk through the stack and then calls `advance`; `reset` forgets everything.
+    The caller feeds a chunk through the stack and then calls `advance`; `reset` empties the cache.
     """
 
     def __init__(

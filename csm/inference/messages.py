@@ -1,4 +1,4 @@
-"""Conversations as transformers' chat templates take them, turned into segments.
+"""Conversion of message lists, as transformers' chat templates take them, to segments.
 
 [{"role": "0", "content": [{"type": "text", "text": "Hello."}, {"type": "audio", "path": "hello.wav"}]}, ...]
 """
@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from csm.audio import load_audio
+from csm.audio import as_audio, load_audio
 from csm.inference.generator import Segment
 
 
@@ -41,26 +40,21 @@ def segments_from_messages(messages: Sequence[Mapping[str, Any]], sample_rate: i
         text = content[0].get("text")
         if not isinstance(text, str):
             raise ValueError(f'{where}: its text is {text!r}; it must be a string under "text"')
-        audio = _samples(content[1], sample_rate, where) if len(content) == 2 else None
+        try:
+            audio = _load(content[1], sample_rate) if len(content) == 2 else None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         segments.append(Segment(int(role), text, audio))
     return segments
 
 
-def _samples(part: Mapping[str, Any], sample_rate: int, where: str) -> Tensor:
+def _load(part: Mapping[str, Any], sample_rate: int) -> Tensor:
     source = next((part[key] for key in ("audio", "path", "url") if part.get(key) is not None), None)
     if source is None:
-        raise ValueError(f'{where}: its audio has neither "path" nor "audio"')
+        raise ValueError('its audio has neither "path" nor "audio"')
     if isinstance(source, (str, Path)):
-        try:
-            return load_audio(source, sample_rate)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    try:
-        audio = torch.as_tensor(source)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{where}: its audio is neither a path nor an array of samples ({error})") from error
-    if audio.ndim != 1 or not len(audio):
-        raise ValueError(f"{where}: its audio must be mono, shape [num_samples]; got {tuple(audio.shape)}")
-    if not audio.is_floating_point():  # integers have another full scale, which only their source knows
-        raise ValueError(f"{where}: its samples are {audio.dtype}; they must be floating point, in [-1, 1]")
-    return audio.float()
+        return load_audio(source, sample_rate)
+    audio = as_audio(source)
+    if not len(audio):
+        raise ValueError("its audio must be mono samples, at least one")
+    return audio

@@ -8,7 +8,7 @@ import torch
 from csm.codec.base import CodecInfo
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.generator import Generator, Segment
-from csm.inference.sampling import sample_code
+from csm.inference.sampling import Sampling, sample_code
 from csm.model.csm import CSM
 from csm.text import ByteTokenizer
 from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, tiny_config, tiny_model
@@ -98,7 +98,7 @@ def test_generation_stops_at_the_all_zero_frame(generator):
     codes = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
     assert codes.shape == (K, 0)
     result = generator.generate_segment("hi", 0, [], max_audio_length_ms=800, temperature=0)
-    assert result.frames == 0 and result.segment.audio.shape == (0,) and result.finish_reason == "stop"
+    assert result.frames == 0 and result.audio.shape == (0,) and result.finish_reason == "stop"
 
 
 def test_limit_is_reported(generator):
@@ -145,9 +145,9 @@ def test_sampling_follows_the_distribution():
     """Temperature, top-k with ties, reserved ids, against frequencies."""
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
     noise = torch.Generator().manual_seed(0)
-    drawn = sample_code(logits, temperature=0.5, topk=2, codebook_size=5, generator=noise)
+    drawn = sample_code(logits, Sampling(temperature=0.5, topk=2), codebook_size=5, generator=noise)
     frequencies = torch.bincount(drawn, minlength=6) / 40_000
     expected = torch.tensor([4.0, 2.0, 2.0]).softmax(0)  # k = 2 keeps both ids tied for second place
     torch.testing.assert_close(frequencies[:3], expected, atol=0.01, rtol=0)
     assert frequencies[3:].sum() == 0
-    assert sample_code(logits[:3], 0, 50, 5).tolist() == [0, 0, 0]
+    assert sample_code(logits[:3], Sampling(temperature=0), 5).tolist() == [0, 0, 0]

@@ -15,46 +15,34 @@ from csm.cli import main
 from csm.formats.open import open_checkpoint
 from csm.formats.tensors import lazy, write_safetensors
 from csm.model.csm import CSM
+from tests.hub_repo import cache_repo
 from tests.tiny import tiny_config
 
 
 @pytest.fixture
 def sesame_folder(tmp_path):
     """A tiny model as Sesame stores it: two flavors' worth of config.json and one file of weights."""
-    from csm.formats import sesame
-    from csm.formats import weight_names as names
+    from csm.formats import sesame, weight_names
 
     torch.manual_seed(0)
     model = CSM(tiny_config())
     folder = tmp_path / "sesame"
     folder.mkdir()
-    write_safetensors(names.to_sesame(lazy(model.state_dict()), model.config), folder / "model.safetensors")
+    write_safetensors(weight_names.to_sesame(lazy(model.state_dict()), model.config), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(sesame.write_config(model.config)))
     return folder, model
 
 
-def cache_repo(cache: Path, repo: str, folder: Path) -> Path:
-    """Puts files into a hub cache the way huggingface_hub lays it out; returns the snapshot."""
-    root = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = root / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text("0" * 40)
-    for file in folder.iterdir():
-        (snapshot / file.name).write_bytes(file.read_bytes())
-    return snapshot
-
-
 def test_repo_ids_are_read_through_the_cache(sesame_folder, hub_cache):
     folder, model = sesame_folder
-    cache_repo(hub_cache, "someone/tiny-csm", folder)
+    cache_repo(hub_cache, "someone/tiny-csm", {file.name: file for file in folder.iterdir()})
     loaded = load_model("someone/tiny-csm")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_interrupted_download(sesame_folder, hub_cache):
     folder, _ = sesame_folder
-    snapshot = cache_repo(hub_cache, "someone/tiny-csm", folder)
+    snapshot = cache_repo(hub_cache, "someone/tiny-csm", {file.name: file for file in folder.iterdir()})
     (snapshot / "model.safetensors").unlink()  # the hub's client leaves what is incomplete out of the snapshot
     with pytest.raises(FileNotFoundError, match="is not a model directory"):
         load_model("someone/tiny-csm")
