@@ -1,13 +1,15 @@
-"""Every option of the project, typed, in one place.
+"""All options of training, evaluation and planning, typed and documented in one place.
 
-The dataclasses below are registered with Hydra as schemas (`register_schemas`), so the YAML files under
-`configs/` only set values: an unknown key or a value of the wrong type fails when the configuration is composed,
-with the key's name. Objects of other libraries (loggers, extra callbacks) are the only `_target_` nodes.
+Hydra knows the dataclasses as schemas (`register_schemas`), so the YAML files under `configs/` only set values: an
+unknown key or a value of the wrong type fails while the configuration is composed, with the key's name. `_target_`
+appears only for objects of other libraries, such as loggers.
 
-    train.py       -> TrainConfig
-    evaluate.py    -> EvaluateConfig
+    train.py       TrainConfig
+    evaluate.py    EvaluateConfig
+    csm plan       PlanConfig, next to the options of train.py
 
-Those of data preparation are in data_prep/config.py.
+The options of data preparation are in data_prep/config.py. The string below a field documents it;
+`docs/options.md` is generated from these strings.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ RENAMED_OPTIONS = {
     "model.max_positions": "model.max_seq_len",
     "trainer.recompute": "trainer.activation_checkpointing",
 }
-"""Earlier names of options of train.py, as they stand in old checkpoints."""
+"""Earlier names of options of train.py, as they appear in old checkpoints."""
 
 RESERVED_CODES = 3
 """Ids per codebook beyond the codec's own: the released CSM has 2051 = 2048 + 3 (unused start/stop/pad ids)."""
@@ -37,24 +39,34 @@ RESERVED_CODES = 3
 
 @dataclass
 class RopeConfig:
-    """Llama-3 scaled rotary embedding (the released CSM uses the same values in both stacks)."""
+    """Llama 3's scaled rotary embedding. The released CSM uses these values in both stacks."""
 
     base: float = 500_000.0
-    scale_factor: float = 32.0  # 1.0 switches the scaling off
+    """Base of the rotary frequencies (theta)."""
+    scale_factor: float = 32.0
+    """Factor by which low frequencies are slowed down; 1.0 disables the scaling."""
     low_freq_factor: float = 1.0
+    """Wavelengths longer than `old_context / low_freq_factor` are scaled in full."""
     high_freq_factor: float = 4.0
+    """Wavelengths shorter than `old_context / high_freq_factor` are not scaled."""
     old_context: int = 8192
+    """Context length, in positions, for which the unscaled frequencies were trained."""
 
 
 @dataclass
 class TransformerConfig:
-    """One Llama-style stack."""
+    """Shape of one Llama-style stack."""
 
     layers: int = MISSING
+    """Number of blocks."""
     dim: int = MISSING
+    """Width of the residual stream."""
     heads: int = MISSING
-    kv_heads: int = MISSING  # grouped-query attention: must divide `heads`
+    """Query heads per attention layer; divides `dim`."""
+    kv_heads: int = MISSING
+    """Key and value heads (grouped-query attention); divides `heads`."""
     ffn_dim: int = MISSING
+    """Hidden width of the SwiGLU feed-forward layers."""
 
 
 @dataclass
@@ -62,14 +74,23 @@ class CSMConfig:
     """Shape of a CSM: a backbone over positions and a depth decoder over the codebooks of one frame."""
 
     backbone: TransformerConfig = field(default_factory=TransformerConfig)
+    """The stack that reads the conversation and predicts codebook 0 of the next frame."""
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """The stack that predicts the remaining codebooks of a frame, one after another."""
     text_vocab_size: int = MISSING
-    codebook_size: int = MISSING  # the codec's entries per codebook, without the reserved ids
-    num_codebooks: int = MISSING  # K
-    max_seq_len: int = 2048  # longest sequence the backbone is used with
+    """Number of text token ids."""
+    codebook_size: int = MISSING
+    """Entries per codebook of the codec, without the reserved ids."""
+    num_codebooks: int = MISSING
+    """Codebooks per frame (K)."""
+    max_seq_len: int = 2048
+    """Longest sequence, in positions, that the backbone is used with."""
     norm_eps: float = 1e-5
+    """Epsilon of the RMSNorm layers."""
     rope: RopeConfig = field(default_factory=RopeConfig)
+    """Rotary position embedding of both stacks."""
     initializer_std: float = 0.02
+    """Standard deviation of the normal distribution that new weights are drawn from."""
 
     @property
     def audio_vocab_size(self) -> int:
@@ -82,33 +103,46 @@ class CSMConfig:
 
 class CodecKind(Enum):
     mimi = "mimi"
+    """Kyutai's Mimi: 12.5 frames a second at 24 kHz; weights come from the hub."""
     spectral = "spectral"
+    """A small codec of this project, fitted to the user's recordings; needs no download."""
 
 
 @dataclass
 class CodecConfig:
-    """Audio codec. `spectral` is fitted to the user's recordings and needs no download; `mimi` is Kyutai's."""
+    """Audio codec between waveforms and codes."""
 
     kind: CodecKind = CodecKind.mimi
-    path: str | None = None  # weights file; mimi: null = the hub repository; spectral: null = the dataset's own
-    repo: str = "kyutai/moshiko-pytorch-bf16"  # mimi only
+    """Which codec."""
+    path: str | None = None
+    """Weights file. null: Mimi is read from `repo`, a spectral codec from the dataset folder."""
+    repo: str = "kyutai/moshiko-pytorch-bf16"
+    """Hub repository of Mimi's weights; ignored by other codecs."""
     num_codebooks: int = 32
+    """Codebooks per frame (K); Mimi has up to 32."""
     codebook_size: int = 2048
+    """Entries per codebook; 2048 for Mimi."""
     device: str = "cpu"
+    """Device that encodes and decodes, such as `cpu` or `cuda`."""
 
 
 class TokenizerKind(Enum):
     hf = "hf"
+    """Any tokenizer of Hugging Face tokenizers or transformers."""
     bytes = "bytes"
+    """UTF-8 bytes; built in, needs no files."""
 
 
 @dataclass
 class TokenizerConfig:
-    """Text tokenizer. `hf`: any Hugging Face tokenizer directory, tokenizer.json or repo id; `bytes`: built in."""
+    """Text tokenizer."""
 
     kind: TokenizerKind = TokenizerKind.hf
-    path: str | None = None  # directory, tokenizer.json or hub repo id (hf only)
+    """Which tokenizer."""
+    path: str | None = None
+    """Directory, tokenizer.json or hub repository id; `hf` only."""
     vocab_size: int = 128_256
+    """Number of token ids that the text embedding holds."""
 
 
 # ----------------------------------------------------------------------------------------------- training
@@ -119,29 +153,44 @@ class SourceConfig:
     """One dataset of a mixture."""
 
     path: str = MISSING
-    weight: float = 1.0  # its share of the rows is weight / sum of the weights of all sources that are not finished
-    max_epochs: int | None = None  # passes over it before it leaves the mixture; null: as many as the run takes
+    """Folder or URL of the dataset."""
+    weight: float = 1.0
+    """Relative share of the rows: weight / sum of the weights of all sources that are not finished."""
+    max_epochs: int | None = None
+    """Passes over the dataset before it leaves the mixture; null: as many as the run needs."""
 
 
 @dataclass
 class DataConfig:
-    """Prepared datasets (folders with dataset.json, written by `python -m data_prep`) and how rows are made of them.
+    """Prepared datasets (folders with dataset.json, written by `python -m data_prep`) and how they are batched.
 
-    Either `path` or `sources` is set. A path is a folder or an fsspec URL (s3://, gs://, hf://, https://, ...).
+    Set either `path` or `sources`. A path is a folder or an fsspec URL (s3://, gs://, hf://, https://, ...).
     """
 
-    path: str | None = None  # one dataset, passed over for as long as the run takes
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # a mixture: name -> dataset, weight, max_epochs
-    max_seq_len: int = 2048  # length S of a packed row
-    global_batch_size: int = 8  # rows of one optimizer step, over all ranks and microbatches
-    micro_batch_size: int = 8  # rows of one forward/backward pass on one rank
-    window_shards: int = 16  # shards whose samples are shuffled together; no others are read meanwhile
-    permute_speakers: bool = True  # shuffle speaker ids within each conversation, so that ids carry no voice
-    context_dropout: float = 0.0  # chance, at each turn, that training reads it without what came before
+    path: str | None = None
+    """A single dataset, repeated for as long as the run lasts."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """A mixture: name -> dataset, weight and max_epochs."""
+    max_seq_len: int = 2048
+    """Length S of a row (a packed sequence), in positions."""
+    global_batch_size: int = 8
+    """Rows per optimizer step, over all ranks and microbatches."""
+    micro_batch_size: int = 8
+    """Rows per forward and backward pass on one rank."""
+    window_shards: int = 16
+    """Shards whose samples are shuffled together; only these are read at a time."""
+    permute_speakers: bool = True
+    """Shuffle the speaker ids within each conversation, so that an id does not stand for a voice."""
+    context_dropout: float = 0.0
+    """Probability, at each turn, that the turn is trained on without the turns before it."""
     num_workers: int = 2
-    cache_dir: str = "~/.cache/csm"  # node-local: remote datasets, and lengths of samples where they cannot lie beside
-    cache_gb: float = 100.0  # remote shards kept in cache_dir, in 10^9 bytes, over all datasets
-    demo: bool = False  # prepare the bundled demo recordings into `path` first if it holds no dataset
+    """Data-loading processes per rank; 0 loads in the training process."""
+    cache_dir: str = "~/.cache/csm"
+    """Node-local folder for remote shards, and for token counts that cannot be stored next to their dataset."""
+    cache_gb: float = 100.0
+    """Limit of the remote shards kept in `cache_dir`, in 10^9 bytes, over all datasets."""
+    demo: bool = False
+    """Prepare the bundled demo recordings into `path` first if it holds no dataset."""
 
 
 @dataclass
@@ -149,36 +198,51 @@ class LossConfig:
     """loss = c0_weight * CE(c0) + decoder_weight * mean over c1..c{K-1} of CE; see csm/model/loss.py."""
 
     c0_weight: float = 1.0
+    """Weight of the backbone's loss (codebook 0)."""
     decoder_weight: float = 1.0
-    decoder_frame_ratio: int = 16  # the depth decoder trains on 1/ratio of the positions of a row
-    decoder_chunk: int = 512  # frames per pass of the depth decoder: bounds its memory (not under fsdp, deepspeed)
+    """Weight of the depth decoder's mean loss (codebooks 1 to K-1)."""
+    decoder_frame_ratio: int = 16
+    """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame."""
+    decoder_chunk: int = 512
+    """Frames per pass of the depth decoder, which bounds its memory; has no effect under fsdp and deepspeed."""
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters beside frozen linear layers (csm/model/lora.py)."""
+    """Low-rank adapters on frozen linear layers (csm/model/lora.py)."""
 
-    rank: int = 0  # 0: no adapters, all weights are trained
-    alpha: float = 32.0  # the update is scaled by alpha / rank
-    dropout: float = 0.0  # on the adapters' input; not drawn again bit for bit when a run is resumed
+    rank: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input; its random numbers are not reproduced when a run is resumed."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+    """Linear layers that get an adapter."""
     stacks: list[str] = field(default_factory=lambda: ["backbone", "decoder"])
-    train_modules: list[str] = field(default_factory=list)  # trained in full beside them, such as codebook0_head
+    """Stacks whose layers get adapters."""
+    train_modules: list[str] = field(default_factory=list)
+    """Modules trained in full next to the adapters, such as codebook0_head."""
 
 
 class ActivationCheckpointing(Enum):
-    """What the backward pass computes again instead of keeping it (activation checkpointing)."""
+    """Activations that the backward pass recomputes instead of keeping."""
 
     none = "none"
-    selective = "selective"  # all but matrix products and attention: much less memory for a few percent of time
-    full = "full"  # whole blocks: least memory, a third more time
+    """Keep everything."""
+    selective = "selective"
+    """Recompute all but matrix products and attention: much less memory for a few percent of time."""
+    full = "full"
+    """Recompute whole blocks: least memory, a third more time."""
 
 
 class Schedule(Enum):
     cosine = "cosine"
+    """Cosine decay from the end of the warm-up to the last step."""
     wsd = "wsd"
+    """Warm-up, stable, decay: constant, then linear over the last `decay_steps`."""
 
 
 @dataclass
@@ -186,86 +250,142 @@ class OptimConfig:
     """AdamW in three parameter groups, each with its own multiple of `lr`."""
 
     lr: float = 3e-4
+    """Peak learning rate."""
     backbone_lr_scale: float = 1.0
-    decoder_lr_scale: float = 1.0  # depth decoder, projection and all heads
+    """Multiple of `lr` for the backbone."""
+    decoder_lr_scale: float = 1.0
+    """Multiple of `lr` for the depth decoder, the projection into it and all heads."""
     embeddings_lr_scale: float = 1.0
+    """Multiple of `lr` for the text and audio embeddings."""
     beta1: float = 0.9
+    """Decay of AdamW's first moment."""
     beta2: float = 0.95
+    """Decay of AdamW's second moment."""
     eps: float = 1e-8
-    weight_decay: float = 0.1  # not on norms and embeddings
-    grad_clip: float = 1.0  # global norm; 0: no clipping
+    """AdamW's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay; not applied to norms and embeddings."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 disables clipping."""
     schedule: Schedule = Schedule.cosine
+    """Shape of the learning rate over the run."""
     warmup_steps: int = 100
-    decay_steps: int = 0  # wsd only: length of the final decay
-    min_lr_ratio: float = 0.1  # final learning rate as a share of `lr`
+    """Steps of linear warm-up to `lr`."""
+    decay_steps: int = 0
+    """Length of the final decay; `wsd` only."""
+    min_lr_ratio: float = 0.1
+    """Final learning rate as a share of `lr`."""
 
 
 @dataclass
 class TrainerConfig:
-    """What of Lightning's Trainer one sets here, plus our own cadences (all counted in optimizer steps)."""
+    """Hardware, precision, length of the run and cadences. All cadences count optimizer steps."""
 
     accelerator: str = "auto"
-    devices: Any = 1  # as in Lightning: a number, a list, or "auto"
+    """Lightning's accelerator: auto, cpu, gpu, ..."""
+    devices: Any = 1
+    """Devices per node, as in Lightning: a number, a list of indices, or "auto"."""
     num_nodes: int = 1
-    precision: str = "auto"  # bf16-mixed, 32-true, or auto: bf16-mixed where the processor computes in bf16
+    """Number of machines."""
+    precision: str = "auto"
+    """`bf16-mixed`, `32-true`, or `auto`: bf16-mixed on hardware that computes in bf16, else 32-true."""
     max_steps: int = MISSING
+    """Optimizer steps of the run."""
     log_every_steps: int = 10
+    """Steps between two records of training metrics."""
     val_every_steps: int = 500
+    """Steps between two validations."""
     checkpoint_every_steps: int = 500
-    keep_every_steps: int = 0  # besides the newest and the best, keep step-*.ckpt this often; 0: none
-    async_checkpoint: bool = True  # write checkpoint files in the background, from a copy in host memory
-    requeue: bool = True  # under Slurm: SIGUSR1 puts the job back into the queue once it has saved
-    sample_every_steps: int = 0  # 0: no audio samples during validation
+    """Steps between two checkpoints."""
+    keep_every_steps: int = 0
+    """Keep step-*.ckpt this often, in addition to the newest and the best checkpoint; 0: none."""
+    async_checkpoint: bool = True
+    """Write checkpoint files in the background, from a copy in host memory."""
+    requeue: bool = True
+    """Under Slurm: on SIGUSR1, put the job back into the queue once it has saved."""
+    sample_every_steps: int = 0
+    """Steps between two sets of audio samples, generated during validation; 0: none."""
     sample_prompts: int = 2
-    max_skipped_in_a_row: int = 5  # non-finite gradients skip a step; this many in a row stop the run
-    spike_sigmas: float = 6.0  # a loss this many standard deviations above its running mean is recorded; 0: off
-    ema_decay: float = 0.0  # of an exponential moving average of the weights, such as 0.9999; 0: none
-    validate_ema: bool = False  # validation, audio samples and the final export use the averaged weights
+    """Validation prompts that are spoken for audio samples."""
+    max_skipped_in_a_row: int = 5
+    """A step with non-finite gradients is skipped; this many in a row stop the run."""
+    spike_sigmas: float = 6.0
+    """Record a loss this many standard deviations above its running mean as a spike; 0: off."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.9999; 0: none."""
+    validate_ema: bool = False
+    """Use the averaged weights for validation, audio samples and the final export."""
     deterministic: bool = False
-    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none  # in the blocks of both stacks
-    compile: bool = False  # torch.compile on the blocks of both stacks
+    """Restrict PyTorch to deterministic algorithms."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """Activation checkpointing in the blocks of both stacks."""
+    compile: bool = False
+    """Apply torch.compile to the blocks of both stacks."""
 
 
 class StrategyName(Enum):
     single = "single"
+    """One device."""
     ddp = "ddp"
+    """Data parallel: every device holds the whole model."""
     fsdp = "fsdp"
+    """Fully sharded data parallel (FSDP2), optionally with tensor parallelism."""
     deepspeed_zero2 = "deepspeed_zero2"
+    """DeepSpeed ZeRO stage 2: gradients and optimizer state are sharded."""
     deepspeed_zero3 = "deepspeed_zero3"
+    """DeepSpeed ZeRO stage 3: weights are sharded as well."""
 
 
 @dataclass
 class StrategyConfig:
-    """How the step is spread over devices (docs/strategies.md)."""
+    """Distribution of the optimizer step over devices (docs/strategies.md)."""
 
     name: StrategyName = StrategyName.single
-    cpu_offload: bool = False  # fsdp, deepspeed: optimizer state (fsdp, zero3: weights too) lives in host memory
-    tensor_parallel_size: int = 1  # fsdp: ranks that share every backbone matrix; divides the number of devices
-    reduce_every_microbatch: bool = False  # fsdp: more traffic, but no whole fp32 gradients kept between microbatches
+    """Which strategy."""
+    cpu_offload: bool = False
+    """fsdp, deepspeed: keep the optimizer state (fsdp and zero3: the weights too) in host memory."""
+    tensor_parallel_size: int = 1
+    """fsdp: ranks that share every matrix of the backbone; divides the number of devices."""
+    reduce_every_microbatch: bool = False
+    """fsdp: reduce gradients after every microbatch: more traffic, but no unsharded fp32 gradients in between."""
 
 
 @dataclass
 class TrainConfig:
-    """Root of `python train.py`."""
+    """Options of `python train.py`."""
 
     name: str = "csm"
+    """Name of the run; part of the default `run_dir` and shown by loggers."""
     run_dir: str = MISSING
+    """Folder for checkpoints, metrics, samples and the final export."""
     seed: int = 1234
-    ckpt_path: str | None = None  # checkpoint to resume from; "last" = the newest one of run_dir, if any
-    resume_anyway: list[str] = field(default_factory=list)  # settings that may differ from the checkpoint's
-    init_from: str | None = (
-        None  # weights to start from: a CSM in any layout, or a Llama for the backbone; path or hub id
-    )
+    """Seed of weights, data order and every random draw of the run."""
+    ckpt_path: str | None = None
+    """Checkpoint to resume from; "last": the newest one in `run_dir`, if any; null: start anew."""
+    resume_anyway: list[str] = field(default_factory=list)
+    """Options that may differ from the checkpoint's, such as [optim.lr]; any other difference is refused."""
+    init_from: str | None = None
+    """Weights to start from: a CSM in any format, or a Llama for the backbone; a path or hub id."""
     model: CSMConfig = field(default_factory=CSMConfig)
+    """Shape of the model."""
     codec: CodecConfig = field(default_factory=CodecConfig)
+    """Audio codec; must match the dataset's."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Text tokenizer."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Datasets and batches."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """Terms of the objective."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning-rate schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Hardware, precision, length and cadences."""
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, ...}
+    """Distribution over devices."""
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Loggers: name -> {_target_: a Lightning logger, ...}."""
 
 
 # ----------------------------------------------------------------------------------------------- planning
@@ -273,15 +393,22 @@ class TrainConfig:
 
 @dataclass
 class PlanConfig:
-    """Own keys of `csm plan`; the other words on its command line are those of train.py."""
+    """Options of `csm plan` itself; all others on its command line are those of train.py."""
 
-    gpu: str = "h100"  # a key of csm/model/flops.py's table, or "cpu"
-    gpus: int | None = None  # null: trainer.devices x trainer.num_nodes
+    gpu: str = "h100"
+    """A key of the table in csm/model/flops.py, or "cpu"."""
+    gpus: int | None = None
+    """Number of devices; null: trainer.devices x trainer.num_nodes."""
     gpus_per_node: int = 8
-    hours: float = 1000.0  # of audio in the dataset
+    """Devices of one machine."""
+    hours: float = 1000.0
+    """Hours of audio in the dataset."""
     epochs: float = 1.0
-    mfu: float = 0.4  # share of the peak that a device reaches, by what it computes (csm/model/flops.py)
-    text_tokens_per_second: float = 3.0  # of audio
+    """Passes over the dataset."""
+    mfu: float = 0.4
+    """Share of its peak that a device reaches, counting the FLOPs of csm/model/flops.py."""
+    text_tokens_per_second: float = 3.0
+    """Text tokens per second of audio."""
 
 
 # --------------------------------------------------------------------------------------------- evaluation
@@ -289,51 +416,78 @@ class PlanConfig:
 
 class AsrKind(Enum):
     whisper_hf = "whisper_hf"
+    """Whisper of transformers."""
     faster_whisper = "faster_whisper"
+    """Whisper in CTranslate2's format, through faster-whisper."""
 
 
 class SpeakerKind(Enum):
     wavlm = "wavlm"
+    """WavLM fine-tuned for speaker verification, from the hub."""
     resemblyzer = "resemblyzer"
+    """Resemblyzer, whose weights are part of its package."""
 
 
 @dataclass
 class EvalConfig:
-    """What is evaluated, and by whom."""
+    """The prompts that are spoken, how they are sampled, and the models that judge the speech."""
 
     name: str = MISSING
-    prompts: str | None = None  # JSONL of prompts; null: turns of the dataset the checkpoint was trained on
-    dataset: str | None = None  # dataset folder for prompts taken from it; null: the one named in the checkpoint
+    """Name of the evaluation; part of the report folder's name."""
+    prompts: str | None = None
+    """JSONL file of prompts; null: turns of `dataset`."""
+    dataset: str | None = None
+    """Dataset folder to take prompts from; null: the one named in the checkpoint."""
     split: str = "val"
-    speaker: int | None = None  # only turns of this stored speaker id; null: every turn
+    """Split of the dataset."""
+    speaker: int | None = None
+    """Only turns of this stored speaker id; null: every turn."""
     max_prompts: int = 16
-    context_turns: int = 8  # earlier turns of the conversation given as context
+    """Largest number of prompts."""
+    context_turns: int = 8
+    """Earlier turns of the conversation given as context."""
     max_audio_seconds: float = 20.0
-    temperature: float = 0.9  # 0 = greedy
+    """Longest speech generated for one prompt."""
+    temperature: float = 0.9
+    """Sampling temperature; 0: greedy."""
     topk: int = 50
+    """Sample among this many most likely codes."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    """Every prompt is spoken once per seed."""
     asr: AsrKind = AsrKind.whisper_hf
-    asr_model: str | None = None  # null: the backend's default
+    """Speech recognizer of the word error rate."""
+    asr_model: str | None = None
+    """Its model, a name or folder; null: the recognizer's default."""
     speaker_model_kind: SpeakerKind = SpeakerKind.wavlm
+    """Speaker encoder of the speaker similarity."""
     speaker_model: str | None = None
+    """Its model, a name or folder; null: the encoder's default."""
     language: str = "en"
+    """Language of the prompts, for recognition and text normalization."""
     bootstrap_samples: int = 2000
+    """Resamples of the bootstrap confidence intervals."""
 
 
 @dataclass
 class EvaluateConfig:
-    """Root of `python evaluate.py`."""
+    """Options of `python evaluate.py`."""
 
-    checkpoint: str = MISSING  # in any layout, local or on the hub
-    codec_path: str | None = None  # local Mimi weights (moshi's file), where the checkpoint carries no codec
-    tokenizer_path: str | None = None  # for a checkpoint in Sesame's layout without a tokenizer
-    output: str | None = None  # report folder; null: <checkpoint>/../eval-<eval.name>
+    checkpoint: str = MISSING
+    """Model to evaluate: a checkpoint in any format, local or on the hub."""
+    codec_path: str | None = None
+    """Local Mimi weights (moshi's file), for a checkpoint without a codec."""
+    tokenizer_path: str | None = None
+    """Tokenizer for a checkpoint in Sesame's format without one."""
+    output: str | None = None
+    """Report folder; null: <checkpoint>/../eval-<eval.name>."""
     device: str = "cpu"
+    """Device for generation and judges, such as `cpu` or `cuda`."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    """Prompts, sampling and judges."""
 
 
 def register_schemas() -> None:
-    """Makes the root schemas known to Hydra; call before `hydra.main` composes."""
+    """Registers the root schemas with Hydra; call before `hydra.main` composes."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
