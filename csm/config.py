@@ -1,6 +1,6 @@
 """All options of training, evaluation and planning, typed and documented in one place.
 
-Hydra knows the dataclasses as schemas (`register_schemas`), so the YAML files under `configs/` only set values: an
+The dataclasses are schemas for Hydra (csm/compose.py), so the YAML files under `configs/` only set values: an
 unknown key or a value of the wrong type fails while the configuration is composed, with the key's name. `_target_`
 appears only for objects of other libraries, such as loggers.
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 RENAMED_OPTIONS = {
@@ -484,10 +483,3 @@ class EvaluateConfig:
     """Device for generation and judges, such as `cpu` or `cuda`."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Prompts, sampling and judges."""
-
-
-def register_schemas() -> None:
-    """Registers the root schemas with Hydra; call before `hydra.main` composes."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.utils import reset_sessions
-from hydra import compose, initialize_config_dir
 from moshi.models import loaders
 from moshi.quantization.core_vq import EuclideanCodebook
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from csm.config import CodecConfig, CodecKind, TrainConfig, register_schemas
+from csm.compose import TRAIN
+from csm.config import CodecConfig, CodecKind, TrainConfig
 from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
 from tests.llama_tokenizer import save_llama_tokenizer
@@ -42,15 +40,6 @@ TINY_OVERRIDES = [
     "trainer.val_every_steps=3",
     "trainer.checkpoint_every_steps=3",
 ]
-
-
-@pytest.fixture(autouse=True)
-def loggers_are_on() -> None:
-    """Hydra's programs without a log file switch off the logging of their process, here of all tests after."""
-    logging.root.setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("csm", "data_prep")) and isinstance(logger, logging.Logger):
-            logger.disabled = False
 
 
 @pytest.fixture
@@ -108,6 +97,4 @@ def tiny_overrides(small_dataset: Path, tmp_path: Path) -> list[str]:
 
 def compose_train(overrides: list[str]) -> TrainConfig:
     """TrainConfig as `python train.py <overrides>` would build it."""
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return OmegaConf.to_object(compose("train", overrides=overrides))
+    return TRAIN.options(TRAIN.compose(overrides))
