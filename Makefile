@@ -1,28 +1,30 @@
-# The two set-up commands:
-#   make quickstart   installs, then prepares, trains, evaluates and exports the demo (CPU, no download of models)
-#   make test         installs, then runs the tests (8 to 14 minutes on two cores)
-#   make test-slow    the tests that start many processes: kills, clusters, executors (CI runs both)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-slow lint
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart check format test test-slow docs
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	# --no-deps: resemblyzer asks for webrtcvad, which has no wheels; webrtcvad-wheels (above) is the same module
-	# and llama-models and pyannote.audio, of which the tests read files: Llama-3's vocabulary, a telephone call
+	# --no-deps: resemblyzer requires webrtcvad, which has no wheels; webrtcvad-wheels (above) provides the same module.
+	# Of llama-models and pyannote.audio the tests read data files only: Llama 3's vocabulary and a telephone call.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt resemblyzer llama-models pyannote.audio
 	touch $@
 
-quickstart: $(VENV)/installed
+install: $(VENV)/installed ## create .venv with the package and everything needed for development
+
+quickstart: $(VENV)/installed ## prepare, train, evaluate and export the demo (CPU, no model downloads)
 	$(BIN)/python train.py experiment=quickstart
 	$(BIN)/python evaluate.py checkpoint=$(RUN)/export eval=quickstart
 	@echo
-	@echo "Done. Look and listen:"
+	@echo "Done. Results:"
 	@echo "  report         $(RUN)/eval-quickstart/report.html (speech in $(RUN)/eval-quickstart/audio)"
 	@echo "  model          $(RUN)/export"
 	@echo "  checkpoint     $(RUN)/checkpoints/last.ckpt, metrics in $(RUN)/metrics.jsonl"
@@ -32,14 +34,22 @@ quickstart: $(VENV)/installed
 	@echo "                 $(BIN)/python train.py experiment=quickstart data=shards data.path=data/mine name=mine"
 	@echo "  the 1B model   python train.py model=csm_1b data.path=data/mine trainer.devices=8 strategy=ddp   (GPUs)"
 
-test: $(VENV)/installed
+check: $(VENV)/installed ## lint, formatting, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	$(BIN)/mypy
 
-test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
-
-lint: $(VENV)/installed
+format: $(VENV)/installed ## fix lint and formatting where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test: check ## checks, then the tests (8 to 14 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed ## tests that start many processes: kills, clusters, executors, the wheel
+	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/installed ## the documentation site, in site/
+	$(BIN)/python -m docs.generate_options
+	$(BIN)/mkdocs build --strict --quiet

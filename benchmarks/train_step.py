@@ -4,8 +4,8 @@
     python benchmarks/train_step.py --size csm_1b --device cuda --rows 8 --positions 2048      bf16 autocast over fp32
 
 Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. Ours has the
-defaults of a training run on that device (configs/trainer/); what follows them on the command line are other options,
-such as trainer.activation_checkpointing=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to
+defaults of a training run on that device (configs/train/trainer/); the rest of the command line are other options, such
+as trainer.activation_checkpointing=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to
 transformers. MFU is by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no matrix
 product is computed
 twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -28,15 +27,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from csm.training.heap import return_freed_memory
 
-from csm.config import CSMConfig, TrainConfig, register_schemas
+from csm.compose import TRAIN
+from csm.config import CSMConfig, TrainConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.model.csm import CSM
 from csm.model.flops import Work, find_gpu, training_flops
-from csm.training.heap import return_freed_memory
 from csm.training.optim import allocate_state
 
 TRANSFORMERS, OURS = "transformers", "ours"
@@ -72,13 +70,9 @@ class Setting:
         return round((1 - EMPTY) * self.positions) - self.text - 1
 
     def config(self) -> TrainConfig:
-        register_schemas()
-        configs = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "configs"))
         size = SIZES.get(self.size, [f"model={self.size}"])
         trainer = "gpu" if self.device == "cuda" else "cpu"
-        with initialize_config_dir(configs, version_base="1.3"):
-            overrides = ["data.path=none", f"trainer={trainer}", *size, *self.overrides]
-            return OmegaConf.to_object(compose("train", overrides=overrides))
+        return TRAIN.options(TRAIN.compose(["data.path=none", f"trainer={trainer}", *size, *self.overrides]))
 
 
 def our_step(setting: Setting) -> Callable[[], None]:
@@ -251,7 +245,7 @@ def report(setting: Setting, results: dict[str, tuple[float, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="82m", help="82m, or a configuration of configs/model")
+    parser.add_argument("--size", default="82m", help="82m, or a configuration of configs/train/model")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--positions", type=int, default=256)

@@ -1,6 +1,6 @@
 """All options of training, evaluation and planning, typed and documented in one place.
 
-Hydra knows the dataclasses as schemas (`register_schemas`), so the YAML files under `configs/` only set values: an
+The dataclasses are schemas for Hydra (csm/compose.py), so the YAML files under `configs/` only set values: an
 unknown key or a value of the wrong type fails while the configuration is composed, with the key's name. `_target_`
 appears only for objects of other libraries, such as loggers.
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 RENAMED_OPTIONS = {
@@ -28,8 +27,9 @@ RENAMED_OPTIONS = {
     "model.max_positions": "model.max_seq_len",
     "trainer.recompute": "trainer.activation_checkpointing",
 }
-REMOVED_OPTIONS = ("data.demo",)
 """Earlier names of options of train.py, as they appear in old checkpoints."""
+REMOVED_OPTIONS = ("data.demo",)
+"""Earlier options of train.py, which old checkpoints hold."""
 
 RESERVED_CODES = 3
 """Ids per codebook beyond the codec's own: the released CSM has 2051 = 2048 + 3 (unused start/stop/pad ids)."""
@@ -495,10 +495,3 @@ class EvaluateConfig:
     """Device for generation and judges, such as `cpu` or `cuda`."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Prompts, sampling and judges."""
-
-
-def register_schemas() -> None:
-    """Registers the root schemas with Hydra; call before `hydra.main` composes."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)

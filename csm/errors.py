@@ -1,8 +1,9 @@
-"""How the command-line programs report what their user can mend: one line on stderr, exit code 2."""
+"""Mistakes of a program's user: one line on stderr, exit code 2."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from contextlib import contextmanager
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from csm.command_line import renamed_option
+from csm.config import RENAMED_OPTIONS
+
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user wants tracebacks, in the way of every Hydra program."""
+"""Whether the user wants tracebacks, as in every Hydra program."""
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def user_errors() -> Iterator[None]:
     main function, since Hydra prints lines of its own about any error that leaves it.
     """
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing several lines and exiting 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors, instead of printing them and exiting with 1
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
@@ -39,4 +43,8 @@ def _one_line(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, HydraException) and error.__cause__ is not None:
         message += f" ({str(error.__cause__).splitlines()[0].strip()})"
+    key = re.search(r"full_key: (\S+)", message)  # of an option in a YAML file: the command line is checked before
+    renamed = renamed_option(key[1], RENAMED_OPTIONS) if key else None
+    if renamed:
+        message += f": {renamed}"
     return message

@@ -1,4 +1,4 @@
-from data_prep.cli import main
+from data_prep.main import main
 
 if __name__ == "__main__":
     main()

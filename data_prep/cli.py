@@ -1,15 +1,4 @@
-"""`python -m data_prep [command] [key=value ...]`: a Hydra program, options and commands in data_prep/config.py.
-
-    python -m data_prep input=calls output=data/calls codec=mimi          all in one, for small sets
-    python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
-    python -m data_prep verify output=data/calls
-    python -m data_prep takedown output=data/calls takedown=names.txt
-    python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
-    python -m data_prep demo output=data/demo
-
-Exit code 0: done. 1: `verify` found the dataset broken, or recordings or units failed that `retry` may bring through.
-2: something in the request is wrong; one line says what.
-"""
+"""The commands of `python -m data_prep` and what they print; the program itself is in data_prep/main.py."""
 
 from __future__ import annotations
 
@@ -17,14 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
 from csm.data.dataset import DatasetInfo, ShardedDataset
 from csm.data.lengths import load_lengths
-from csm.errors import user_errors
 from csm.text import load_tokenizer
-from data_prep.config import DataPrepCommand, DataPrepConfig, register_schema, work_folder
+from data_prep.config import DataPrepCommand, DataPrepConfig, work_folder
 from data_prep.dataset.index import rebuild
 from data_prep.dataset.mix import describe, mix
 from data_prep.dataset.takedown import read_names, takedown
@@ -37,39 +22,11 @@ from data_prep.report.report import REPORT_FILE, write_report
 from data_prep.run import RunSummary, retry, run, status
 from data_prep.unit.stage_files import TRANSIENT_REASONS
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COMMANDS = [command.value for command in DataPrepCommand]
 
-register_schema()
-
-
-def main() -> None:
-    """Takes the command off the command line and leaves the rest to Hydra."""
-    arguments = sys.argv[1:]
-    if arguments and arguments[0].isidentifier():
-        word = arguments.pop(0)
-        if word not in COMMANDS:
-            print(f"error: unknown command {word!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
-            sys.exit(2)
-        name = "data_prep_demo" if word == DataPrepCommand.demo.value else "data_prep"
-        arguments = ["--config-name", name, f"command={word}", *arguments]
-    sys.argv[1:] = arguments
-    try:
-        with user_errors():
-            _hydra_main()
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left half written, and the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="data_prep")
-def _hydra_main(config: DictConfig) -> None:
-    with user_errors():
-        if OmegaConf.is_missing(config, "output"):
-            raise ValueError("output is not set; give output=PATH")
-        cfg: DataPrepConfig = OmegaConf.to_object(config)
-        check_options(cfg)
-        sys.exit(_RUN[cfg.command](cfg))
+def run_command(cfg: DataPrepConfig) -> int:
+    """Runs `cfg.command` and returns the exit code of the program."""
+    check_options(cfg)
+    return _RUN[cfg.command](cfg)
 
 
 def _all(cfg: DataPrepConfig) -> int:

@@ -10,9 +10,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from csm.compose import Program
 from csm.config import CodecConfig, TokenizerConfig
 
 
@@ -412,6 +412,4 @@ def work_folder(cfg: DataPrepConfig) -> Path:
     return Path(cfg.work) if cfg.work else Path(f"{str(cfg.output).rstrip('/')}.work")
 
 
-def register_schema() -> None:
-    """Registers the root schema with Hydra; call before `hydra.main` composes."""
-    ConfigStore.instance().store(name="data_prep_schema", node=DataPrepConfig)
+DATA_PREP = Program("data_prep", DataPrepConfig, {"conversation.max_positions": "conversation.max_seq_len"})

@@ -5,7 +5,6 @@ Imported by every test process, so whatever is slow to import is imported by the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,15 +36,6 @@ TINY_OVERRIDES = [
     "trainer.val_every_steps=3",
     "trainer.checkpoint_every_steps=3",
 ]
-
-
-@pytest.fixture(autouse=True)
-def loggers_are_on() -> None:
-    """Hydra disables the loggers of a process whose program has no log file; this enables them again for each test."""
-    logging.root.setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("csm", "data_prep")) and isinstance(logger, logging.Logger):
-            logger.disabled = False
 
 
 @pytest.fixture
@@ -116,13 +106,6 @@ def tiny_overrides(small_dataset: Path, tmp_path: Path) -> list[str]:
 
 def compose_train(overrides: list[str]) -> TrainConfig:
     """TrainConfig as `python train.py <overrides>` would build it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from csm.compose import TRAIN
 
-    from csm.config import TrainConfig, register_schemas
-
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", overrides=overrides))
-    assert isinstance(config, TrainConfig)
-    return config
+    return TRAIN.options(TRAIN.compose(overrides))

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from csm.config import EvaluateConfig, TrainConfig, register_schemas
+from csm.compose import EVALUATE
+from csm.config import TrainConfig
 from csm.model.csm import CSM
 from tests.conftest import ROOT, compose_train
 
@@ -27,7 +26,7 @@ GROUPS = [
     "sweep",
     "launcher",
 ]
-OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((ROOT / "configs" / group).glob("*.yaml"))]
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((ROOT / "configs").glob(f"*/{group}/*.yaml"))]
 
 
 def test_every_group_has_options():
@@ -43,12 +42,12 @@ def test_every_training_option_composes(group, option):
         assert config.name == option and config.run_dir == f"runs/{option}"
 
 
-@pytest.mark.parametrize("option", sorted(file.stem for file in (ROOT / "configs" / "eval").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option", sorted(file.stem for file in (ROOT / "configs" / "evaluate" / "eval").glob("*.yaml"))
+)
 def test_every_evaluation_composes(option):
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = OmegaConf.to_object(compose("evaluate", overrides=["checkpoint=x", f"eval={option}"]))
-    assert isinstance(config, EvaluateConfig) and config.eval.name == option
+    config = EVALUATE.options(EVALUATE.compose(["checkpoint=x", f"eval={option}"]))
+    assert config.eval.name == option
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Several datasets -> the mixture of them that training reads: a file for `configs/data/`.
+"""Several datasets -> the mixture of them that training reads: a file for `configs/train/data/`.
 
-python -m data_prep mix '+weights={data/calls: 3, data/books: 1}' output=configs/data/talk.yaml
+python -m data_prep mix '+weights={data/calls: 3, data/books: 1}' output=configs/train/data/talk.yaml
 python train.py data=talk
 """
 

@@ -1,6 +1,7 @@
 """The command line: steps one by one, mistakes in one line, exit codes."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from made_recordings import calls_manifest, comparable
 
 from csm.data.dataset import ShardedDataset
-from data_prep.cli import main
+from data_prep.main import main
 from data_prep.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ def program(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["data_prep", *arguments])
+        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra sets up others
         capsys.readouterr()
         code = 0
         try:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from csm.config import DataConfig, register_schemas
+from csm.compose import TRAIN
 from csm.data.sources import open_sources
 from data_prep.dataset.mix import describe, mix
-from tests.conftest import ROOT
 from tests.data.made_datasets import CODEC, made_dataset, made_sample, write_dataset
 
 
@@ -22,11 +19,8 @@ def test_training_reads_the_file_as_its_data_option(tmp_path):
     output = tmp_path / "config" / "data" / "talk.yaml"
     parts = mix({str(calls): 3, f"{books}/": 1, str(again): 0.5}, output)
     assert list(parts) == ["calls", "books", "calls-2"]
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        overrides = [f"hydra.searchpath=[file://{tmp_path / 'config'}]", "experiment=quickstart", "data=talk"]
-        config = compose("train", overrides=overrides)
-    data: DataConfig = OmegaConf.to_object(config).data
+    searchpath = f"hydra.searchpath=[file://{tmp_path / 'config'}]"
+    data = TRAIN.options(TRAIN.compose([searchpath, "experiment=quickstart", "data=talk"])).data
     sources = open_sources(data)
     assert {name: source.weight for name, source in sources.items()} == {"calls": 3, "books": 1, "calls-2": 0.5}
     assert [source.dataset.local_path for source in sources.values()] == [calls, books, again]

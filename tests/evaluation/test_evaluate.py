@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 
 from csm import load_model
 from csm.codec.base import hash_tensors
-from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind, register_schemas
+from csm.compose import EVALUATE
+from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
 from csm.evaluation.run import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -132,8 +131,7 @@ def test_codec_of_another_dataset_is_one_line_and_exit_code_2(checkpoint, datase
 
 @pytest.mark.parametrize("name", ["default", "quickstart"])
 def test_configs_compose_to_typed_options(name):
-    config = compose_evaluate([f"eval={name}", "checkpoint=runs/a"])
-    settings = OmegaConf.to_object(config)
+    settings = EVALUATE.options(compose_evaluate([f"eval={name}", "checkpoint=runs/a"]))
     assert isinstance(settings, EvaluateConfig)
     assert settings.eval.name == name
 
@@ -146,6 +144,4 @@ def test_misspelled_options_fail_by_name(override):
 
 
 def compose_evaluate(overrides: list[str]):
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("evaluate", overrides=overrides)
+    return EVALUATE.compose(overrides)

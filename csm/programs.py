@@ -1,0 +1,91 @@
+"""The Hydra programs `csm-train` and `csm-evaluate`; train.py and evaluate.py run them from a checkout.
+
+Nothing here imports torch before Hydra has composed the configuration, so `--help` and mistakes do not wait for it.
+
+Exit codes:  0   done: trained to the last step, or the report is written.
+             2   something in the request or on disk is wrong; one line on stderr says what and how to fix it.
+             75  training was stopped by SIGTERM or SIGUSR1 and has saved a checkpoint; the same command resumes it.
+             1   anything else, with a traceback. torchrun turns every code but 0 into 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from csm.compose import EVALUATE, TRAIN, config_folder
+from csm.errors import user_errors
+
+
+def train() -> None:
+    """Entry point of `csm-train`."""
+    with user_errors():
+        sys.argv[1:] = TRAIN.read_words(sys.argv[1:])
+        _train()
+
+
+def evaluate() -> None:
+    """Entry point of `csm-evaluate`."""
+    with user_errors():
+        sys.argv[1:] = EVALUATE.read_words(sys.argv[1:])
+        _evaluate()
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder("train")), config_name="train")
+def _train(config: DictConfig) -> float | None:
+    from csm.training.build import train
+
+    job = HydraConfig.get()
+    if job.mode is RunMode.MULTIRUN:  # otherwise all jobs of a sweep would share, and resume, one run
+        config.run_dir = job.runtime.output_dir
+    with user_errors():
+        return train(TRAIN.options(config))
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder("evaluate")), config_name="evaluate")
+def _evaluate(config: DictConfig) -> None:
+    with user_errors():
+        if OmegaConf.is_missing(config, "checkpoint"):
+            raise ValueError(
+                "no checkpoint given; usage: python evaluate.py checkpoint=PATH (exported model, .ckpt or hub id)"
+            )
+        from csm.evaluation.run import evaluate
+
+        print_headline(evaluate(EVALUATE.options(config)))
+
+
+def print_headline(folder: Path) -> None:
+    """Prints the headline numbers of the report in `folder`."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("WER %, corpus", "WER %, mean", "cosine, same turn", "cosine, earlier", "failed"):
+        table.add_column(title)
+    for system, row in results["systems"].items():
+        values = [_cell(name, row["metrics"][name]) for name in row["metrics"]]
+        table.add_row(system.replace("_", " "), *values, f"{sum(row['failures'].values())}/{row['expected']}")
+    console = Console()
+    console.print(table)
+    console.print(f"WER by {results['recognizer']}, cosines by {results['speaker_embedder']}, 95 % intervals")
+    for note in results["notes"]:
+        console.print(f"- {note}", markup=False)
+    console.print(f"Report with audio: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _cell(name: str, metric: dict[str, Any]) -> str:
+    if "not_run" in metric:
+        return "not run"
+    scale, digits = (100, 1) if name.startswith("wer") else (1, 3)
+    text = f"{scale * metric['value']:.{digits}f}"
+    if metric["low"] is not None:
+        text += f"\n{scale * metric['low']:.{digits}f}..{scale * metric['high']:.{digits}f}"
+    return text

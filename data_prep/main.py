@@ -1,0 +1,57 @@
+"""`python -m data_prep [command] [option=value ...]`: a Hydra program, with the options of data_prep/config.py.
+
+    python -m data_prep input=calls output=data/calls codec=mimi          all in one, for small sets
+    python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
+    python -m data_prep verify output=data/calls
+    python -m data_prep takedown output=data/calls takedown=names.txt
+    python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
+    python -m data_prep demo output=data/demo
+
+Exit codes:  0    done.
+             1    `verify` found the dataset damaged, or recordings or units failed that `retry` can re-queue.
+             2    something in the request is wrong; one line on stderr says what.
+             130  interrupted.
+
+The commands are imported once Hydra has composed the configuration, so `--help` and mistakes do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from csm.compose import config_folder
+from csm.errors import user_errors
+from data_prep.config import DATA_PREP, DataPrepCommand
+
+COMMANDS = [command.value for command in DataPrepCommand]
+
+
+def main() -> None:
+    """Entry point of `csm-data-prep`: takes the command off the command line and leaves the rest to Hydra."""
+    words = sys.argv[1:]
+    try:
+        with user_errors():
+            if words and words[0].isidentifier():
+                command = words.pop(0)
+                if command not in COMMANDS:
+                    raise ValueError(f"unknown command {command!r}; known are {', '.join(COMMANDS)}")
+                name = "demo" if command == DataPrepCommand.demo.value else DATA_PREP.name
+                words = ["--config-name", name, f"command={command}", *words]
+            sys.argv[1:] = DATA_PREP.read_words(words)
+            _run()
+    except KeyboardInterrupt:
+        print("interrupted; no file was left half written: rerun the same command to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder("data_prep")), config_name="data_prep")
+def _run(config: DictConfig) -> None:
+    with user_errors():
+        if OmegaConf.is_missing(config, "output"):
+            raise ValueError("output is not set; give output=PATH")
+        from data_prep.cli import run_command
+
+        sys.exit(run_command(DATA_PREP.options(config)))
