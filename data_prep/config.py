@@ -31,13 +31,13 @@ class DataPrepCommand(Enum):
 
 @dataclass
 class SourceConfig:
-    """A set of recordings; see data_prep/sources/."""
+    """A set of recordings; see data_prep/inputs/."""
 
     input: str = MISSING  # folder, manifest .jsonl or .parquet, .tar file(s), Hugging Face audio dataset
     lang: str | None = "en"  # null: detected by recognition
     licence: str = "unknown"
     group_pattern: str | None = None  # regular expression with one group, searched in the audio's path: show or caller
-    text_column: str | None = None  # of Hugging Face datasets; null: the first of sources/table.py TEXT_COLUMNS
+    text_column: str | None = None  # of Hugging Face datasets; null: the first of inputs/parquet.py TEXT_COLUMNS
     two_channel: str = "auto"  # auto: two channels that differ are two speakers; yes; no: mixed
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.execution.unit_files import TRANSIENT_REASONS
 from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, Packing, TurnMeasures
 from data_prep.report.tables import Flow, RejectGroup
-from data_prep.unit.stage_files import TRANSIENT_REASONS
 
 MAX_FAILED = 0.05
 MIN_KEPT = 1 / 3

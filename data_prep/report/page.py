@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from csm.data.dataset import DatasetInfo
-from data_prep.packing.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
+from data_prep.packing.pack import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.report import figures
 from data_prep.report.checks import Check, percent
 from data_prep.report.data import (
