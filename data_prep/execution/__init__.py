@@ -3,7 +3,7 @@
 run.py          the three commands
 fit_codec.py    a spectral codec fitted to the plan
 pipeline.py     options -> stages, and the worker that runs them on units
-unit.py         one unit through the stages, whatever happens; unit_files.py: its files; failures.py: what errors mean
+unit.py         one unit through the stages, whatever happens; unit_files.py: its files and failures
 executor.py     what executors have in common; local.py, ray.py, slurm.py
 processes.py    workers on this machine
 

@@ -27,8 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data_prep.audio.recording import RecordingAudio
-from data_prep.execution.failures import Failure, classify
-from data_prep.execution.unit_files import Attempts, StageFiles, write_json
+from data_prep.execution.unit_files import Attempts, Failure, StageFiles, classify, write_json
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Recording, Rejection, StageTime
 from data_prep.stages.base import Item, Stage

@@ -1,4 +1,4 @@
-"""The files of a unit's folder, besides `done.json`: results of stages, and attempts; see unit.py.
+"""The books of a unit: its stages' files, the attempts on its recordings, and how their failures count; see unit.py.
 
 `attempts.jsonl` says how often each recording was begun and not ended. It is written before the work, so that a file
 which kills its process is known to have done so; one line for an event:
@@ -13,16 +13,20 @@ down by a recording.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from csm.files import sha256_of, write_atomically
+from csm.judges.hub import ModelUnavailable
 from data_prep.reasons import Reason
 from data_prep.records import Rejection, StageTime
 from data_prep.tables import from_dict, read_rows, schema_of, write_rows
@@ -109,6 +113,46 @@ class Attempts:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" * self._torn + json.dumps(event) + "\n")
         self._torn = False
+
+
+class Failure(Enum):
+    transient = "transient"  # may pass: tried again
+    permanent = "permanent"  # of the recording or the program: not tried again in this run
+    fatal = "fatal"  # the process, or the whole run, cannot go on
+
+
+_WAIT_AND_TRY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EBUSY,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.EPIPE,
+}
+_NOTHING_HELPS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+
+def classify(error: BaseException) -> Failure:
+    """Fatal: a full disk; a missing model or library (missing audio is `RejectedRecording`); and every CUDA fault but
+    lack of memory, after which a process's device context is dead."""
+    if isinstance(error, (ImportError, FileNotFoundError, ModelUnavailable)):
+        return Failure.fatal
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return Failure.transient
+    if isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA" in str(error)):
+        return Failure.transient if "out of memory" in str(error) else Failure.fatal
+    if isinstance(error, OSError) and error.errno in _NOTHING_HELPS:
+        return Failure.fatal
+    if isinstance(error, (ConnectionError, TimeoutError)) or (
+        isinstance(error, OSError) and error.errno in _WAIT_AND_TRY
+    ):
+        return Failure.transient
+    return Failure.permanent
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from data_prep.audio.storage import open_bytes, open_path, patiently
+from data_prep.audio.storage import open_bytes, open_path, retry
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.side_files import SIDE_SUFFIXES, Annotation, parse_side_file
 from data_prep.reasons import Reason
@@ -74,7 +74,7 @@ def _read(suffix: str, locator: Locator, stem: str) -> Annotation:
         with open_bytes(locator) as file:
             return file.read()
 
-    return parse_side_file(suffix, patiently(read), stem)
+    return parse_side_file(suffix, retry(read, locator), stem)
 
 
 def read_tar(path: str, name: str) -> Iterator[Entry | Rejection]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from data_prep.audio.decode import open_audio
-from data_prep.audio.storage import is_url, open_bytes, patiently, where
+from data_prep.audio.storage import is_url, open_bytes, retry, where
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Locator
 from data_prep.tables import read_rows, write_rows
@@ -43,7 +43,7 @@ def probe(locator: Locator, name: str, key: str = "") -> Probe:
     """
     found = Probe(key, "", 0.0, 0, 0, "", None, None)
     try:
-        patiently(lambda: _probe(locator, name, found))
+        retry(lambda: _probe(locator, name, found), locator)
     except RejectedRecording as rejected:
         found.reason, found.message = rejected.reason, rejected.message
     except FileNotFoundError as error:

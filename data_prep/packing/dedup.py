@@ -57,13 +57,13 @@ def duplicates(recordings: Iterable[HeardRecording], cfg: DedupConfig) -> list[D
     heard = _Heard(cfg)
     for recording in recordings:
         heard.add(recording)
-    dropped: dict[str, Duplicate] = {}
+    repeated: dict[str, Duplicate] = {}
     if cfg.exact:
-        dropped |= heard.equal_samples()
+        repeated |= heard.equal_samples()
     if cfg.text:
-        dropped |= heard.equal_texts(dropped)
-    turns = heard.equal_turns(dropped) if cfg.fingerprint else []
-    return sorted([*dropped.values(), *turns], key=lambda row: (row.recording, -1 if row.turn is None else row.turn))
+        repeated |= heard.equal_texts(repeated)
+    turns = heard.equal_turns(repeated) if cfg.fingerprint else []
+    return sorted([*repeated.values(), *turns], key=lambda row: (row.recording, -1 if row.turn is None else row.turn))
 
 
 class _Heard:
@@ -98,7 +98,7 @@ class _Heard:
                 found[name] = Duplicate(name, None, Reason.duplicate_audio, twin, None, 1.0)
         return found
 
-    def equal_texts(self, dropped: dict[str, Duplicate]) -> dict[str, Duplicate]:
+    def equal_texts(self, repeated: dict[str, Duplicate]) -> dict[str, Duplicate]:
         """In the order of ids, each recording is kept, or repeats the kept one that is most like it."""
         if not self.signatures:
             return {}
@@ -106,7 +106,7 @@ class _Heard:
 
         index = MinHashLSH(threshold=self.cfg.text_threshold, num_perm=_PERMUTATIONS)
         found = {}
-        for name in sorted(self.signatures.keys() - dropped.keys()):
+        for name in sorted(self.signatures.keys() - repeated.keys()):
             signature = self.signatures[name]
             likeness = {other: signature.jaccard(self.signatures[other]) for other in index.query(signature)}
             twin = min(likeness, key=lambda other: (-likeness[other], other), default=None)
@@ -116,9 +116,9 @@ class _Heard:
                 index.insert(name, signature)
         return found
 
-    def equal_turns(self, dropped: dict[str, Duplicate]) -> list[Duplicate]:
+    def equal_turns(self, repeated: dict[str, Duplicate]) -> list[Duplicate]:
         """In the order of recordings and turns, each is kept, or repeats the kept one that is most like it."""
-        turns = sorted(turn for turn in self.turns if turn[0] not in dropped)
+        turns = sorted(turn for turn in self.turns if turn[0] not in repeated)
         lengths = np.array([n for *_, n in turns], dtype=np.int64)
         ordered = np.empty(lengths.sum(), dtype=np.uint32)
         heard, place = np.asarray(self.codes), 0

@@ -41,6 +41,6 @@ class Stage(Protocol, Generic[Result]):
         """One result for each item, in order; of equal items whatever they are grouped with.
 
         Raises `RejectedRecording` for a recording of which nothing can be used (when `items` holds more than one, the
-        caller tries each alone); any other exception is a failure, classified by `data_prep/execution/failures.py`.
+        caller tries each alone); any other exception is a failure, classified by `data_prep/execution/unit_files.py`.
         """
         ...
