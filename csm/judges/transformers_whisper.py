@@ -61,7 +61,7 @@ class TransformersWhisper:
         except ModelUnavailable as error:
             raise ModelUnavailable(f"{error}: download it and set {option} to the folder") from error
         try:
-            self._processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+            self._processor: Any = WhisperProcessor.from_pretrained(folder, local_files_only=True)
             self._model: Any = WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=dtype, local_files_only=True
             )

@@ -90,7 +90,7 @@ def conversations(
     A turn is rejected here for its overlap, or with its whole conversation: because that is too short, or because
     nothing in it is predicted.
     """
-    rejected = stage_rejections(given) | rejections
+    rejected = {**stage_rejections(given), **rejections}
     encoded = {turn.number: turn for turn in given.encoded.turns}
     scores = {turn.number: turn for turn in given.scores.turns} if given.scores else {}
     pieces: list[_Piece | None] = []
