@@ -37,7 +37,7 @@ from csm.data.sample import SCHEMA_VERSION, Sample, Turn
 from csm.data.stream import MixtureSource, RankShare, StepSampler
 from csm.text import ByteTokenizer
 from data_prep.dataset.index import write_dataset_json
-from data_prep.packing.pack import write_shards
+from data_prep.packing.shards import write_shards
 from data_prep.packing.staging import StagedUnit
 
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=32, codebook_size=2048, frame_rate=12.5, sample_rate=24000)

@@ -25,7 +25,7 @@ from csm.codec.base import CodecInfo
 from csm.data.sample import Sample, Turn
 from data_prep.dataset.index import write_dataset_json
 from data_prep.dataset.verify import verify
-from data_prep.packing.pack import write_shards
+from data_prep.packing.shards import write_shards
 from data_prep.packing.staging import StagedUnit
 
 CODEC = CodecInfo("mimi", "0123456789abcdef", num_codebooks=4, codebook_size=2048, frame_rate=12.5, sample_rate=24000)

@@ -279,8 +279,12 @@ class OptimConfig:
 
 
 class Profile(Enum):
+    """Profiling of the training loop."""
+
     off = "off"
+    """None."""
     steps = "steps"
+    """A few steps, with torch.profiler."""
 
 
 @dataclass

@@ -1,7 +1,9 @@
-"""Writing files that exist whole or not at all, and reading JSON Lines."""
+"""Files that exist whole or not at all, the hashes that prove it, and JSON Lines."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -61,6 +72,23 @@ def partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def restore(path: Path) -> None:
+    """Brings back the folder that an interrupted replacement has moved aside."""
+    if _old(path).exists() and not path.exists():
+        os.rename(_old(path), path)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder. Raises BlockingIOError if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that replaces it when the block ends without an error.
@@ -68,12 +96,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Whoever looks at `path` finds the old folder or the new one, whole; an interruption leaves `<path>.partial`,
     which nothing reads and the next attempt removes.
     """
-    temporary, old = partial(path), _old(path)
-    if old.exists() and not path.exists():  # interrupted between the two renames below
-        os.rename(old, path)
-    remove(temporary)
-    remove(old)
-    temporary.mkdir(parents=True)
+    temporary = partial(path)
+    restore(path)
+    remove(_old(path))
+    temporary.mkdir(parents=True, exist_ok=True)  # not removed: a caller may hold its lock
+    for entry in temporary.iterdir():
+        remove(entry)
     yield temporary
     for file in temporary.rglob("*"):
         sync(file)

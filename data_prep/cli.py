@@ -10,17 +10,18 @@ from csm.data.dataset import DatasetInfo, ShardedDataset
 from csm.data.lengths import load_lengths
 from csm.text import load_tokenizer
 from data_prep.config import DataPrepCommand, DataPrepConfig, work_folder
-from data_prep.dataset.index import rebuild
 from data_prep.dataset.mix import describe, mix
+from data_prep.dataset.rebuild import rebuild
 from data_prep.dataset.takedown import read_names, takedown
 from data_prep.dataset.verify import verify
 from data_prep.demo import prepare_demo_dataset
-from data_prep.packing.assemble import pack
-from data_prep.planning.plan import Plan, make_plan
+from data_prep.execution.run import RunSummary, retry, run, status
+from data_prep.execution.unit_files import TRANSIENT_REASONS
+from data_prep.inputs.plan import Plan, make_plan
+from data_prep.packing.pack import pack
 from data_prep.prepare import check_options, prepare
+from data_prep.reasons import Reason
 from data_prep.report.report import REPORT_FILE, write_report
-from data_prep.run import RunSummary, retry, run, status
-from data_prep.unit.stage_files import TRANSIENT_REASONS
 
 
 def run_command(cfg: DataPrepConfig) -> int:
@@ -45,7 +46,7 @@ def _plan(cfg: DataPrepConfig) -> int:
     hours = sum(unit.seconds for unit in plan.units) / 3600
     recordings = sum(unit.recordings for unit in plan.units)
     print(f"{work_folder(cfg)}: {recordings} recordings, {hours:.2f} hours in {len(plan.units)} units")
-    _print_rejected({}, len(plan.rejects()), "left out, see rejects.parquet there")
+    _print_rejected({}, len(plan.rejections), "left out, see rejects.parquet there")
     return 0
 
 
@@ -143,7 +144,7 @@ def _print_run(cfg: DataPrepConfig, summary: RunSummary) -> int:
     return 1 if summary.failures or failed else 0
 
 
-def _print_rejected(rejected: dict[str, int], more: int = 0, text: str = "") -> None:
+def _print_rejected(rejected: dict[Reason, int], more: int = 0, text: str = "") -> None:
     for reason, recordings in rejected.items():
         print(f"  left out, {reason}: {recordings} recordings")
     if more:

@@ -58,7 +58,7 @@ class SourceConfig:
     group_pattern: str | None = None
     """Regular expression with one group that finds the show or caller in the audio's path."""
     text_column: str | None = None
-    """Text column of a Hugging Face dataset; null: the first known name, see data_prep/sources/table.py."""
+    """Text column of a Hugging Face dataset; null: the first known name, see data_prep/inputs/parquet.py."""
     two_channel: str = "auto"
     """auto: two channels that differ are two speakers; yes: always; no: channels are mixed."""
 

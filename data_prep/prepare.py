@@ -6,11 +6,11 @@ from dataclasses import fields, is_dataclass
 
 from csm.data.dataset import DatasetInfo
 from data_prep.config import DataPrepConfig
-from data_prep.packing.assemble import pack
+from data_prep.execution.run import RunSummary, run
+from data_prep.inputs.plan import make_plan
 from data_prep.packing.output import check_replaceable
-from data_prep.planning.plan import make_plan
+from data_prep.packing.pack import pack
 from data_prep.report.report import write_report
-from data_prep.run import RunSummary, run
 
 
 def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:

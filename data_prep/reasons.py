@@ -1,4 +1,4 @@
-"""Why something is left out: the codes in rejects.parquet and ledger.parquet."""
+"""Why something is rejected: the codes in rejects.parquet and ledger.parquet, and the exception that carries one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from enum import Enum
 
 
 class Reason(str, Enum):
+    """Each is its own name, also where it is printed or stored."""
+
     # plan: whole recordings
     audio_missing = "audio_missing"
     audio_empty = "audio_empty"
@@ -51,3 +53,14 @@ class Reason(str, Enum):
     crashed = "crashed"  # the worker died of it, as often as allowed
     failed = "failed"  # failed in a way that may pass, as often as allowed
     timeout = "timeout"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class RejectedRecording(Exception):
+    """A recording of which nothing can be used, whatever is tried: raised by stages, and by what reads audio."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason, self.message = reason, message

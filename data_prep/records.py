@@ -9,10 +9,15 @@ Times are seconds in the recording. A *track* is what is listened to by itself: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from csm.judges.recognition import Word
+from data_prep.reasons import Reason
 
 MODEL_RATE = 16_000
 """Sample rate in Hz at which voice activity, diarization, recognition and quality models listen."""
+
+UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
 
 
 # ------------------------------------------------------------------------------------------------ recordings
@@ -44,7 +49,7 @@ class GivenTurn:
 
 @dataclass
 class Recording:
-    """One audio file, as planned. A row of recordings.parquet."""
+    """One audio file, from its source to its stages. A row of recordings.parquet."""
 
     id: str  # unique in the plan: "<source>/<the user's id, or its path in the source>"
     source: str
@@ -54,11 +59,12 @@ class Recording:
     split: str | None  # None: by the group's hash
     lang: str | None  # None: detected
     licence: str
-    sha256: str  # of the file's bytes
-    seconds: float
-    sample_rate: int
-    channels: int
-    codec_format: str  # "wav/pcm_16", "mp3", ...
+    # of the file; empty until it is probed
+    sha256: str = ""  # of its bytes
+    seconds: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    codec_format: str = ""  # "wav/pcm_16", "mp3", ...
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
     two_channel: str = "auto"  # SourceConfig.two_channel: auto, yes, no
 
@@ -105,16 +111,6 @@ class Speakers:
 
 
 @dataclass
-class Word:
-    """A word as recognised, with case and punctuation, without surrounding space."""
-
-    text: str
-    start: float
-    end: float
-    prob: float | None = None
-
-
-@dataclass
 class Clip:
     """What was recognised in a stretch of at most 30 s."""
 
@@ -137,12 +133,27 @@ class Transcript:
     clips: list[Clip]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rejection:
-    """Why a turn is left out."""
+    """Why a recording, or a turn of it, is not in the dataset. A row of rejects.parquet.
 
-    reason: str  # a `Reason`
+    Whoever rejects gives reason and message; `located` adds the rest where it is known.
+    """
+
+    source: str = ""
+    recording: str = ""
+    audio: str = ""
+    turn: int | None = None  # number in the recording; None: the whole recording, or what of it is listed by no turn
+    stage: str = ""
+    reason: Reason
     message: str
+    start: float | None = None
+    end: float | None = None
+
+    def located(self, recording: Recording, stage: str, turn: DraftTurn | None = None) -> Rejection:
+        """The same, with its stage, and what of which recording it is about."""
+        named = replace(self, source=recording.source, recording=recording.id, audio=recording.audio, stage=stage)
+        return named if turn is None else replace(named, turn=turn.number, start=turn.start, end=turn.end)
 
 
 @dataclass
@@ -195,7 +206,7 @@ class TurnScore:
     ovrl: float | None  # DNSMOS P.835, 1..5
     sig: float | None
     bak: float | None
-    fingerprint: list[int]  # acoustic, see filters/fingerprint.py; empty for a turn too short to have one
+    fingerprint: list[int]  # acoustic, see speech/fingerprint.py; empty for a turn too short to have one
 
 
 @dataclass
@@ -221,32 +232,10 @@ class Encoded:
     """Of stage `encode`: `rejected` are turns that got no codes."""
 
     turns: list[EncodedTurn]
-    rejected: list[TurnRejection]
-
-
-@dataclass
-class TurnRejection:
-    number: int
-    reason: str
-    message: str
+    rejected: list[Rejection]
 
 
 # ---------------------------------------------------------------------------------------------- bookkeeping
-
-
-@dataclass
-class Reject:
-    """A row of rejects.parquet: something that was left out."""
-
-    source: str
-    recording: str
-    audio: str
-    turn: int | None  # number in the recording; None: the whole recording, or what of it is listed by no turn
-    stage: str
-    reason: str
-    message: str
-    start: float | None
-    end: float | None
 
 
 @dataclass
@@ -255,7 +244,7 @@ class Duplicate:
 
     recording: str
     turn: int | None  # DraftTurn.number; None: the whole recording
-    reason: str  # "duplicate_audio" or "duplicate_text"
+    reason: Reason  # duplicate_audio or duplicate_text
     kept_recording: str
     kept_turn: int | None
     similarity: float  # share of equal fingerprint bits, estimated share of equal shingles; 1 for equal samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,7 +22,7 @@ _SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.boo
 
 @cache
 def schema_of(cls: type) -> pa.Schema:
-    """The schema of rows of dataclass `cls`: scalars, lists, `X | None`, and dataclasses of these."""
+    """The schema of rows of dataclass `cls`: scalars, enums (by value), lists, `X | None`, dataclasses of these."""
     return pa.schema([pa.field(name, _type_of(hint)) for name, hint in _hints(cls).items()])
 
 
@@ -36,7 +37,7 @@ def read_rows(path: Path, cls: type[Row]) -> list[Row]:
     try:
         table = pq.read_table(path, memory_map=True)
         return [from_dict(cls, row) for row in table.to_pylist()]
-    except (pa.ArrowException, KeyError, TypeError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: cannot be read as a table of {cls.__name__} ({error}); delete it and run again"
         ) from error
@@ -64,7 +65,7 @@ def _type_of(hint: Any) -> pa.DataType:
         return pa.list_(_type_of(get_args(hint)[0]))
     if is_dataclass(hint):
         return pa.struct([pa.field(name, _type_of(inner)) for name, inner in _hints(hint).items()])
-    return _SCALARS[hint]
+    return pa.string() if issubclass(hint, Enum) else _SCALARS[hint]
 
 
 def _value(hint: Any, value: Any) -> Any:
@@ -73,4 +74,6 @@ def _value(hint: Any, value: Any) -> Any:
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         return [_value(inner, entry) for entry in value] if is_dataclass(inner) else value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
     return from_dict(hint, value) if is_dataclass(hint) else value

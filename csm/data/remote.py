@@ -20,9 +20,9 @@ import fsspec
 from filelock import FileLock
 
 from csm.data.block_cache import BLOCK, BlockCache
-from csm.data.folder import FileInfo, check_size, missing_file_error, sha256_of
+from csm.data.folder import FileInfo, check_size, missing_file_error
 from csm.data.sample import REMEDY
-from csm.files import write_atomically
+from csm.files import sha256_of, write_atomically
 
 log = logging.getLogger(__name__)
 

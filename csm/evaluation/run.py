@@ -13,18 +13,19 @@ from rich.console import Console
 from csm.codec.base import hash_tensors
 from csm.config import EvalConfig, EvaluateConfig
 from csm.data.dataset import ShardedDataset
-from csm.evaluation.asr import Recognizer, load_recognizer
-from csm.evaluation.hub import EvaluatorUnavailable
 from csm.evaluation.prompts import EvalPrompt, PromptSet, dataset_prompts, file_prompts
 from csm.evaluation.report import Report, write_report
 from csm.evaluation.scores import NotRun, System, SystemScores, Unavailable, Utterance, score_system
-from csm.evaluation.speaker import SpeakerEmbedder, load_embedder
 from csm.evaluation.stages import compare_voices, generated, recorded, transcribe
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
 from csm.formats.layouts import Checkpoint
 from csm.formats.open import open_checkpoint
 from csm.inference.generator import Generator
+from csm.judges.hub import ModelUnavailable
+from csm.judges.recognition import Recognizer
+from csm.judges.speaker import SpeakerEmbedder, load_embedder
+from csm.judges.whisper import load_recognizer
 from csm.provenance import code_version, hardware, package_versions
 
 FEW_CLUSTERS = 10
@@ -153,7 +154,7 @@ def _load(load: Callable[[], _Judge]) -> tuple[_Judge | None, str | None]:
     """A judge, or the reason why there is none."""
     try:
         return load(), None
-    except EvaluatorUnavailable as error:
+    except ModelUnavailable as error:
         Console(stderr=True).print(f"not run: {error}", style="yellow", markup=False, soft_wrap=True)
         return None, str(error)
 

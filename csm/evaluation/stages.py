@@ -10,13 +10,13 @@ from rich.progress import track
 from torch import Tensor
 
 from csm.config import EvalConfig
-from csm.evaluation.asr import Recognizer
 from csm.evaluation.prompts import EvalPrompt, fit_context
 from csm.evaluation.scores import Flag, System, Utterance
-from csm.evaluation.speaker import SpeakerEmbedder, cosine
 from csm.evaluation.text_norm import TextNormalizer
 from csm.evaluation.wer import align_words, count_errors
 from csm.inference.generator import Generator
+from csm.judges.recognition import Recognizer
+from csm.judges.speaker import SpeakerEmbedder, cosine
 
 
 def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]:

@@ -15,8 +15,7 @@ import numpy as np
 import soundfile
 
 from csm.audio import RAW_G722
-from data_prep.reasons import Reason
-from data_prep.stages.base import Unusable
+from data_prep.reasons import Reason, RejectedRecording
 
 BLOCK = 1 << 16
 """Samples of each channel that are decoded at once, at most."""
@@ -42,14 +41,14 @@ class Header:
 
 
 class AudioReader(Protocol):
-    """An audio file, opened. Both members raise `Unusable` for damaged audio, OSError for failing storage."""
+    """An audio file, opened. Both members raise `RejectedRecording` for damaged audio, OSError for failing storage."""
 
     header: Header
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All samples in order, each block float32 [n, C] with n > 0; once. May be fewer or more than the header says.
 
-        A file that ends before its header says raises `Unusable` only after its last block.
+        A file that ends before its header says raises `RejectedRecording` only after its last block.
         """
         ...
 
@@ -65,14 +64,14 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
     """Opens seekable audio of any format; `name` serves messages, and its suffix tells what has no header (G.722).
 
     Raises:
-        Unusable: it is empty, or no audio.
+        RejectedRecording: it is empty, or no audio.
         OSError: the storage fails.
     """
     watched = _Watched(file, name)
     size = watched.seek(0, io.SEEK_END)
     watched.seek(0)
     if size == 0:
-        raise Unusable(Reason.audio_empty.value, f"{name}: the file is empty")
+        raise RejectedRecording(Reason.audio_empty, f"{name}: the file is empty")
     with _translated(watched, "cannot be decoded as audio"):
         if PurePosixPath(name).suffix.lower() == RAW_G722:
             return _G722(watched, size)
@@ -118,13 +117,13 @@ class _Watched:
 
 @contextmanager
 def _translated(file: _Watched, problem: str) -> Iterator[None]:
-    """Errors of the libraries as `Unusable`, unless it was the storage that failed."""
+    """Errors of the libraries as `RejectedRecording`, unless it was the storage that failed."""
     try:
         yield
         file.check()
     except (soundfile.LibsndfileError, av.FFmpegError, EOFError, ValueError) as error:
         file.check()
-        raise Unusable(Reason.audio_corrupt.value, f"{file.name}: {problem} ({error})") from error
+        raise RejectedRecording(Reason.audio_corrupt, f"{file.name}: {problem} ({error})") from error
 
 
 class _SoundfileReader:
@@ -154,8 +153,8 @@ class _SoundfileReader:
                 if self._file.ended:
                     raise _ends_early(self._file.name, decoded, self._promised, self.header.sample_rate) from error
                 place = decoded / self.header.sample_rate
-                raise Unusable(
-                    Reason.audio_corrupt.value, f"{self._file.name}: damaged after {place:.2f} s ({error})"
+                raise RejectedRecording(
+                    Reason.audio_corrupt, f"{self._file.name}: damaged after {place:.2f} s ({error})"
                 ) from error
             if not len(block):
                 break
@@ -202,8 +201,8 @@ class _FfmpegReader:
                 break
             for samples in converted:
                 if samples.shape[0] != self.header.channels:
-                    raise Unusable(
-                        Reason.audio_corrupt.value,
+                    raise RejectedRecording(
+                        Reason.audio_corrupt,
                         f"{self._file.name}: from {place:.2f} s on it has {samples.shape[0]} channels instead of "
                         f"{self.header.channels}",
                     )
@@ -232,9 +231,9 @@ class _G722(_FfmpegReader):
         self.header = Header(self.header.sample_rate, self.header.channels, "g722", 2 * size)
 
 
-def _ends_early(name: str, decoded: int, promised: int | None, rate: int) -> Unusable:
+def _ends_early(name: str, decoded: int, promised: int | None, rate: int) -> RejectedRecording:
     said = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
-    return Unusable(Reason.audio_truncated.value, f"{name}: the file is cut off after {decoded / rate:.2f} s{said}")
+    return RejectedRecording(Reason.audio_truncated, f"{name}: the file is cut off after {decoded / rate:.2f} s{said}")
 
 
 def _is_mp3_of_unknown_length(file: _Watched) -> bool:

@@ -14,9 +14,8 @@ import soxr
 
 from data_prep.audio.decode import BLOCK, open_audio
 from data_prep.audio.storage import open_bytes, where
-from data_prep.reasons import Reason
+from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Recording
-from data_prep.stages.base import Unusable
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,8 @@ class RecordingAudio:
     """Random access to a recording's samples at any rate; long recordings are kept in a temporary file.
 
     Decoded once, into memory or a file without a name that is gone when the process is, however it ends. Everything
-    raises `Unusable` if the audio is missing, empty, damaged, cut off or not finite; OSError if the storage fails,
-    which may pass. Not for several threads at once.
+    raises `RejectedRecording` if the audio is missing, empty, damaged, cut off or not finite; OSError if the storage
+    fails, which may pass. Not for several threads at once.
 
     scratch: folder of the temporary file, the system's by default; it should not lie in memory
     """
@@ -68,12 +67,12 @@ class RecordingAudio:
 
         The stretch is cut at the file's rate, then converted by itself: what lies around it has no influence.
         channel: from 0; None: the mean of all, or one of them if they cancel each other, see `mono_channel`.
-        Raises `Unusable` also for a channel that the file does not have.
+        Raises `RejectedRecording` also for a channel that the file does not have.
         """
         audio = self._audio()
         if channel is not None and not 0 <= channel < audio.channels:
-            raise Unusable(
-                Reason.channel_missing.value,
+            raise RejectedRecording(
+                Reason.channel_missing,
                 f"{self.recording.audio}: there is no channel {channel}, only 0..{audio.channels - 1}",
             )
         first = min(max(0, round(start * audio.rate)), audio.samples)
@@ -105,7 +104,7 @@ class _Decoded:
             file = open_bytes(recording.locator)
         except FileNotFoundError as error:
             message = f"{where(recording.locator)}: no such audio file ({error})"
-            raise Unusable(Reason.audio_missing.value, message) from error
+            raise RejectedRecording(Reason.audio_missing, message) from error
         self.store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=scratch, prefix="csm-audio-")  # noqa: SIM115
         try:
             with file:
@@ -124,7 +123,7 @@ class _Decoded:
             if finite is not None and not finite.all():
                 place = (self.samples + int(np.argmin(finite))) / self.rate
                 message = f"{recording.audio}: holds NaN or infinite samples, the first at {place:.2f} s"
-                raise Unusable(Reason.not_finite.value, message)
+                raise RejectedRecording(Reason.not_finite, message)
             energies += block_energies
             if self.channels > 1:
                 mean = _mean(block)
@@ -132,7 +131,7 @@ class _Decoded:
             self.store.write(memoryview(np.ascontiguousarray(block)).cast("B"))
             self.samples += len(block)
         if self.samples == 0:
-            raise Unusable(Reason.audio_empty.value, f"{recording.audio}: holds no audio samples")
+            raise RejectedRecording(Reason.audio_empty, f"{recording.audio}: holds no audio samples")
         self.mono = mono_channel(energies, mean_energy) if self.channels > 1 else 0
         if self.channels > 1 and self.mono is not None:
             log.warning("%s: its channels cancel each other; channel %d is used alone", recording.audio, self.mono)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 
 from csm.data.remote import is_http_failure
 from data_prep.records import Locator
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -65,14 +68,15 @@ def where(locator: Locator) -> str:
     return locator.path if locator.offset is None else f"{locator.path}, byte {locator.offset}"
 
 
-def patiently(read: Callable[[], _T]) -> _T:
-    """Calls `read` again, twice, after errors that may pass; the last one is raised."""
+def retry(read: Callable[[], _T], locator: Locator) -> _T:
+    """Calls `read` up to three times, again after an OSError that may be transient; raises the last one."""
     for attempt in range(1, _ATTEMPTS):
         try:
             return read()
         except FileNotFoundError:
             raise
-        except OSError:
+        except OSError as error:
+            log.warning("%s: %r; retrying (%d of %d)", where(locator), error, attempt + 1, _ATTEMPTS)
             time.sleep(_DELAY * 2 ** (attempt - 1))
     return read()
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from csm.codec import CodecInfo, check_same_codec
 from csm.data.dataset import ShardInfo
-from csm.data.folder import sha256_of
 from csm.data.index import INDEX_SCHEMA
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER, REMEDY, Sample, sample_from_members
+from csm.files import sha256_of
 
 Members = dict[str, tuple[int, int]]
 """Name of a sample's member -> offset and size in bytes of its content."""

@@ -1,8 +1,11 @@
 """Removes recordings or groups from a dataset, without rewriting its shards.
 
-The samples lose their rows in the index and are listed in takedown.jsonl (tombstones.py). Their bytes stay in
-the tars, which no reader of the index looks at any more; to be rid of them, prepare the dataset again without these
-recordings.
+The samples lose their rows in the index and are listed in takedown.jsonl, a line for each, in the order of the shards:
+
+    {"shard": "calls-1a2b3c4d-train-000000.tar", "key": "calls-17-...-00000", "recording": "calls/17", "group": "anna"}
+
+Their bytes stay in the tars, which no reader of the index looks at any more (whoever reads the tars without the index
+must leave these keys out); to be rid of them, prepare the dataset again without these recordings.
 
     takedown.jsonl -> index-<hash>.parquet -> dataset.json
 
@@ -12,10 +15,8 @@ finishes it.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,16 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csm.data.dataset import DatasetInfo, ShardedDataset, ShardInfo, is_remote
-from csm.files import write_atomically
+from csm.files import exclusive, write_atomically
 from data_prep.dataset.index import IndexRows, file_info, write_dataset_json, write_index
-from data_prep.dataset.tombstones import (
-    TOMBSTONES_FILE,
-    Tombstone,
-    keep_living,
-    keys_by_shard,
-    read_tombstones,
-    tombstones_text,
-)
+
+TOMBSTONES_FILE = "takedown.jsonl"
+
+Tombstone = dict[str, str]
 
 _NAMED = 10
 
@@ -67,8 +64,12 @@ def takedown(path: str | Path, names: list[str]) -> Taken:
     """
     if is_remote(path):
         raise ValueError(f"{path}: a takedown changes local folders; run it where the dataset is stored")
-    with _alone(ShardedDataset(path).local_path):
-        return _takedown(ShardedDataset(path), names)  # as it is now that no one else changes it
+    folder = ShardedDataset(path).local_path
+    try:
+        with exclusive(folder):
+            return _takedown(ShardedDataset(path), names)  # as it is now that no one else changes it
+    except BlockingIOError as error:
+        raise ValueError(f"{folder}: another process is changing this dataset; wait for it to end") from error
 
 
 def _takedown(dataset: ShardedDataset, names: list[str]) -> Taken:
@@ -129,15 +130,31 @@ def _matching(table: pa.Table, names: list[str], shard: str) -> list[Tombstone]:
     return [{"shard": shard, **row} for row in rows]
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raises ValueError if another takedown of this folder is under way."""
-    lock = os.open(folder, os.O_RDONLY)
+# -------------------------------------------------------------------------------------------------- takedown.jsonl
+
+
+def read_tombstones(folder: Path) -> list[Tombstone]:
+    """Raises ValueError if the file is damaged; none are listed where there is no file."""
+    path = folder / TOMBSTONES_FILE
+    if not path.is_file():
+        return []
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another process is changing this dataset; wait for it to end") from error
-        yield
-    finally:
-        os.close(lock)
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); restore it: what it lists must not be used") from error
+
+
+def tombstones_text(tombstones: list[Tombstone]) -> str:
+    return "".join(json.dumps(stone, ensure_ascii=False) + "\n" for stone in tombstones)
+
+
+def keys_by_shard(tombstones: list[Tombstone]) -> dict[str, set[str]]:
+    keys: dict[str, set[str]] = {}
+    for stone in tombstones:
+        keys.setdefault(stone["shard"], set()).add(stone["key"])
+    return keys
+
+
+def keep_living(table: pa.Table, taken: set[str]) -> pa.Table:
+    """The rows of an index table whose keys are not `taken`."""
+    return table.filter(pc.invert(pc.is_in(table["key"], pa.array(sorted(taken), pa.string()))))

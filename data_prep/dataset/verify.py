@@ -17,11 +17,11 @@ from rich.progress import track
 
 from csm.codec import CodecInfo
 from csm.data.dataset import DATASET_FILE, DatasetInfo, ShardedDataset, ShardInfo, fingerprint, is_remote
-from csm.data.folder import sha256_of
+from csm.files import sha256_of
 from data_prep.dataset.index import IndexRows, totals_of
 from data_prep.dataset.shard import index_row, read_sample, samples_of_tar
-from data_prep.dataset.tombstones import TOMBSTONES_FILE, keys_by_shard, read_tombstones
-from data_prep.processes import ordered_map
+from data_prep.dataset.takedown import TOMBSTONES_FILE, keys_by_shard, read_tombstones
+from data_prep.execution.processes import ordered_map
 
 _NAMED = 20  # problems of one kind that are named one by one
 

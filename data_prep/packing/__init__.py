@@ -1,9 +1,10 @@
 """`pack`: the units of a finished run -> a dataset folder.
 
-assemble.py     all of it
+pack.py         all of it
+dedup.py        duplicates of a whole set
 conversation.py turns -> conversations
 ledger.py       what became of every millisecond
 staging.py      conversations set down on disk
-pack.py         -> shuffled shards
+shards.py       -> shuffled shards
 output.py       the output folder: all or nothing
 """

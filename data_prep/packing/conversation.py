@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -22,7 +22,18 @@ from csm.codec import CodecInfo
 from csm.data.sample import Event, Sample, Turn
 from data_prep.config import ConversationConfig
 from data_prep.reasons import Reason
-from data_prep.records import DraftTurn, Encoded, EncodedTurn, Recording, Rejection, Scores, Turns, TurnScore, Word
+from data_prep.records import (
+    UNKNOWN_LANGUAGE,
+    DraftTurn,
+    Encoded,
+    EncodedTurn,
+    Recording,
+    Rejection,
+    Scores,
+    Turns,
+    TurnScore,
+    Word,
+)
 
 BYTES_PER_TOKEN = 3.2
 """UTF-8 bytes of text for a token of a Llama-3-like tokenizer: an estimate, since preparing needs no tokenizer."""
@@ -30,13 +41,8 @@ BYTES_PER_TOKEN = 3.2
 TURN_OVERHEAD = 6
 """Positions of a turn besides text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
 
-UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
-
 _SCORES = ("lufs", "clipped", "bandwidth", "ovrl", "sig", "bak")  # of TurnScore
 _RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio")  # of DraftTurn
-
-Fates = dict[int, Rejection]
-"""Number of a turn -> why it is in no sample."""
 
 
 @dataclass(frozen=True)
@@ -68,40 +74,57 @@ class _Piece:
 
 
 def conversations(
-    given: EncodedRecording, fates: Fates, codec: CodecInfo, split: str, prep: str, cfg: ConversationConfig
-) -> tuple[list[Sample], Fates]:
-    """The conversations of a recording, in order, and what became of the turns that are in none.
+    given: EncodedRecording,
+    rejections: Mapping[int, Rejection],
+    codec: CodecInfo,
+    split: str,
+    prep: str,
+    cfg: ConversationConfig,
+) -> tuple[list[Sample], dict[int, Rejection]]:
+    """The conversations of a recording, in order, and all rejections, by the numbers of turns.
 
-    fates: turns that limits or duplicates have ruled out so far; those that stages rejected need not be in there
+    rejections: of limits and duplicates so far; those of stages need not be in there
     split: "train" or "val", see `split_of`
     prep:  hash of the options that the recording was prepared with
 
-    A turn is left out for its overlap, or with its whole conversation: because that is too short, or because nothing
-    in it is predicted.
+    A turn is rejected here for its overlap, or with its whole conversation: because that is too short, or because
+    nothing in it is predicted.
     """
-    fates = _rejected(given) | fates
+    rejected = {**stage_rejections(given), **rejections}
     encoded = {turn.number: turn for turn in given.encoded.turns}
     scores = {turn.number: turn for turn in given.scores.turns} if given.scores else {}
     pieces: list[_Piece | None] = []
     for draft in given.turns.turns:
-        fate = fates.get(draft.number) or _too_much_overlap(draft, cfg)
-        if fate is None:
+        rejection = rejected.get(draft.number) or _too_much_overlap(draft, cfg)
+        if rejection is None:
             pieces.append(_piece(draft, encoded[draft.number], scores.get(draft.number), cfg))
             continue
-        fates[draft.number] = fate
-        if fate.reason != Reason.backchannel:  # which lies inside another's turn: the conversation goes on around it
+        rejected[draft.number] = rejection
+        if rejection.reason != Reason.backchannel:  # it lies inside another's turn: the conversation goes on around it
             pieces.append(None)
     samples: list[Sample] = []
     for conversation in _divide(pieces, cfg):
-        why = _refusal(conversation, cfg)
-        if why:
-            fates |= dict.fromkeys((piece.draft.number for piece in conversation), why)
+        rejection = _rejection(conversation, cfg)
+        if rejection:
+            rejected |= dict.fromkeys((piece.draft.number for piece in conversation), rejection)
         else:
             key = f"{key_stem(given.recording)}-{len(samples):05d}"
             samples.append(_sample(key, conversation, given, codec, split, prep))
     for sample, following in pairwise(samples):
         sample.next, following.prev = following.key, sample.key
-    return samples, fates
+    return samples, rejected
+
+
+def stage_rejections(given: EncodedRecording) -> dict[int, Rejection]:
+    """Rejections of stages, by the numbers of turns."""
+    recording, turns = given.recording, {turn.number: turn for turn in given.turns.turns}
+    rejected = {
+        number: turn.rejection.located(recording, "turns", turn) for number, turn in turns.items() if turn.rejection
+    }
+    for rejection in given.encoded.rejected:
+        assert rejection.turn is not None
+        rejected[rejection.turn] = rejection.located(recording, "encode", turns[rejection.turn])
+    return rejected
 
 
 def split_of(group: str, split: str | None, val_fraction: float, seed: int) -> str:
@@ -143,12 +166,6 @@ def slug(name: str, length: int) -> str:
 # ---------------------------------------------------------------------------------------- which turns, joined how
 
 
-def _rejected(given: EncodedRecording) -> Fates:
-    """What the stages left out."""
-    drafts = {turn.number: turn.rejection for turn in given.turns.turns if turn.rejection}
-    return drafts | {turn.number: Rejection(turn.reason, turn.message) for turn in given.encoded.rejected}
-
-
 def _overlap_share(draft: DraftTurn) -> float:
     return draft.overlap / (draft.end - draft.start)
 
@@ -158,7 +175,7 @@ def _too_much_overlap(draft: DraftTurn, cfg: ConversationConfig) -> Rejection | 
     if cfg.max_overlap is None or share <= cfg.max_overlap:
         return None
     message = f"someone else speaks during {share:.2f} of it, more than conversation.max_overlap={cfg.max_overlap}"
-    return Rejection(Reason.overlap.value, message)
+    return Rejection(reason=Reason.overlap, message=message)
 
 
 def _piece(draft: DraftTurn, encoded: EncodedTurn, score: TurnScore | None, cfg: ConversationConfig) -> _Piece:
@@ -197,14 +214,15 @@ def _gap(conversation: list[_Piece], piece: _Piece) -> float:
     return piece.draft.start - max(earlier.draft.end for earlier in conversation)
 
 
-def _refusal(conversation: list[_Piece], cfg: ConversationConfig) -> Rejection | None:
+def _rejection(conversation: list[_Piece], cfg: ConversationConfig) -> Rejection | None:
     seconds = sum(piece.seconds for piece in conversation)
     if len(conversation) < cfg.min_turns or seconds < cfg.min_seconds:
         limits = f"conversation.min_turns={cfg.min_turns}, conversation.min_seconds={cfg.min_seconds}"
         message = f"its conversation has {len(conversation)} turns and {seconds:.2f} s of speech; {limits}"
-        return Rejection(Reason.short_conversation.value, message)
+        return Rejection(reason=Reason.short_conversation, message=message)
     if not any(piece.loss for piece in conversation):
-        return Rejection(Reason.context_only.value, "no turn of its conversation is good enough to be predicted")
+        message = "no turn of its conversation is good enough to be predicted"
+        return Rejection(reason=Reason.context_only, message=message)
     return None
 
 

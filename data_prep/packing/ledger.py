@@ -9,23 +9,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from data_prep.reasons import Reason
-from data_prep.records import LedgerRow, Recording, Reject, Speech, Turns
+from data_prep.records import UNKNOWN_LANGUAGE, LedgerRow, Recording, Rejection, Speech, Turns
 
-Fate = tuple[str, str]
-"""Stage and reason that a turn was lost for, or `KEPT`."""
+Account = tuple[str, str]
+"""What a millisecond is booked to: the stage and the reason of its loss, or `KEPT`."""
 
-KEPT: Fate = ("kept", "")
-NO_WORDS: Fate = ("transcribe", Reason.no_words.value)
-NO_SPEECH: Fate = ("vad", Reason.no_speech.value)
-UNKNOWN_LANG = "und"  # ISO 639-2: undetermined
+KEPT: Account = ("kept", "")
+NO_WORDS: Account = ("transcribe", Reason.no_words.value)
+NO_SPEECH: Account = ("vad", Reason.no_speech.value)
 
 
 def account(
     recording: Recording,
     speech: Speech | None,
     turns: Turns | None,
-    fates: Mapping[int, Fate],
-    reject: Reject | None,
+    rejections: Mapping[int, Rejection | None],
+    rejected: Rejection | None,
 ) -> list[LedgerRow]:
     """Rows of a recording, by stage and reason; they add up to round(seconds * 1000) for each of its tracks.
 
@@ -36,18 +35,23 @@ def account(
     Args:
         speech: None if it was never searched for; all that is outside turns then counts as no speech.
         turns: None if none were made.
-        fates: of every turn in `turns`, by number.
-        reject: why the recording was left out as a whole; it is then one row.
+        rejections: of every turn in `turns`, by number; None: it is kept.
+        rejected: of the recording as a whole, which is then one row.
     """
     tracks = tracks_of(recording, speech, turns)
     length = round(recording.seconds * 1000)
-    lost: Counter[Fate] = Counter()
-    if reject is not None:
-        lost[reject.stage, reject.reason] = length * len(tracks)
+    booked: Counter[Account] = Counter()
+    if rejected is not None:
+        booked[_account(rejected)] = length * len(tracks)
     else:
         for track in tracks:
             spans = [
-                ((0 if fates[turn.number] == KEPT else 1, turn.number), fates[turn.number], turn.start, turn.end)
+                (
+                    (int(rejections[turn.number] is not None), turn.number),
+                    _account(rejections[turn.number]),
+                    turn.start,
+                    turn.end,
+                )
                 for turn in (turns.turns if turns is not None else [])
                 if turn.channel == track
             ]
@@ -55,12 +59,12 @@ def account(
                 if found.channel == track:
                     spans += [((2, 0), NO_WORDS, span.start, span.end) for span in found.spans]
             spans.append(((3, 0), NO_SPEECH, 0.0, recording.seconds))
-            lost.update(_cover(spans, length))
-    assert lost.total() == length * len(tracks), f"{recording.id}: {lost} do not add up"
+            booked.update(_cover(spans, length))
+    assert booked.total() == length * len(tracks), f"{recording.id}: {booked} do not add up"
     lang = _language(recording, turns)
     return [
         LedgerRow(recording.source, lang, recording.id, stage, reason, ms)
-        for (stage, reason), ms in sorted(lost.items())
+        for (stage, reason), ms in sorted(booked.items())
         if ms
     ]
 
@@ -83,7 +87,7 @@ class Sums:
 
     total: int = 0
     kept: int = 0
-    lost: Counter[Fate] = field(default_factory=Counter)
+    lost: Counter[Account] = field(default_factory=Counter)
 
     def add(self, row: LedgerRow) -> None:
         self.total += row.ms
@@ -111,19 +115,24 @@ def totals(rows: Iterable[LedgerRow]) -> Totals:
     return Totals(everything, dict(sorted(by_source.items())), dict(sorted(by_lang.items())))
 
 
-def _cover(spans: list[tuple[tuple[int, int], Fate, float, float]], length: int) -> Counter[Fate]:
-    """Milliseconds of 0..length by fate. Spans are (rank, fate, start and end in s); lower ranks hide higher ones."""
+def _account(rejection: Rejection | None) -> Account:
+    return KEPT if rejection is None else (rejection.stage, rejection.reason.value)
+
+
+def _cover(spans: list[tuple[tuple[int, int], Account, float, float]], length: int) -> Counter[Account]:
+    """Milliseconds of 0..length by account. Spans are (rank, account, start, end) in s; low ranks hide higher ones."""
     cut = [
-        (max(0, round(start * 1000)), rank, min(length, round(end * 1000)), fate) for rank, fate, start, end in spans
+        (max(0, round(start * 1000)), rank, min(length, round(end * 1000)), account)
+        for rank, account, start, end in spans
     ]
     waiting = sorted((span for span in cut if span[0] < span[2]), reverse=True)
     edges = sorted({edge for start, _, end, _ in waiting for edge in (start, end)})
-    covered: Counter[Fate] = Counter()
-    active: list[tuple[tuple[int, int], int, Fate]] = []  # heap by rank; ended spans stay until they come up
+    covered: Counter[Account] = Counter()
+    active: list[tuple[tuple[int, int], int, Account]] = []  # heap by rank; ended spans stay until they come up
     for edge, following in pairwise(edges):
         while waiting and waiting[-1][0] == edge:
-            _, rank, end, fate = waiting.pop()
-            heapq.heappush(active, (rank, end, fate))
+            _, rank, end, account = waiting.pop()
+            heapq.heappush(active, (rank, end, account))
         while active and active[0][1] <= edge:
             heapq.heappop(active)
         if active:
@@ -139,4 +148,4 @@ def _language(recording: Recording, turns: Turns | None) -> str:
     for turn in turns.turns if turns is not None else []:
         if turn.lang is not None:
             spoken[turn.lang] += round((turn.end - turn.start) * 1000)
-    return min(spoken, key=lambda lang: (-spoken[lang], lang), default=UNKNOWN_LANG)
+    return min(spoken, key=lambda lang: (-spoken[lang], lang), default=UNKNOWN_LANGUAGE)

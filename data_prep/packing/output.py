@@ -5,55 +5,37 @@ Whatever ends a run early, `<output>` is either absent, or the dataset that was 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from csm.data.dataset import DATASET_FILE
-from csm.files import sync
+from csm.files import atomic_directory, exclusive, partial, remove, restore
 
 
 @contextmanager
 def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     """Yields an empty folder `<output>.partial` that becomes `<output>` if the block ends without an error.
 
-    What an earlier, interrupted run left there is cleared first.
-
     Raises:
         ValueError: `output` holds a dataset and `overwrite` is not set, or holds something else, or another process
             is preparing the same dataset.
     """
     output = output.absolute()
-    partial, old = output.with_name(output.name + ".partial"), output.with_name(output.name + ".old")
-    if old.exists() and not output.exists():
-        old.rename(output)  # an overwriting run ended between its two renames
+    restore(output)
     check_replaceable(output, overwrite)
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
+    temporary = partial(output)
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{output}: another process is preparing this dataset; wait for it to end") from error
-        for entry in partial.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        try:
-            yield partial
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
-        sync(partial)
-        shutil.rmtree(old, ignore_errors=True)
-        if (output / DATASET_FILE).exists():
-            output.rename(old)
-        partial.rename(output)
-        sync(output.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        os.close(lock)
+        with exclusive(temporary):
+            try:
+                with atomic_directory(output) as folder:
+                    yield folder
+            except BaseException:
+                remove(temporary)
+                raise
+    except BlockingIOError as error:
+        raise ValueError(f"{output}: another process is preparing this dataset; wait for it to end") from error
 
 
 def check_replaceable(output: str | Path, overwrite: bool) -> None:

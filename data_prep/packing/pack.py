@@ -1,120 +1,297 @@
-"""Staged samples -> tar shards and their index, shuffled over the whole dataset.
+"""`pack`: the units of a finished run -> a dataset folder.
 
-The order is drawn from the seed and the samples' keys alone: neighbours in a shard come from all over the dataset, and
-neither the units, nor the order in which they were staged, nor the number of processes make a difference to a byte.
-An interrupted pack starts again: what it wrote lies in a folder that data_prep/packing/output.py clears.
+    units' tables -> duplicates and speech rates of the whole set -> for each unit: strict limits, conversations,
+    ledger -> staging -> shuffled shards -> index.parquet, rejects, ledger, duplicates, stages -> dataset.json
+
+Audio is not read and nothing is encoded: limits and conversations can be chosen anew in minutes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
-from webdataset import TarWriter
 
-from csm.data.dataset import IndexInfo, ShardInfo
-from csm.data.folder import FileInfo, LocalFolder
-from csm.data.sample import CODES_MEMBER, JSON_MEMBER
-from csm.files import write_atomically
-from data_prep.dataset.index import write_index
-from data_prep.dataset.shard import IndexedShard, index_shard
-from data_prep.packing.conversation import slug
-from data_prep.packing.staging import StagedSamples, read_staging, staged_file
-from data_prep.processes import ordered_map
+from csm.codec import CodecInfo, SpectralCodec
+from csm.data.dataset import DatasetInfo
+from csm.data.sample import Sample
+from csm.files import sync
+from data_prep.config import DataPrepConfig, work_folder
+from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
+from data_prep.execution.pipeline import build_stages, run_codec
+from data_prep.execution.processes import ordered_map
+from data_prep.execution.unit import StageTable, UnitResults, fingerprints, is_done, stage_tables, unit_results
+from data_prep.inputs.plan import Plan, load_plan
+from data_prep.packing.conversation import EncodedRecording, conversations, split_of, stage_rejections
+from data_prep.packing.dedup import HeardRecording, HeardTurn, duplicates
+from data_prep.packing.ledger import account
+from data_prep.packing.output import output_folder
+from data_prep.packing.shards import write_shards
+from data_prep.packing.staging import StagedUnit
+from data_prep.records import UNKNOWN_LANGUAGE, Duplicate, LedgerRow, Recording, Rejection, StageTime
+from data_prep.speech.limits import RateCounts, SourceRates, check
+from data_prep.stages.base import Stage
+from data_prep.tables import from_dict, read_rows, schema_of, write_rows
+
+REJECTS_FILE = "rejects.parquet"
+LEDGER_FILE = "ledger.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
+STAGES_FILE = "stages.parquet"
+_STAGING = "staging"
+_UNIT_BYTES = 1000  # that stages leave of a second of audio, about
+_STAGE = "pack"  # as the stage in which something was lost
+
+
+def pack(cfg: DataPrepConfig) -> DatasetInfo:
+    """Writes the dataset `cfg.output` from units that are all done with `cfg`'s options.
+
+    Raises:
+        FileNotFoundError: there is no plan, or no codec.
+        ValueError: units are not done, the output exists, or nothing can be kept; the message says more.
+    """
+    work = work_folder(cfg)
+    plan = load_plan(work)
+    codec = run_codec(cfg)
+    stages = build_stages(cfg, codec)
+    _check_done(work, plan, stages)
+    tables = stage_tables(stages)
+    units = [unit.id for unit in plan.units]
+    repeated, rates = _look_at_all(cfg, plan, tables, units)
+    prep = _prep_hash(cfg, stages)
+    with output_folder(Path(cfg.output), cfg.overwrite) as folder:
+        codec_file = None
+        if isinstance(codec, SpectralCodec):
+            codec.save(folder / CODEC_FILE)
+            sync(folder / CODEC_FILE)
+            codec_file = file_info(folder / CODEC_FILE)
+        staging = folder / _STAGING
+        staging.mkdir()
+        write_rows(folder / DUPLICATES_FILE, repeated, Duplicate)
+        size = round(sum(unit.seconds for unit in plan.units) * _UNIT_BYTES)
+        jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
+        done = track(
+            ordered_map(_assemble, jobs, cfg.pack.workers, size),
+            "Making conversations",
+            len(jobs),
+            console=Console(stderr=True),
+        )
+        rejected = _write_accounts(cfg, folder, plan, done)
+        if not any(path.stat().st_size for path in staging.iterdir() if path.suffix == ".samples"):
+            raise ValueError(_nothing_kept(folder, rejected))
+        shards, index = write_shards(
+            staging, folder, cfg.source, round(cfg.pack.shard_mb * 1e6), cfg.seed, cfg.pack.workers
+        )
+        shutil.rmtree(staging)
+        return write_dataset_json(
+            folder,
+            source=cfg.source,
+            codec=codec.info,
+            codec_file=codec_file,
+            audio_root=_audio_root(cfg),
+            index=index,
+            shards=shards,
+            rejected=dict(rejected.most_common()),
+        )
+
+
+def _check_done(work: Path, plan: Plan, stages: list[Stage]) -> None:
+    current = fingerprints(stages)
+    open_units = [unit.id for unit in plan.units if not is_done(work, unit.id, current)]
+    if open_units:
+        raise ValueError(
+            f"{work}: {len(open_units)} of {len(plan.units)} units are not done with these options (the first: "
+            f"{open_units[0]}); run them: python -m data_prep run, with the same options as this command"
+        )
+
+
+def _prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
+    """What the samples depend on besides the recordings."""
+    options = [asdict(cfg.strict), asdict(cfg.dedup), asdict(cfg.conversation), cfg.seed, fingerprints(stages)]
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+# ----------------------------------------------------------------------------------- what needs the whole set
+
+
+def _look_at_all(
+    cfg: DataPrepConfig, plan: Plan, tables: list[StageTable], units: list[str]
+) -> tuple[list[Duplicate], dict[str, SourceRates | None]]:
+    """Duplicates of the whole set, and each source's speech rates, from the tables of turns and scores alone."""
+    counts: dict[str, RateCounts] = defaultdict(RateCounts)
+    work = work_folder(cfg)
+    needed = [table for table in tables if table.stage in ("turns", "score")]
+
+    def heard() -> Iterator[HeardRecording]:
+        for unit in track(units, "Looking for duplicates", console=Console(stderr=True)):
+            source_of = {recording.id: recording.source for recording in plan.recordings(unit)}
+            results = unit_results(work, unit, needed).results
+            for name, scores in results["score"].items():
+                score_of = {score.number: score for score in scores.turns}
+                turns = []
+                for turn in results["turns"][name].turns:
+                    if turn.rejection is None:
+                        counts[source_of[name]].add(turn)
+                        fingerprint = score_of[turn.number].fingerprint if turn.number in score_of else []
+                        turns.append(HeardTurn(turn.number, turn.end - turn.start, fingerprint, turn.text))
+                yield HeardRecording(name, scores.pcm_sha256, turns)
+
+    found = duplicates(heard(), cfg.dedup)
+    return found, {source: rates.rates() for source, rates in counts.items()}
+
+
+# ------------------------------------------------------------------------------------------------ one unit
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """What one process writes: samples by the place of their bytes, in the order written."""
-
-    staging: Path
-    path: Path
-    units: list[str]
-    unit: np.ndarray  # int [n], position in `units`
-    offset: np.ndarray  # int64 [n]
-    sizes: tuple[np.ndarray, np.ndarray, np.ndarray]  # bytes of the key, the codes and the json member after it
-
-
-def write_shards(
-    staging: Path, folder: Path, source: str, shard_bytes: int, seed: int, workers: int
-) -> tuple[list[ShardInfo], IndexInfo]:
-    """Writes every staged sample into `<source>-<content id>-<split>-<number>.tar` in `folder`, each split by itself,
-    and the index beside them.
-
-    The content id makes shard names unique among datasets: caches of WebDataset shards go by the name alone. A shard
-    is closed once it holds `shard_bytes`. workers: processes, see `ordered_map`.
-
-    Raises ValueError if nothing is staged, or two samples have one key.
-    """
-    shards = plan_shards(staging, folder, source, shard_bytes, seed)
-    infos: list[ShardInfo] = []
-
-    def tables() -> Iterator[pa.Table]:
-        size = sum(path.stat().st_size for path in staging.iterdir())
-        written = ordered_map(_write_shard, shards, workers, size)
-        for number, shard in enumerate(track(written, "Writing shards", len(shards), console=Console(stderr=True))):
-            infos.append(shard.info)
-            yield shard.numbered(number)
-
-    index = write_index(folder, tables(), takedown=None)
-    return infos, index
+class _Job:
+    cfg: DataPrepConfig
+    unit: str
+    tables: list[StageTable]
+    folder: Path  # of the dataset, being made
+    codec: CodecInfo
+    prep: str
+    rates: dict[str, SourceRates | None]
 
 
-def plan_shards(staging: Path, folder: Path, source: str, shard_bytes: int, seed: int) -> list[ShardPlan]:
-    """Which samples go into which shard, in which order; arguments and errors as of `write_shards`."""
-    samples = read_staging(staging, seed)
-    order = np.lexsort((samples.order[:, 1], samples.order[:, 0]))
-    _check_unique(samples, order)
-    content = hashlib.sha256(f"{seed}/{shard_bytes}/".encode() + samples.digest[order].tobytes()).hexdigest()[:8]
-    shards = []
-    for split, name in enumerate(samples.splits):
-        chosen = order[samples.split[order] == split]
-        sizes = samples.codes_size[chosen].astype(np.int64) + samples.json_size[chosen]
-        for number, part in enumerate(np.split(chosen, _ends(sizes, shard_bytes)[:-1])):
-            path = folder / f"{slug(source, 20)}-{content}-{name}-{number:06d}.tar"
-            used, unit = np.unique(samples.unit[part], return_inverse=True)
-            units = [samples.units[i] for i in used]
-            parts = tuple(column[part] for column in (samples.key_size, samples.codes_size, samples.json_size))
-            shards.append(ShardPlan(staging, path, units, unit, samples.offset[part], parts))
-    return shards
+@dataclass
+class _Accounts:
+    """What became of a unit."""
+
+    rejections: list[Rejection]
+    ledger: list[LedgerRow]
+    times: list[StageTime]
 
 
-def _ends(sizes: np.ndarray, shard_bytes: int) -> list[int]:
-    """Where each shard ends, as a number of samples: with the sample that brings it to `shard_bytes`, or the last."""
-    total, ends = np.cumsum(sizes), [0]
-    while ends[-1] < len(sizes):
-        begin = int(total[ends[-1] - 1]) if ends[-1] else 0
-        ends.append(min(int(np.searchsorted(total, begin + shard_bytes)) + 1, len(sizes)))
-    return ends[1:]
+def _assemble(job: _Job) -> _Accounts:
+    """Stages the conversations of a unit; returns what became of all the rest."""
+    work = work_folder(job.cfg)
+    found = unit_results(work, job.unit, job.tables)
+    rejected = {rejection.recording: rejection for rejection in found.rejections}
+    recordings = load_plan(work).recordings(job.unit)
+    duplicates = _read_duplicates(job.folder, recordings)
+    accounts = _Accounts([], [], found.times)
+    with StagedUnit(job.folder / _STAGING, job.unit) as staged:
+        for recording in recordings:
+            speech, turns = (found.results[stage].get(recording.id) for stage in ("vad", "turns"))
+            repeats = {duplicate.turn: _rejection(duplicate) for duplicate in duplicates[recording.id]}
+            whole = rejected.get(recording.id)
+            if whole is None and None in repeats:
+                whole = repeats[None].located(recording, _STAGE)
+            outcomes: dict[int, Rejection | None] = {}
+            if whole is None:
+                samples, rejections = _conversations(recording, found, repeats, job)
+                accounts.rejections += [rejections[number] for number in sorted(rejections)]
+                outcomes = {turn.number: rejections.get(turn.number) for turn in turns.turns}
+                for sample in samples:
+                    staged.add(sample)
+            else:
+                accounts.rejections.append(whole)
+            accounts.ledger += account(recording, speech, turns, outcomes, whole)
+    return accounts
 
 
-def _check_unique(samples: StagedSamples, order: np.ndarray) -> None:
-    """Equal keys have equal hashes, and so lie beside each other."""
-    hashes = samples.order[order]
-    (twice,) = np.nonzero((hashes[1:] == hashes[:-1]).all(axis=1))
-    if len(twice):
-        units = sorted({samples.units[samples.unit[order[i]]] for i in (twice[0], twice[0] + 1)})
-        raise ValueError(f"{len(twice)} samples have the key of another one, the first in unit {' and '.join(units)}")
+def _read_duplicates(folder: Path, recordings: list[Recording]) -> dict[str, list[Duplicate]]:
+    """What repeats something else, for each recording."""
+    found: dict[str, list[Duplicate]] = {recording.id: [] for recording in recordings}
+    chosen = pc.field("recording").isin(list(found))
+    for row in pq.read_table(folder / DUPLICATES_FILE, filters=chosen).to_pylist():
+        found[row["recording"]].append(from_dict(Duplicate, row))
+    return found
 
 
-def _write_shard(shard: ShardPlan) -> IndexedShard:
-    write_atomically(shard.path, lambda temporary: _write_tar(shard, temporary))
-    return index_shard(shard.path)
+def _rejection(duplicate: Duplicate) -> Rejection:
+    twin = duplicate.kept_recording
+    twin += "" if duplicate.kept_turn is None else f", turn {duplicate.kept_turn}"
+    message = f"repeats {twin} (similarity {duplicate.similarity:.2f})"
+    return Rejection(turn=duplicate.turn, reason=duplicate.reason, message=message)
 
 
-def _write_tar(shard: ShardPlan, path: Path) -> None:
-    staged = LocalFolder(shard.staging)
-    files = [FileInfo(staged_file(unit), 0, "") for unit in shard.units]  # read by name and offset alone
-    # A fixed time stamp: equal samples give equal shards.
-    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for unit, offset, *sizes in zip(shard.unit, shard.offset, *shard.sizes, strict=True):
-            key_end, codes_end, end = (int(size) for size in np.cumsum(sizes, dtype=np.int64))
-            data = staged.read(files[unit], int(offset), end)
-            codes, record = data[key_end:codes_end], data[codes_end:]
-            tar.write({"__key__": data[:key_end].decode(), CODES_MEMBER: codes, JSON_MEMBER: record})
+def _conversations(
+    recording: Recording, found: UnitResults, repeats: dict[int | None, Rejection], job: _Job
+) -> tuple[list[Sample], dict[int, Rejection]]:
+    """The samples of a recording, and its turns that are in none."""
+    cfg = job.cfg
+    turns, scores, encoded = (found.results[stage][recording.id] for stage in ("turns", "score", "encode"))
+    given = EncodedRecording(recording, turns, scores, encoded)
+    score_of = {score.number: score for score in scores.turns}
+    rejections = stage_rejections(given)
+    for turn in turns.turns:
+        if turn.number not in rejections:
+            rejection = repeats.get(turn.number) or check(
+                turn, score_of.get(turn.number), cfg.strict, job.rates.get(recording.source)
+            )
+            if rejection is not None:
+                rejections[turn.number] = rejection
+    split = split_of(recording.group, recording.split, cfg.pack.val_fraction, cfg.seed)
+    samples, rejections = conversations(given, rejections, job.codec, split, job.prep, cfg.conversation)
+    drafts = {turn.number: turn for turn in turns.turns}
+    return samples, {
+        number: rejection if rejection.stage else rejection.located(recording, _STAGE, drafts[number])
+        for number, rejection in rejections.items()
+    }
+
+
+# -------------------------------------------------------------------------------------------------- accounts
+
+
+def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Counter[str]:
+    """Writes rejections, ledger and stage times unit by unit; returns the number of rejections by reason."""
+    planned = plan.rejections
+    rejected = Counter(rejection.reason.value for rejection in planned)
+    files = {REJECTS_FILE: Rejection, LEDGER_FILE: LedgerRow, STAGES_FILE: StageTime}
+    writers = {name: pq.ParquetWriter(folder / name, schema_of(cls), compression="zstd") for name, cls in files.items()}
+
+    def write(name: str, rows: list[Any]) -> None:
+        if rows:
+            writers[name].write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(files[name])))
+
+    write(REJECTS_FILE, planned)
+    write(LEDGER_FILE, [_planned_loss(cfg, rejection) for rejection in planned])
+    for accounts in units:
+        write(REJECTS_FILE, accounts.rejections)
+        write(LEDGER_FILE, accounts.ledger)
+        write(STAGES_FILE, accounts.times)
+        rejected.update(rejection.reason.value for rejection in accounts.rejections)
+    for name, writer in writers.items():
+        writer.close()
+        sync(folder / name)
+    return rejected
+
+
+def _planned_loss(cfg: DataPrepConfig, rejection: Rejection) -> LedgerRow:
+    """A recording that never came into a unit: its length, as far as it is known, on one track."""
+    source = cfg.sources.get(rejection.source)
+    return LedgerRow(
+        source=rejection.source,
+        lang=(source.lang if source else cfg.lang) or UNKNOWN_LANGUAGE,
+        recording=rejection.recording,
+        stage=rejection.stage,
+        reason=rejection.reason.value,
+        ms=round((rejection.end or 0.0) * 1000),
+    )
+
+
+def _audio_root(cfg: DataPrepConfig) -> str:
+    """What the samples' `audio` is relative to; of several sources, or of files that lie elsewhere, nothing is said."""
+    inputs = [source.input for source in cfg.sources.values()] or [cfg.input]
+    if len(inputs) != 1 or not Path(inputs[0]).exists():
+        return ""
+    path = Path(inputs[0]).resolve()
+    return str(path if path.is_dir() else path.parent)
+
+
+def _nothing_kept(folder: Path, rejected: Counter[str]) -> str:
+    counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    first = read_rows(folder / REJECTS_FILE, Rejection)[0]
+    return f"{folder.with_suffix('')}: nothing could be kept ({counts}); the first: {first.recording}: {first.message}"

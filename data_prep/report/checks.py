@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.execution.unit_files import TRANSIENT_REASONS
 from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, Packing, TurnMeasures
-from data_prep.report.tables import Flow, RejectGroup
-from data_prep.unit.stage_files import TRANSIENT_REASONS
+from data_prep.report.tables import Flow, RejectionGroup
 
 MAX_FAILED = 0.05
 MIN_KEPT = 1 / 3
@@ -43,14 +43,14 @@ class Check:
 
 def check_dataset(
     flow: Flow | None,
-    rejects: list[RejectGroup] | None,
+    rejections: list[RejectionGroup] | None,
     contents: Contents,
     packing: Packing,
     turns: TurnMeasures,
     codebooks: Codebooks,
 ) -> list[Check]:
     return [
-        _failures(flow, rejects),
+        _failures(flow, rejections),
         _kept(flow),
         _validation(contents),
         _leak(contents),
@@ -82,14 +82,14 @@ def _share(rule: str, share: float | None, broken: Callable[[float], bool], what
     return Check(rule, f"{percent(share)} {what}", broken(share), warning)
 
 
-def _failures(flow: Flow | None, rejects: list[RejectGroup] | None) -> Check:
+def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Check:
     """By hours and by recordings, whichever is more: a few long ones that crash are many hours."""
     share = None
     if flow is not None:
         failed = sum(loss.ms for loss in flow.losses if loss.reason in TRANSIENT_REASONS)
         share = failed / flow.whole.ms_in if flow.whole.ms_in else 0.0
-        if rejects is not None and flow.recordings:
-            count = sum(group.recordings for group in rejects if group.reason in TRANSIENT_REASONS)
+        if rejections is not None and flow.recordings:
+            count = sum(group.recordings for group in rejections if group.reason in TRANSIENT_REASONS)
             share = max(share, count / flow.recordings)
     return _share(
         f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from csm.data.dataset import DatasetInfo
-from data_prep.packing.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
+from data_prep.packing.pack import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.report import figures
 from data_prep.report.checks import Check, percent
 from data_prep.report.data import (
@@ -22,7 +22,7 @@ from data_prep.report.data import (
     TurnMeasures,
 )
 from data_prep.report.samples import Heard, view
-from data_prep.report.tables import Duplicates, Flow, Part, RejectGroup, StageRate, stage_order
+from data_prep.report.tables import Duplicates, Flow, Part, RejectionGroup, StageRate, stage_order
 
 JSON_FILE = "report.json"
 _LISTED = 12  # sources and languages with a row of their own
@@ -35,13 +35,13 @@ _NOTES = {
 
 @dataclass
 class Report:
-    """All that the page says, but for the speech. `flow`, `rejects`, `duplicates` and `rates` are None where the
+    """All that the page says, but for the speech. `flow`, `rejections`, `duplicates` and `rates` are None where the
     dataset has no such table."""
 
     info: DatasetInfo
     seed: int
     flow: Flow | None
-    rejects: list[RejectGroup] | None
+    rejections: list[RejectionGroup] | None
     duplicates: Duplicates | None
     rates: list[StageRate] | None
     contents: Contents
@@ -131,7 +131,7 @@ def _view(report: Report) -> dict[str, Any]:
         "packing": report.packing,
         "efficiency": percent(report.packing.efficiency),
         "row_positions": ROW_POSITIONS,
-        "rejects": report.rejects,
+        "rejects": report.rejections,
         "duplicates": report.duplicates,
         "rates": report.rates and [_rate_view(rate) for rate in report.rates],
         "heard_as": report.heard_as,
@@ -248,7 +248,7 @@ def _rate_view(rate: StageRate) -> dict[str, Any]:
 def _missing(report: Report) -> list[str]:
     tables = {
         LEDGER_FILE: report.flow,
-        REJECTS_FILE: report.rejects,
+        REJECTS_FILE: report.rejections,
         DUPLICATES_FILE: report.duplicates,
         STAGES_FILE: report.rates,
     }

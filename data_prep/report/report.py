@@ -39,7 +39,7 @@ from data_prep.report.data import (
 )
 from data_prep.report.page import JSON_FILE, Report, render
 from data_prep.report.samples import listen
-from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejects
+from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejections
 
 REPORT_FILE = "report.html"
 SCHEMA_VERSION = 1
@@ -64,13 +64,13 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
     numbers = choose(len(dataset), MAX_CONVERSATIONS, rng)
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
-    flow, rejects = read_flow(dataset.local_path), read_rejects(dataset.local_path)
+    flow, rejections = read_flow(dataset.local_path), read_rejections(dataset.local_path)
     heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), conversations, rng)))
     report = Report(
         info=dataset.info,
         seed=seed,
         flow=flow,
-        rejects=rejects,
+        rejections=rejections,
         duplicates=read_duplicates(dataset.local_path),
         rates=read_rates(dataset.local_path),
         contents=contents,
@@ -78,7 +78,7 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
         turns=turns,
         codebooks=codebooks,
         distributions=_distributions(columns, positions, packing, turns),
-        checks=check_dataset(flow, rejects, contents, packing, turns, codebooks),
+        checks=check_dataset(flow, rejections, contents, packing, turns, codebooks),
         heard=[entry.sample.key for entry in heard],
         heard_as=heard_as,
     )
@@ -142,7 +142,7 @@ def _numbers(report: Report) -> dict[str, Any]:
         "seed": report.seed,
         "contents": asdict(report.contents),
         "flow": report.flow and asdict(report.flow),
-        "rejects": optional(report.rejects),
+        "rejects": optional(report.rejections),
         "duplicates": report.duplicates and asdict(report.duplicates),
         "stages": report.rates
         and [

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.packing.assemble import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.packing.ledger import KEPT
+from data_prep.packing.pack import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.records import StageTime
 from data_prep.tables import read_rows
 
@@ -157,7 +157,7 @@ def _largest_first(parts: dict[str, Part]) -> dict[str, Part]:
 
 
 @dataclass
-class RejectGroup:
+class RejectionGroup:
     """What was left out for one reason in one stage."""
 
     stage: str
@@ -167,18 +167,18 @@ class RejectGroup:
     examples: list[dict[str, Any]]  # audio, turn, start, end, message; of different recordings if there are enough
 
 
-def read_rejects(folder: Path) -> list[RejectGroup] | None:
+def read_rejections(folder: Path) -> list[RejectionGroup] | None:
     """By stage, then the largest first."""
     path = folder / REJECTS_FILE
     if not path.is_file():
         return None
-    groups: dict[tuple[str, str], RejectGroup] = {}
+    groups: dict[tuple[str, str], RejectionGroup] = {}
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)  # recording -> example
     for table in batches(path, ["stage", "reason", "recording", "audio", "turn", "start", "end", "message"]):
         counted = table.group_by(["stage", "reason"], use_threads=False)
         for row in counted.aggregate([("turn", "count"), ([], "count_all")]).to_pylist():
             key = (row["stage"], row["reason"])
-            group = groups.setdefault(key, RejectGroup(*key, 0, 0, []))
+            group = groups.setdefault(key, RejectionGroup(*key, 0, 0, []))
             group.turns += row["turn_count"]
             group.recordings += row["count_all"] - row["turn_count"]
             if len(found[key]) < EXAMPLES:
@@ -194,7 +194,7 @@ def read_rejects(folder: Path) -> list[RejectGroup] | None:
     return sorted(groups.values(), key=lambda group: (*stage_order(group.stage), -_size(group), group.reason))
 
 
-def _size(group: RejectGroup) -> int:
+def _size(group: RejectionGroup) -> int:
     return group.turns + group.recordings
 
 

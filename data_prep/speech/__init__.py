@@ -1,9 +1,10 @@
-"""Who says which words: what the stages `vad` to `turns` are made of, besides models.
+"""Words, speakers and turns: the parts of the stages, besides models.
 
-given.py        annotated turns, checked against the audio
-spans.py        stretches of time
 clustering.py   embeddings of voices -> speakers
-words.py        words -> speakers, and times that agree with the sound
+words.py        words -> speakers, and times that agree with the sound; given turns, checked against the audio
 grouping.py     words -> turns
 edges.py        where a turn begins and ends
+limits.py       limits on measures of turns, loose and strict
+text_checks.py  repetition, hallucination, speech rate
+fingerprint.py  of sound
 """

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
 
-from data_prep.backends.voices import DIM, FRAMES_PER_SECOND, Voices
+from csm.judges.speaker import DIM, FRAMES_PER_SECOND, Resemblyzer
 from data_prep.config import DiarizeConfig
 from data_prep.records import Span
 
@@ -46,17 +46,17 @@ class _Piece:
 
 
 def cluster_speakers(
-    voices: Voices, read: Callable[[float, float], np.ndarray], spans: Sequence[Span], cfg: DiarizeConfig
+    encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], spans: Sequence[Span], cfg: DiarizeConfig
 ) -> list[tuple[float, float, int]]:
     """(start, end, speaker) by start, covering `spans` exactly; speakers are numbered from 0 as they appear.
 
     Args:
-        voices: the encoder.
+        encoder: of voices.
         read: samples at 16 kHz from start to end seconds.
         spans: where somebody speaks.
         cfg: `cluster_threshold`, `max_speakers`.
     """
-    pieces = [_embedded(voices, read, start, end) for span in spans for start, end in _short(span)]
+    pieces = [_embedded(encoder, read, start, end) for span in spans for start, end in _short(span)]
     means = speaker_means(_steady_windows(pieces), cfg.cluster_threshold, cfg.max_speakers)
     found: list[tuple[float, float, int]] = []
     for piece in pieces:
@@ -138,14 +138,14 @@ def _short(span: Span) -> list[tuple[float, float]]:
     return list(pairwise(edges))
 
 
-def _embedded(voices: Voices, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
-    mel = voices.spectrogram(read(start, end))
+def _embedded(encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
+    mel = encoder.spectrogram(read(start, end))
     coarse = [mel[first : first + WINDOW] for first in range(0, len(mel) - WINDOW + 1, HOP)]
     if len(mel) < FINE_WINDOW:
         fine = [mel]
     else:
         fine = [mel[first : first + FINE_WINDOW] for first in range(0, len(mel) - FINE_WINDOW + 1, HOP)]
-    found, seconds = voices.embed(coarse), voices.embed(fine)
+    found, seconds = encoder.embed_windows(coarse), encoder.embed_windows(fine)
     last = (WINDOW - FINE_WINDOW) // HOP  # steps from the first to the last second of a window
     change = np.array([1 - seconds[i] @ seconds[i + last] for i in range(len(found))])
     return _Piece(start, end, found, change, seconds)

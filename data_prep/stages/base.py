@@ -1,33 +1,19 @@
 """What a stage is: a step that turns what is known of a recording into one more result.
 
-A stage knows nothing of files, units, retries or processes: `data_prep/unit/run_unit.py` gives it recordings, keeps its
-results, and repeats it only when its fingerprint, or that of a stage it reads from, has changed.
+A stage knows nothing of files, units, retries or processes: `data_prep/execution/unit.py` gives it recordings, keeps
+its results, and repeats it only when its fingerprint, or that of a stage it reads from, has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from data_prep.audio.recording import RecordingAudio
 from data_prep.records import Recording
 
-if TYPE_CHECKING:  # it raises `Unusable`
-    from data_prep.audio.recording import RecordingAudio
-
 Result = TypeVar("Result")
-
-
-class Unusable(Exception):
-    """Raised by a stage for a recording of which nothing can be used, whatever is tried; kept as a reject row."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason, self.message = reason, message
-
-
-class ModelUnavailable(ValueError):
-    """A model, or what it needs, is not here or cannot do what is asked; no recording is at fault, the run ends."""
 
 
 @dataclass
@@ -54,7 +40,7 @@ class Stage(Protocol, Generic[Result]):
     def process(self, items: Sequence[Item]) -> list[Result]:
         """One result for each item, in order; of equal items whatever they are grouped with.
 
-        Raises `Unusable` for a recording that is to be left out (when `items` holds more than one, the caller tries
-        each alone); any other exception is a failure, classified by `data_prep/unit/failures.py`.
+        Raises `RejectedRecording` for a recording of which nothing can be used (when `items` holds more than one, the
+        caller tries each alone); any other exception is a failure, classified by `data_prep/execution/unit_files.py`.
         """
         ...

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from csm.judges.hub import ModelUnavailable
+from csm.judges.speaker import Resemblyzer
 from data_prep.audio.recording import RecordingAudio
-from data_prep.backends.pyannote import Pyannote, is_available
-from data_prep.backends.voices import Voices
 from data_prep.config import DiarizeBackend, DiarizeConfig
 from data_prep.records import MODEL_RATE, Recording, Speakers, SpeakerSpan, Speech, TrackSpeech
 from data_prep.speech.clustering import cluster_speakers
-from data_prep.speech.given import checked_turns
+from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
+from data_prep.stages.pyannote import Pyannote, is_available
 
 
 class DiarizeStage:
@@ -35,7 +36,7 @@ class DiarizeStage:
         self.options = cfg
         self.backend = cfg.backend.value
         self.device = cfg.device
-        self._voices: Voices | None = None
+        self._encoder: Resemblyzer | None = None
         self._pyannote: Pyannote | None = None
 
     def process(self, items: Sequence[Item]) -> list[Speakers]:
@@ -59,10 +60,13 @@ class DiarizeStage:
                 self._pyannote = Pyannote(self.options.pyannote, self.options.device)
             heard = self._pyannote.speakers(audio.track(channel, MODEL_RATE), self.options.max_speakers)
             return [SpeakerSpan(start, min(end, seconds), who, channel) for start, end, who in heard]
-        if self._voices is None:
-            self._voices = Voices(self.options.device)
+        if self._encoder is None:
+            try:
+                self._encoder = Resemblyzer(self.options.device)
+            except ModelUnavailable as error:
+                raise ModelUnavailable(f"{error}, or set diarize.backend=single") from error
         found = cluster_speakers(
-            self._voices,
+            self._encoder,
             lambda start, end: audio.track(channel, MODEL_RATE, start, end),
             track.spans,
             self.options,

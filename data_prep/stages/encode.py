@@ -12,9 +12,9 @@ import torch
 
 from csm.codec import Codec, encode_turns
 from data_prep.config import EncodeConfig, LimitsConfig
-from data_prep.filters.limits import check
 from data_prep.reasons import Reason
-from data_prep.records import DraftTurn, Encoded, EncodedTurn, Scores, TurnRejection, Turns
+from data_prep.records import DraftTurn, Encoded, EncodedTurn, Rejection, Scores, Turns
+from data_prep.speech.limits import check
 from data_prep.stages.base import Item
 
 PEAK = 0.99
@@ -64,14 +64,14 @@ class EncodeStage:
         ):
             if not codes.any(dim=0).all():
                 message = "a frame has only zero codes (end of speech)"
-                result.rejected.append(TurnRejection(turn.number, Reason.end_frame.value, message))
+                result.rejected.append(Rejection(turn=turn.number, reason=Reason.end_frame, message=message))
                 continue
             stored = codes.numpy().astype("<u2").tobytes()
             result.turns.append(EncodedTurn(turn.number, codes.shape[1], stored, round(gain, 2)))
         return results
 
     def _wanted(self, item: Item, result: Encoded) -> list[DraftTurn]:
-        """The turns to encode; those beyond the loose limits are noted in `result`."""
+        """The turns to encode; those beyond the loose limits are rejected in `result`."""
         turns: Turns = item.results["turns"]
         scores: Scores = item.results["score"]
         score_of = {score.number: score for score in scores.turns}
@@ -79,11 +79,11 @@ class EncodeStage:
         for turn in turns.turns:
             if turn.rejection is not None:
                 continue
-            problem = check(turn, score_of.get(turn.number), self.options.loose, None)
-            if problem is None:
+            rejection = check(turn, score_of.get(turn.number), self.options.loose, None)
+            if rejection is None:
                 wanted.append(turn)
             else:
-                result.rejected.append(TurnRejection(turn.number, problem.reason, problem.message))
+                result.rejected.append(rejection)
         return wanted
 
     def _gains(self, item: Item) -> dict[str, float]:

@@ -12,11 +12,11 @@ import numpy as np
 import pyloudnorm
 
 from data_prep.audio.recording import RecordingAudio
-from data_prep.backends.dnsmos import MIN_HOP_SECONDS, Dnsmos
 from data_prep.config import ScoreConfig
-from data_prep.filters.fingerprint import fingerprint
 from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
+from data_prep.speech.fingerprint import fingerprint
 from data_prep.stages.base import Item
+from data_prep.stages.dnsmos import MIN_HOP_SECONDS, Dnsmos
 
 # The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
 _CLIPPED = 0.98
@@ -93,8 +93,8 @@ def loudness(audio: np.ndarray, rate: int) -> float | None:
     A turn shorter than the standard's block of 0.4 s is one block.
     """
     seconds = len(audio) / rate
-    if seconds < _BLOCK_SECONDS:
-        block = seconds
+    if len(audio) < _BLOCK_SECONDS * rate:
+        block = math.nextafter(seconds, 0.0)  # pyloudnorm refuses a block that rounding makes longer than the audio
     else:
         block = _BLOCK_SECONDS
         # pyloudnorm would count a last block that is not whole as if it were

@@ -11,15 +11,16 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
+from csm.judges.faster_whisper import FasterWhisper
+from csm.judges.recognition import MAX_CLIP_SECONDS, Recognizer
+from csm.judges.transformers_whisper import TransformersWhisper
 from data_prep.audio.recording import RecordingAudio
-from data_prep.backends.faster_whisper import FasterWhisper
-from data_prep.backends.transformers_whisper import TransformersWhisper
-from data_prep.backends.whisper import MAX_CLIP_SECONDS, Recognizer
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
 from data_prep.speech.edges import quietest_moment
-from data_prep.speech.given import checked_turns
+from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
 
 MAX_PAUSE_IN_CLIP = 3.0
@@ -65,7 +66,7 @@ class TranscribeStage:
         clips: list[Clip] = []
         for first in range(0, len(stretches), _CLIPS_AT_ONCE):
             some = stretches[first : first + _CLIPS_AT_ONCE]
-            heard = self._model.transcribe([_read(audio, *stretch) for stretch in some], lang)
+            heard = self._model.recognize([_read(audio, *stretch) for stretch in some], lang)
             for (channel, span), found in zip(some, heard, strict=True):
                 words = [_placed(word, span) for word in found.words if word.text]
                 ratio = compression_ratio(found.text)
@@ -129,7 +130,18 @@ def compression_ratio(text: str) -> float:
 
 
 def _load(cfg: TranscribeConfig) -> Recognizer:
-    return FasterWhisper(cfg) if cfg.backend is TranscribeBackend.faster_whisper else TransformersWhisper(cfg)
+    option = "transcribe.model"
+    if cfg.backend is TranscribeBackend.faster_whisper:
+        return FasterWhisper(
+            cfg.model,
+            cfg.device,
+            compute_type=cfg.compute_type,
+            beam_size=cfg.beam_size,
+            batch_size=cfg.batch_size,
+            option=option,
+        )
+    dtype = torch.float16 if cfg.device.startswith("cuda") else torch.float32
+    return TransformersWhisper(cfg.model, cfg.device, dtype=dtype, batch_size=cfg.batch_size, option=option)
 
 
 def _read(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:

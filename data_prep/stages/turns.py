@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from csm.judges.recognition import UNSPACED
 from data_prep.audio.recording import RecordingAudio
-from data_prep.backends.whisper import UNSPACED
 from data_prep.config import TurnsConfig, VadConfig
 from data_prep.reasons import Reason
 from data_prep.records import (
@@ -24,10 +24,8 @@ from data_prep.records import (
     Turns,
 )
 from data_prep.speech.edges import Edges
-from data_prep.speech.given import checked_turns
 from data_prep.speech.grouping import Group, end_of, grouped, start_of
-from data_prep.speech.spans import united
-from data_prep.speech.words import SpokenWord, aligned, speakers_of
+from data_prep.speech.words import SpokenWord, aligned, checked_turns, speakers_of, united
 from data_prep.stages.base import Item
 
 
@@ -43,7 +41,7 @@ class TurnsStage:
     """Every word ends up in a turn or an event; turns that cannot be used stay in the list, rejected."""
 
     name = "turns"
-    version = 1
+    version = 2  # 1: rejections of other columns
     reads = ("vad", "diarize", "transcribe")
     result = Turns
     backend = ""
@@ -159,7 +157,7 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
             rejection = _too_short(seconds, cfg)
         if rejection is None and seconds > cfg.max_given_seconds:
             message = f"{seconds:.2f} s are more than turns.max_given_seconds={cfg.max_given_seconds}"
-            rejection = Rejection(Reason.too_long.value, message)
+            rejection = Rejection(reason=Reason.too_long, message=message)
         confidence = _confidence(clips)
         if not clips:
             confidence["lang"] = recording.lang
@@ -198,12 +196,14 @@ def _joined(clips: list[Clip]) -> str:
 
 def _no_text(heard: bool, number: int) -> Rejection:
     if heard:
-        return Rejection(Reason.no_words.value, f"given turn {number}: no word was recognised in it")
-    return Rejection(Reason.empty_text.value, f"given turn {number}: it has no text, and transcribe.backend=none")
+        return Rejection(reason=Reason.no_words, message=f"given turn {number}: no word was recognised in it")
+    message = f"given turn {number}: it has no text, and transcribe.backend=none"
+    return Rejection(reason=Reason.empty_text, message=message)
 
 
 def _too_short(seconds: float, cfg: TurnsConfig) -> Rejection:
-    return Rejection(Reason.too_short.value, f"{seconds:.2f} s are less than turns.min_seconds={cfg.min_seconds}")
+    message = f"{seconds:.2f} s are less than turns.min_seconds={cfg.min_seconds}"
+    return Rejection(reason=Reason.too_short, message=message)
 
 
 # ------------------------------------------------------------------------------------------------- overlap

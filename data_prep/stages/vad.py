@@ -13,13 +13,12 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d
 
 from data_prep.audio.recording import RecordingAudio
-from data_prep.backends.silero import FRAME, Silero, spans_of
 from data_prep.config import VadBackend, VadConfig
-from data_prep.reasons import Reason
+from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
-from data_prep.speech.given import checked_turns
-from data_prep.speech.spans import united
-from data_prep.stages.base import Item, Unusable
+from data_prep.speech.words import checked_turns, united
+from data_prep.stages.base import Item
+from data_prep.stages.silero import FRAME, Silero, spans_of
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
 _FLOOR = 1e-8  # mean square of a channel taken for silence at most: -80 dBFS
@@ -46,8 +45,8 @@ class _TakesAllForSpeech:
 
 
 class VadStage:
-    """Raises `Unusable` (`no_speech`) for a recording without speech. Recordings with given turns are not searched:
-    their speech is where the turns are."""
+    """Raises `RejectedRecording` (`no_speech`) for a recording without speech. Recordings with given turns are not
+    searched: their speech is where the turns are."""
 
     name = "vad"
     version = 1
@@ -69,7 +68,7 @@ class VadStage:
             return _given_speech(recording)
         tracks = self._tracks(recording, audio)
         if not any(track.spans for track in tracks):
-            raise Unusable(Reason.no_speech.value, f"nobody speaks in its {recording.seconds:.1f} s")
+            raise RejectedRecording(Reason.no_speech, f"nobody speaks in its {recording.seconds:.1f} s")
         return Speech(tracks)
 
     def _tracks(self, recording: Recording, audio: RecordingAudio) -> list[TrackSpeech]:

@@ -10,7 +10,7 @@ import numpy as np
 from csm.codec.base import CodecInfo
 from csm.data.sample import Sample, Turn
 from data_prep.dataset.index import write_dataset_json
-from data_prep.packing.pack import write_shards
+from data_prep.packing.shards import write_shards
 from data_prep.packing.staging import StagedUnit
 
 CODEC = CodecInfo("spectral", "0123456789abcdef", num_codebooks=5, codebook_size=23, frame_rate=12.5, sample_rate=24000)

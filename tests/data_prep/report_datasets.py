@@ -15,7 +15,8 @@ from csm.data.dataset import ShardedDataset
 from csm.data.sample import Event, Sample, Turn
 from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
 from data_prep.demo import MANIFEST
-from data_prep.records import Duplicate, LedgerRow, Reject, StageTime
+from data_prep.reasons import Reason
+from data_prep.records import Duplicate, LedgerRow, Rejection, StageTime
 from data_prep.tables import write_rows
 from tests.data.made_datasets import write_dataset
 
@@ -93,20 +94,37 @@ def ledger_rows(samples: list[Sample]) -> list[LedgerRow]:
     return [*rows, lost, replace(lost, recording="noise/hum", stage="transcribe", reason="crashed", ms=60_013)]
 
 
-def rejects(samples: list[Sample]) -> list[Reject]:
+def rejects(samples: list[Sample]) -> list[Rejection]:
     rows = [
-        Reject("demo", sample.recording, sample.audio, 7, "pack", "quality", f"OVRL of {HOSTILE} is low", 1.5, 2.5)
+        Rejection(
+            source="demo",
+            recording=sample.recording,
+            audio=sample.audio,
+            turn=7,
+            stage="pack",
+            reason=Reason.quality,
+            message=f"OVRL of {HOSTILE} is low",
+            start=1.5,
+            end=2.5,
+        )
         for sample in samples
     ]
-    rows.append(Reject("noise", "noise/hall", "häll 🎧.wav", None, "plan", "audio_corrupt", "no audio", None, None))
-    rows.append(Reject("noise", "noise/hum", "hum.wav", None, "transcribe", "crashed", "died 3 times", None, None))
-    return rows
+    corrupt = Rejection(
+        source="noise",
+        recording="noise/hall",
+        audio="häll 🎧.wav",
+        stage="plan",
+        reason=Reason.audio_corrupt,
+        message="no audio",
+    )
+    crashed = replace(corrupt, recording="noise/hum", audio="hum.wav", stage="transcribe", reason=Reason.crashed)
+    return [*rows, corrupt, replace(crashed, message="died 3 times")]
 
 
 def write_tables(folder: Path, samples: list[Sample]) -> None:
     """Ledger, rejects, duplicates and stage times."""
     write_rows(folder / "ledger.parquet", ledger_rows(samples), LedgerRow)
-    write_rows(folder / "rejects.parquet", rejects(samples), Reject)
+    write_rows(folder / "rejects.parquet", rejects(samples), Rejection)
     copies = [
         Duplicate(f"copies/{number}", turn, reason, "demo/urgent", turn, similarity)
         for number, (turn, reason, similarity) in enumerate(

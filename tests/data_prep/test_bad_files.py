@@ -8,7 +8,7 @@ from bad_files import GOOD, KINDS, speech, write_bad_files, write_good_files
 from csm.data.dataset import ShardedDataset
 from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
-from data_prep.records import LedgerRow, Reject
+from data_prep.records import LedgerRow, Rejection
 from data_prep.tables import read_rows
 
 LATER = {"music.wav": ("vad", "no_speech")}  # what neither the plan nor decoding can tell
@@ -27,7 +27,7 @@ def output(tmp_path_factory, make_config) -> Path:
 
 
 def test_each_bad_file_is_named_with_its_reason(output):
-    whole = {row.audio: row.reason for row in read_rows(output / "rejects.parquet", Reject) if row.turn is None}
+    whole = {row.audio: row.reason for row in read_rows(output / "rejects.parquet", Rejection) if row.turn is None}
     expected = {kind.name: kind.at_plan or kind.at_decode for kind in KINDS if kind.at_plan or kind.at_decode}
     expected |= {name: reason for name, (_, reason) in LATER.items()}
     assert whole == expected
@@ -43,7 +43,7 @@ def test_no_good_file_is_lost(output):
     sources |= {"8bit.wav": "sorry", "7channels.wav": "help", "zero-length-turn.wav": "parking"}
     sources["sub folder/café 🎙 call.wav"] = "monkeys"
     assert found == {name: [turn["text"] for turn in speech(demo)[1]] for name, demo in sources.items()}
-    (turn,) = [row for row in read_rows(output / "rejects.parquet", Reject) if row.turn is not None]
+    (turn,) = [row for row in read_rows(output / "rejects.parquet", Rejection) if row.turn is not None]
     assert (turn.audio, turn.reason, turn.start) == ("zero-length-turn.wav", "bad_times", 1.5)
     assert verify(output) == []
 

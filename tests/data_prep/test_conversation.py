@@ -17,7 +17,6 @@ from csm.frames import TurnTokens, conversation_frames
 from data_prep.config import ConversationConfig
 from data_prep.packing.conversation import (
     EncodedRecording,
-    Fates,
     conversations,
     key_stem,
     number_speakers,
@@ -25,6 +24,7 @@ from data_prep.packing.conversation import (
     slug,
     split_of,
 )
+from data_prep.reasons import Reason
 from data_prep.records import (
     DraftTurn,
     Encoded,
@@ -34,7 +34,6 @@ from data_prep.records import (
     Recording,
     Rejection,
     Scores,
-    TurnRejection,
     Turns,
     TurnScore,
     Word,
@@ -90,11 +89,11 @@ def made(
     drafts: list[DraftTurn],
     scores: dict[int, dict[str, Any]] | None = None,
     events: list[Event] | None = None,
-    rejected: list[TurnRejection] | None = None,
+    rejected: list[Rejection] | None = None,
     **changes: Any,
 ) -> EncodedRecording:
     """All turns encoded that no stage rejected: 12.5 frames a second."""
-    left_out = {turn.number for turn in rejected or []} | {d.number for d in drafts if d.rejection}
+    left_out = {rejection.turn for rejection in rejected or []} | {d.number for d in drafts if d.rejection}
     encoded, rng = [], np.random.default_rng(0)
     for d in drafts:
         if d.number not in left_out:
@@ -107,14 +106,14 @@ def made(
 
 
 def run(
-    given: EncodedRecording, fates: dict[int, Rejection] | None = None, **options: Any
-) -> tuple[list[Sample], Fates]:
-    return conversations(given, fates or {}, CODEC, "train", "c0ffee", replace(CFG, **options))
+    given: EncodedRecording, rejections: dict[int, Rejection] | None = None, **options: Any
+) -> tuple[list[Sample], dict[int, Rejection]]:
+    return conversations(given, rejections or {}, CODEC, "train", "c0ffee", replace(CFG, **options))
 
 
-def texts(given: EncodedRecording, fates: dict[int, Rejection] | None = None, **options: Any) -> list[list[int]]:
-    """Numbers of the turns of each conversation. Every turn is in one sample or has a fate, never both."""
-    samples, ends = run(given, fates, **options)
+def texts(given: EncodedRecording, rejections: dict[int, Rejection] | None = None, **options: Any) -> list[list[int]]:
+    """Numbers of the turns of each conversation. Every turn is in one sample or is rejected, never both."""
+    samples, ends = run(given, rejections, **options)
     numbers = [[int(turn.text.split()[-1]) for turn in sample.turns] for sample in samples]
     assert Counter([n for ns in numbers for n in ns] + list(ends)) == Counter(d.number for d in given.turns.turns)
     return numbers
@@ -153,13 +152,14 @@ def test_long_silence_ends_a_conversation():
 
 
 def test_nothing_is_joined_over_a_turn_that_is_left_out():
-    rejection = Rejection("quality", "poor")
+    rejection = Rejection(reason=Reason.quality, message="poor")
     stage = [replace(d, rejection=rejection if d.number == 1 else None) for d in row(1, 1, 1)]
     assert texts(made(stage)) == [[0], [2]]
     assert texts(made(row(1, 1, 1)), {1: rejection}) == [[0], [2]]  # by a limit
-    assert texts(made(row(1, 1, 1), rejected=[TurnRejection(1, "end_frame", "zeros")])) == [[0], [2]]  # by the codec
-    samples, fates = run(made(stage, rejected=[TurnRejection(2, "end_frame", "zeros")]), {0: rejection})
-    assert samples == [] and {n: fate.reason for n, fate in fates.items()} == {
+    by_codec = Rejection(turn=1, reason=Reason.end_frame, message="zeros")
+    assert texts(made(row(1, 1, 1), rejected=[by_codec])) == [[0], [2]]
+    samples, rejections = run(made(stage, rejected=[replace(by_codec, turn=2)]), {0: rejection})
+    assert samples == [] and {n: rejection.reason for n, rejection in rejections.items()} == {
         0: "quality",
         1: "quality",
         2: "end_frame",
@@ -168,7 +168,7 @@ def test_nothing_is_joined_over_a_turn_that_is_left_out():
 
 def test_conversation_goes_on_around_a_backchannel():
     drafts = row(2, 1, 2)
-    drafts[1] = replace(drafts[1], rejection=Rejection("backchannel", "kept as an event"))
+    drafts[1] = replace(drafts[1], rejection=Rejection(reason=Reason.backchannel, message="kept as an event"))
     assert texts(made(drafts)) == [[0, 2]]
 
 
@@ -176,19 +176,19 @@ def test_overlap_makes_context_or_ends():
     drafts = [
         replace(d, overlap=overlap) for d, overlap in zip(row(2, 2, 2, 2, 2), (0.3, 0.31, 1.0, 1.01, 0), strict=True)
     ]
-    (first, second), fates = run(made(drafts))
+    (first, second), rejections = run(made(drafts))
     assert [turn.loss for turn in first.turns] == [True, False, False] and len(second.turns) == 1
     assert [turn.overlap for turn in first.turns] == [0.3, 0.31, 1.0]
-    assert fates[3].reason == "overlap" and "0.51 of it" in fates[3].message
-    (whole,), fates = run(made(drafts), context_overlap=None, max_overlap=None)
-    assert all(turn.loss for turn in whole.turns) and not fates
+    assert rejections[3].reason == "overlap" and "0.51 of it" in rejections[3].message
+    (whole,), rejections = run(made(drafts), context_overlap=None, max_overlap=None)
+    assert all(turn.loss for turn in whole.turns) and not rejections
 
 
 def test_speaking_at_once_on_two_tracks_costs_nothing():
     """Stage `turns` counts overlap on the turn's own track alone."""
-    (sample,), fates = run(made([draft(0, 0, 4, "x", channel=0), draft(1, 0, 3, "y", channel=1)]))
+    (sample,), rejections = run(made([draft(0, 0, 4, "x", channel=0), draft(1, 0, 3, "y", channel=1)]))
     assert [(turn.loss, turn.gap, turn.channel) for turn in sample.turns] == [(True, 0.0, 0), (True, -4.0, 1)]
-    assert not fates
+    assert not rejections
 
 
 def test_poor_quality_is_context_only():
@@ -200,16 +200,20 @@ def test_poor_quality_is_context_only():
 
 
 def test_conversation_of_context_alone_is_not_kept():
-    samples, fates = run(made(row(1, 1), {0: {"ovrl": 2.0}, 1: {"ovrl": 2.0}}), context_ovrl=3.0)
-    assert samples == [] and {fate.reason for fate in fates.values()} == {"context_only"} and len(fates) == 2
+    samples, rejections = run(made(row(1, 1), {0: {"ovrl": 2.0}, 1: {"ovrl": 2.0}}), context_ovrl=3.0)
+    assert (
+        samples == []
+        and {rejection.reason for rejection in rejections.values()} == {"context_only"}
+        and len(rejections) == 2
+    )
 
 
 def test_short_conversations_are_left_out_with_their_reason():
     given = made(row(3, 3, 3, 3, 3))
     assert texts(given, max_turns=2, min_turns=2) == [[0, 1], [2, 3]]
     assert texts(given, max_turns=2, min_seconds=6.0) == [[0, 1], [2, 3]]
-    _, fates = run(given, max_turns=2, min_turns=2)
-    assert fates[4].reason == "short_conversation" and "1 turns and 3.00 s of speech" in fates[4].message
+    _, rejections = run(given, max_turns=2, min_turns=2)
+    assert rejections[4].reason == "short_conversation" and "1 turns and 3.00 s of speech" in rejections[4].message
 
 
 def test_switch_of_language_ends_a_conversation():

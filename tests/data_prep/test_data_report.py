@@ -120,7 +120,7 @@ def test_tables_are_the_same_however_they_are_read(reported, monkeypatch) -> Non
     """Three rows at a time, with strings that differ from batch to batch, as in tables of millions of rows."""
 
     def read() -> list:
-        readers = (report_tables.read_flow, report_tables.read_rejects, report_tables.read_duplicates)
+        readers = (report_tables.read_flow, report_tables.read_rejections, report_tables.read_duplicates)
         return [reader(reported) for reader in readers]
 
     at_once = read()

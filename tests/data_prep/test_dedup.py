@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.config import DedupConfig
-from data_prep.filters.dedup import HeardRecording, HeardTurn, duplicates
+from data_prep.packing.dedup import HeardRecording, HeardTurn, duplicates
 from data_prep.records import Duplicate
 
 ALL = DedupConfig(text=True)

@@ -5,8 +5,8 @@ import pytest
 from heard import demo_recordings, draft, item
 from speechmos import dnsmos
 
-from data_prep.backends.dnsmos import WINDOW, Dnsmos, split
 from data_prep.config import ScoreConfig
+from data_prep.stages.dnsmos import WINDOW, Dnsmos, split
 from data_prep.stages.score import ScoreStage
 
 RATE = 16_000

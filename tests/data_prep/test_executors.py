@@ -13,13 +13,13 @@ import submitit
 from made_recordings import comparable, noise, turn, write_manifest
 
 from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
-from data_prep.executors.slurm import UnitTask
-from data_prep.fit_codec import fit_codec
-from data_prep.planning.plan import make_plan
+from data_prep.execution.fit_codec import fit_codec
+from data_prep.execution.run import retry, run, status
+from data_prep.execution.slurm import UnitTask
+from data_prep.execution.unit import unit_folder
+from data_prep.execution.unit_files import ATTEMPTS_FILE
+from data_prep.inputs.plan import make_plan
 from data_prep.prepare import prepare
-from data_prep.run import retry, run, status
-from data_prep.unit.attempts import ATTEMPTS_FILE
-from data_prep.unit.run_unit import unit_folder
 
 pytestmark = pytest.mark.slow
 

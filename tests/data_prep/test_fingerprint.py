@@ -7,7 +7,7 @@ import pytest
 from heard import demo_recordings, demo_turns, encoded_again
 
 from data_prep.config import DedupConfig
-from data_prep.filters.fingerprint import CODES_PER_SECOND, bit_error, fingerprint, same_sound
+from data_prep.speech.fingerprint import CODES_PER_SECOND, bit_error, fingerprint, same_sound
 
 ALLOWED = DedupConfig().max_bit_error
 RATE = 16_000

@@ -12,7 +12,7 @@ from made_recordings import noise, turn, write_manifest
 from csm.data.dataset import ShardedDataset
 from data_prep.audio.recording import RecordingAudio
 from data_prep.demo import MANIFEST
-from data_prep.planning.plan import make_plan
+from data_prep.inputs.plan import make_plan
 from data_prep.prepare import prepare
 
 # name -> (rate, channels, how soundfile writes it) or (rate, channels, PyAV's container, codec)

@@ -14,9 +14,9 @@ from made_recordings import comparable, noise, turn, write_manifest
 from csm.data.dataset import ShardedDataset
 from data_prep.config import DataPrepConfig
 from data_prep.dataset.verify import verify
-from data_prep.packing.assemble import pack
-from data_prep.planning.plan import make_plan
-from data_prep.run import run
+from data_prep.execution.run import run
+from data_prep.inputs.plan import make_plan
+from data_prep.packing.pack import pack
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def calls(tmp_path_factory) -> Path:
 def server() -> multiprocessing.context.BaseContext:
     """Starts processes that have the program loaded already, so that a test can start many."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.packing.assemble"])
+    context.set_forkserver_preload(["data_prep.packing.pack"])
     return context
 
 

@@ -12,8 +12,8 @@ from made_recordings import comparable, noise, turn, write_manifest
 
 from data_prep.config import ExecutorConfig, ExecutorKind, work_folder
 from data_prep.dataset.verify import verify
+from data_prep.execution.run import status
 from data_prep.prepare import prepare
-from data_prep.run import status
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def run_and_kill(cfg, more_stages: int, seconds: float) -> bool:
 
 
 def stages_done(cfg) -> int:
-    """Of all units: markers of stages, see data_prep/unit/run_unit.py."""
+    """Of all units: markers of stages, see data_prep/execution/unit.py."""
     return len(list((work_folder(cfg) / "units").glob("*/*-*.json")))
 
 

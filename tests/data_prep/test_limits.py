@@ -7,9 +7,9 @@ import pytest
 from heard import draft
 
 from data_prep.config import LimitsConfig
-from data_prep.filters.limits import RateCounts, SourceRates, check
-from data_prep.filters.text_checks import chars_per_second, hallucination, letters, repetition, words
 from data_prep.records import TurnScore
+from data_prep.speech.limits import RateCounts, SourceRates, check
+from data_prep.speech.text_checks import chars_per_second, hallucination, letters, repetition, words
 
 TEXT = "This has thirty-two letters, or nearly."  # 31 letters in 3 s
 TURN = draft(0, 10.0, 13.0, TEXT, lang="en", lang_prob=0.8, avg_logprob=-0.5, no_speech_prob=0.3, compression_ratio=1.5)

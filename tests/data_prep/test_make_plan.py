@@ -14,11 +14,11 @@ from made_recordings import files, noise, turn, write_manifest
 
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig, PlanConfig, SourceConfig
-from data_prep.planning import plan_files
-from data_prep.planning.plan import Plan, load_plan, make_plan
-from data_prep.planning.probe import probe
+from data_prep.inputs import plan_files
+from data_prep.inputs.plan import Plan, load_plan, make_plan
+from data_prep.inputs.probe import probe
+from data_prep.reasons import RejectedRecording
 from data_prep.records import Locator, Recording
-from data_prep.stages.base import Unusable
 
 RATE = 16000
 
@@ -56,7 +56,7 @@ def test_twelve_kinds_of_odd_file_among_good_ones(tmp_path, plan_of):
     write_bad_files(folder)
     plan = plan_of(folder)
     assert len(KINDS) == 12
-    rejected = {reject.recording: reject.reason for reject in plan.rejects()}
+    rejected = {rejection.recording: rejection.reason for rejection in plan.rejections}
     assert rejected == {f"local/{kind.name}": kind.at_plan for kind in KINDS if kind.at_plan}
     recordings = recordings_of(plan)
     assert recordings.keys() == {f"local/{name}" for name in (*GOOD, *(k.name for k in KINDS if not k.at_plan))}
@@ -67,7 +67,7 @@ def test_twelve_kinds_of_odd_file_among_good_ones(tmp_path, plan_of):
         assert (recording.sample_rate, recording.channels) == (kind.rate, kind.channels)
         audio = RecordingAudio(recording)
         if kind.at_decode:
-            with pytest.raises(Unusable) as error:
+            with pytest.raises(RejectedRecording) as error:
                 audio.track(None, RATE)
             assert error.value.reason == kind.at_decode and kind.name in error.value.message
         else:
@@ -75,9 +75,9 @@ def test_twelve_kinds_of_odd_file_among_good_ones(tmp_path, plan_of):
     for name in GOOD:
         recording = recordings[f"local/{name}"]
         assert len(recording.turns) >= 3 and RecordingAudio(recording).track(None, 24000).any()
-    silence, _ = (reject for reject in plan.rejects() if reject.end)
+    silence, _ = (rejection for rejection in plan.rejections if rejection.end)
     assert silence.reason == "recording_too_long" and silence.end == 12 * 3600
-    duplicate = next(reject for reject in plan.rejects() if reject.reason == "duplicate_file")
+    duplicate = next(rejection for rejection in plan.rejections if rejection.reason == "duplicate_file")
     assert duplicate.message == "the same file as local/echo.wav"
     assert duplicate.end == recordings["local/echo.wav"].seconds
 
@@ -101,7 +101,7 @@ def test_rows_say_what_files_are(tmp_path, plan_of):
     assert (found.seconds, found.sample_rate, found.channels) == (1.5, 44100, 2)
     assert found.codec_format == "wav/pcm_24" and found.locator == Locator(str(tmp_path / "a.wav"))
     assert found.turns[0].text == "from 0.5 to 1.0"
-    assert {reject.recording: reject.reason for reject in plan.rejects()} == {
+    assert {rejection.recording: rejection.reason for rejection in plan.rejections} == {
         "calls/gone.wav": "audio_missing",
         "calls/short.wav": "recording_too_short",
     }
@@ -177,7 +177,7 @@ def test_limit_takes_the_first_of_each_source_by_id(many, plan_of):
     plan = plan_of(None, sources=sources, limit=3)
     names = [f"local/{n}.wav".replace("local", "x") for n in (0, 1, 10)]
     assert sorted(recordings_of(plan)) == names
-    assert {reject.recording for reject in plan.rejects()} == {name.replace("x/", "y/") for name in names}
+    assert {rejection.recording for rejection in plan.rejections} == {name.replace("x/", "y/") for name in names}
 
 
 # ------------------------------------------------------------------------------------ a plan that is there
@@ -221,7 +221,7 @@ def test_update_plans_only_what_is_new(many, plan_of, tmp_path):
     now = recordings_of(second)
     assert now.keys() - old.keys() == {"local/new0.wav", "local/new1.wav", "local/new2.wav"}
     assert all(now[name] == recording for name, recording in old.items())
-    assert {(reject.recording, reject.reason) for reject in second.rejects()} == {
+    assert {(rejection.recording, rejection.reason) for rejection in second.rejections} == {
         ("local/00.wav", "duplicate_file"),
         ("local/29.wav", "duplicate_file"),
         ("local/bad.wav", "audio_corrupt"),

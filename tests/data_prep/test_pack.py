@@ -15,9 +15,9 @@ from made_recordings import files
 from csm.codec import check_same_codec
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Event, Sample
-from data_prep.dataset.index import rebuild
+from data_prep.dataset.rebuild import rebuild
 from data_prep.dataset.verify import verify
-from data_prep.packing.pack import plan_shards, write_shards
+from data_prep.packing.shards import plan_shards, write_shards
 from data_prep.packing.staging import StagedUnit
 from tests.data.made_datasets import CODEC, made_sample, write_dataset
 

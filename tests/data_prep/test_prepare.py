@@ -15,7 +15,7 @@ from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from data_prep.dataset.verify import verify
 from data_prep.prepare import prepare
-from data_prep.records import Reject
+from data_prep.records import Rejection
 from data_prep.tables import read_rows
 
 RATE = 16000
@@ -86,7 +86,7 @@ def test_every_turn_is_kept_or_rejected_with_its_reason(calls, config, tmp_path)
     calls.write_text(calls.read_text() + good)
 
     dataset, _ = prepare(config(calls, **{"turns.max_given_seconds": 2.0}))
-    rows = read_rows(tmp_path / "out" / "rejects.parquet", Reject)
+    rows = read_rows(tmp_path / "out" / "rejects.parquet", Rejection)
     of_mixed = Counter(row.reason for row in rows if row.recording == "local/mixed.wav")
     assert of_mixed == {
         "times_outside_audio": 2,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.executors.local import gpu_of
-from data_prep.processes import ordered_map
+from data_prep.execution.local import gpu_of
+from data_prep.execution.processes import ordered_map
 from tests.conftest import ROOT
 
 
@@ -39,7 +39,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = (
-        "from data_prep.processes import ordered_map\n"
+        "from data_prep.execution.processes import ordered_map\n"
         "from tests.data_prep.test_processes import write_pid_and_wait\n"
         f"list(ordered_map(write_pid_and_wait, [{str(tmp_path)!r}] * 2, 2, 0))"
     )

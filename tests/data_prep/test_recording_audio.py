@@ -22,9 +22,9 @@ from made_recordings import noise
 from csm.audio import load_channels, resample
 from data_prep.audio.decode import BLOCK, open_audio
 from data_prep.audio.recording import IN_MEMORY_BYTES, RecordingAudio
-from data_prep.planning.probe import probe
+from data_prep.inputs.probe import probe
+from data_prep.reasons import RejectedRecording
 from data_prep.records import Locator, Recording
-from data_prep.stages.base import Unusable
 
 RATE = 16000
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def test_channels_that_cancel_are_not_mixed(tmp_path, caplog):
         assert np.allclose(mixed(talk, *seven)[0], talk / 7, atol=1e-7)
         assert not mixed(0 * talk, 0 * talk)[0].any()
         assert not caplog.records
-    with pytest.raises(Unusable, match=r"channel_missing: .*there is no channel 2, only 0\.\.1"):
+    with pytest.raises(RejectedRecording, match=r"channel_missing: .*there is no channel 2, only 0\.\.1"):
         mixed(talk, other)[1].track(2, RATE)
 
 
@@ -151,7 +151,7 @@ def test_channels_that_cancel_are_not_mixed(tmp_path, caplog):
 def test_a_file_that_is_cut_off_is_not_taken_for_whole(formats, tmp_path, name):
     whole = (formats / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(Unusable, match=f"audio_truncated: {name}: the file is cut off after") as error:
+    with pytest.raises(RejectedRecording, match=f"audio_truncated: {name}: the file is cut off after") as error:
         audio_of(tmp_path / name).track(None, RATE)
     assert error.value.reason == "audio_truncated"
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
         "damaged.flac": "audio_corrupt",
     }
     for name, reason in expected.items():
-        with pytest.raises(Unusable) as error:
+        with pytest.raises(RejectedRecording) as error:
             audio_of(tmp_path / name).track(None, RATE)
         assert error.value.reason == reason and name in error.value.message
 

@@ -12,6 +12,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import ScoreConfig
+from data_prep.reasons import Reason
 from data_prep.records import Locator, Rejection
 from data_prep.stages.score import ScoreStage, bandwidth, clipped, loudness, pcm_sha256
 
@@ -26,6 +27,17 @@ def test_loudness_of_the_standards_reference_tone(rate, seconds):
     """ITU-R BS.1770-4: a 997 Hz sine at full scale in one channel reads -3.01 LKFS; EBU Tech 3341 allows 0.1."""
     assert loudness(tone(997, seconds, rate), rate) == pytest.approx(-3.01, abs=0.1)
     assert loudness(tone(997, seconds, rate, level=0.1), rate) == pytest.approx(-23.01, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
+def test_loudness_of_every_length_shorter_than_a_block(rate):
+    """For lengths from 0.2 to 0.4 s whose seconds times the rate are rounded up, and every 499th of the others."""
+    lengths = np.arange(round(0.2 * rate), round(0.4 * rate) + 2)
+    rounded_up = lengths / rate * rate > lengths
+    assert rounded_up.any()
+    sound = tone(997, 0.5, rate, level=0.1)
+    for n in np.union1d(lengths[rounded_up], lengths[::499]).tolist():
+        assert loudness(sound[:n], rate) == pytest.approx(-23.01, abs=0.1), n
 
 
 def test_loudness_leaves_out_pauses():
@@ -79,7 +91,7 @@ def test_stage_scores_each_turn_from_its_own_channel(tmp_path):
         draft(0, 0.0, 1.0, channel=0),
         draft(1, 1.0, 2.0, channel=0),
         draft(2, 1.0, 3.0, channel=1),
-        draft(3, 2.0, 3.0, channel=0, rejection=Rejection("too_short", "")),
+        draft(3, 2.0, 3.0, channel=0, rejection=Rejection(reason=Reason.too_short, message="")),
         draft(4, 3.0, 6.0, channel=1),
     ]
     heard = item(tmp_path / "call.wav", channels, rate, turns)

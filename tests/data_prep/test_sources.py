@@ -17,23 +17,22 @@ from made_recordings import noise, write_manifest
 
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import SourceConfig
-from data_prep.records import GivenTurn, Recording, Reject
-from data_prep.sources import Listed, read_source
+from data_prep.inputs.sources import read_source
+from data_prep.records import GivenTurn, Recording, Rejection
 
 RATE = 16000
 GOOD = {"audio": "a.wav", "turns": [{"speaker": "x", "text": "hi", "start": 0, "end": 1}]}
 
 
-def listed(source: Path | str, **options) -> dict[str, Listed | Reject]:
+def listed(source: Path | str, **options) -> dict[str, Recording | Rejection]:
     entries = list(read_source("s", SourceConfig(input=str(source), **options)))
-    by_id = {entry.recording if isinstance(entry, Reject) else entry.id: entry for entry in entries}
+    by_id = {entry.recording if isinstance(entry, Rejection) else entry.id: entry for entry in entries}
     assert len(by_id) == len(entries)
     return {name.removeprefix("s/"): by_id[name] for name in sorted(by_id)}
 
 
-def sound(entry: Listed) -> np.ndarray:
-    recording = Recording("r", "s", entry.audio, entry.locator, "g", None, "en", "", "", 0.0, 0, 0, "")
-    return RecordingAudio(recording).track(None, 24000)
+def sound(entry: Recording) -> np.ndarray:
+    return RecordingAudio(entry).track(None, 24000)
 
 
 # ------------------------------------------------------------------------------------- one set, every form
@@ -184,7 +183,7 @@ def test_broken_side_files_reject_their_recording_alone(tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     write_latin1_name(tmp_path)
     found = listed(tmp_path)
-    assert isinstance(found.pop("good.wav"), Listed)
+    assert isinstance(found.pop("good.wav"), Recording)
     lone = found.pop("lone")
     assert (lone.reason, lone.message) == (
         "audio_missing",
@@ -206,7 +205,7 @@ def test_damaged_tar_is_named_and_the_rest_of_it_used(calls, tmp_path):
     (folder / "000.tar").write_bytes(whole[:second] + b"not a header" * 100)
     (folder / "002.tar").write_bytes(b"this was never a tar file" * 100)
     found = listed(folder)
-    assert {name: entry.reason for name, entry in found.items() if isinstance(entry, Reject)} == {
+    assert {name: entry.reason for name, entry in found.items() if isinstance(entry, Rejection)} == {
         "000.tar": "audio_corrupt",
         "002.tar": "audio_corrupt",
     }

@@ -17,7 +17,7 @@ from csm.data.plan import EpochPlan
 from csm.data.rows import TrainRows
 from csm.data.stream import MixtureSource, RankShare, StepSampler
 from csm.text import ByteTokenizer
-from data_prep.dataset.index import rebuild
+from data_prep.dataset.rebuild import rebuild
 from data_prep.dataset.takedown import read_names, takedown
 from data_prep.dataset.verify import verify
 from tests.data.made_datasets import made_sample, write_dataset

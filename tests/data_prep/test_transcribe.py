@@ -16,6 +16,7 @@ from transformers import (
     WhisperTokenizerFast,
 )
 
+from csm.judges.hub import ModelUnavailable
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.records import GivenTurn, Span, Speech, TrackSpeech, Transcript
 from data_prep.stages.base import Item
@@ -105,7 +106,7 @@ def test_an_english_model_refuses_other_languages(stage, tmp_path):
 @pytest.mark.parametrize("backend", [TranscribeBackend.faster_whisper, TranscribeBackend.transformers])
 def test_missing_weights_are_one_line(backend, tmp_path, hub_cache):
     stage = TranscribeStage(TranscribeConfig(backend=backend, model="nobody/no-such-whisper"))
-    with pytest.raises(FileNotFoundError, match=r"nobody/no-such-whisper.*transcribe.model to the folder") as caught:
+    with pytest.raises(ModelUnavailable, match=r"nobody/no-such-whisper.*transcribe.model to the folder") as caught:
         stage.process([spoken(tmp_path / "a.wav", np.zeros(RATE, np.float32))])
     assert "\n" not in str(caught.value)
 

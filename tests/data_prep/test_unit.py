@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from csm.judges.hub import ModelUnavailable
 from data_prep.config import DiarizeConfig, TranscribeConfig
+from data_prep.execution import unit as unit_module
+from data_prep.execution.unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
+from data_prep.execution.unit_files import StageFiles
+from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Locator, Recording, Span
-from data_prep.stages.base import ModelUnavailable, Unusable
 from data_prep.stages.diarize import DiarizeStage
 from data_prep.stages.transcribe import TranscribeStage
-from data_prep.unit import run_unit as unit_module
-from data_prep.unit.run_unit import EXIT_TIMEOUT, UnitLocked, fingerprints, run_unit
-from data_prep.unit.stage_files import StageFiles
 
 UNIT = "unit-0"
 
@@ -131,7 +132,7 @@ def test_groups_hold_as_much_audio_as_the_stage_wants(tmp_path):
 
 def test_one_unusable_recording_costs_no_other(tmp_path):
     made = stages()
-    made[1].misbehaves["b"] = raising(Unusable("no_speech", "b: nobody speaks"))
+    made[1].misbehaves["b"] = raising(RejectedRecording(Reason.no_speech, "b: nobody speaks"))
     report = run_unit(tmp_path, UNIT, recordings("a", "b", "c"), made)
     assert report.rejected == {"no_speech": 1}
     assert made[1].groups == [["a", "b"], ["a"], ["b"], ["c"]]

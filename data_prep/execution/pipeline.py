@@ -1,0 +1,64 @@
+"""The options of a run -> its stages, and the worker that runs them on units."""
+
+from __future__ import annotations
+
+import torch
+
+from csm.codec import Codec, SpectralCodec, load_codec
+from csm.config import CodecKind
+from data_prep.config import DataPrepConfig, work_folder
+from data_prep.execution.unit import Progress, UnitReport, run_unit
+from data_prep.inputs.plan import load_plan
+from data_prep.stages.base import Stage
+from data_prep.stages.diarize import DiarizeStage
+from data_prep.stages.encode import EncodeStage
+from data_prep.stages.score import ScoreStage
+from data_prep.stages.transcribe import TranscribeStage
+from data_prep.stages.turns import TurnsStage
+from data_prep.stages.vad import VadStage
+
+CODEC_FILE = "codec.safetensors"
+
+
+def run_codec(cfg: DataPrepConfig) -> Codec:
+    """The codec of a run; a spectral codec without a path is the one fitted to the plan, see `fit_codec.py`."""
+    if cfg.codec.kind is CodecKind.spectral and cfg.codec.path is None:
+        fitted = work_folder(cfg) / CODEC_FILE
+        if not fitted.is_file():
+            raise FileNotFoundError(f"{fitted}: the codec is not fitted yet; start with: python -m data_prep run")
+        return SpectralCodec.load(fitted, cfg.codec.device)
+    return load_codec(cfg.codec)
+
+
+def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
+    """All stages in their order; models are loaded by the stages when they first need them."""
+    return [
+        VadStage(cfg.vad),
+        DiarizeStage(cfg.diarize),
+        TranscribeStage(cfg.transcribe),
+        TurnsStage(cfg.turns, cfg.vad),
+        ScoreStage(cfg.score),
+        EncodeStage(cfg.encode, cfg.loose, codec),
+    ]
+
+
+class Worker:
+    """Runs units in this process, one after another, with models loaded once."""
+
+    def __init__(self, cfg: DataPrepConfig) -> None:
+        self.cfg, self.work = cfg, work_folder(cfg)
+        self.plan = load_plan(self.work)
+        self.stages = build_stages(cfg, run_codec(cfg))
+
+    def run(self, unit: str, progress: Progress = lambda stage, seconds: None) -> UnitReport:
+        threads = torch.get_num_threads()
+        # Always the same number: sums over other partitions differ in their last bits, and so could codes.
+        torch.set_num_threads(self.cfg.executor.cpus_per_worker)
+        try:
+            options = self.cfg.executor
+            recordings = self.plan.recordings(unit)
+            return run_unit(
+                self.work, unit, recordings, self.stages, options.max_attempts, options.timeout_factor, progress
+            )
+        finally:
+            torch.set_num_threads(threads)

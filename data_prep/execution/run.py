@@ -1,0 +1,148 @@
+"""`run`, `status` and `retry`: bringing the units of a plan to their end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from data_prep.config import DataPrepConfig, ExecutorKind, work_folder
+from data_prep.execution.executor import Executor, UnitFailure
+from data_prep.execution.fit_codec import fit_codec
+from data_prep.execution.local import run_inline, run_local
+from data_prep.execution.pipeline import build_stages, run_codec
+from data_prep.execution.ray import run_ray
+from data_prep.execution.slurm import run_slurm
+from data_prep.execution.unit import DONE_FILE, UnitReport, fingerprints, is_done, unit_folder
+from data_prep.execution.unit_files import ATTEMPTS_FILE, TRANSIENT_REASONS, StageFiles
+from data_prep.inputs.plan import load_plan
+from data_prep.reasons import Reason
+from data_prep.stages.base import Stage
+
+EXECUTORS: dict[ExecutorKind, Executor] = {
+    ExecutorKind.inline: run_inline,
+    ExecutorKind.local: run_local,
+    ExecutorKind.ray: run_ray,
+    ExecutorKind.slurm: run_slurm,
+}
+
+
+@dataclass
+class RunSummary:
+    """What a run did."""
+
+    units: int  # of the plan
+    already_done: int
+    failures: list[UnitFailure] = field(default_factory=list)
+    rejected: Counter[Reason] = field(default_factory=Counter)  # reason -> recordings, of the units run now
+
+
+def run(cfg: DataPrepConfig) -> RunSummary:
+    """Runs every unit of the plan that is not done with these options.
+
+    Raises FileNotFoundError or ValueError if there is no plan, or the codec or a model is not there.
+    """
+    work = work_folder(cfg)
+    plan = load_plan(work)
+    fit_codec(cfg, plan, work)
+    stages = build_stages(cfg, run_codec(cfg))
+    current = fingerprints(stages)
+    waiting = [unit for unit in plan.units if not is_done(work, unit.id, current)]
+    waiting.sort(key=lambda unit: (-unit.seconds, unit.id))
+    summary = RunSummary(len(plan.units), len(plan.units) - len(waiting))
+    if not waiting:
+        return summary
+
+    def on_report(report: UnitReport) -> None:
+        summary.rejected.update(report.rejected)
+
+    with _progress() as progress:
+        bar = progress.add_task("Running stages", total=sum(unit.seconds for unit in waiting))
+
+        def on_progress(stage: str, seconds: float) -> None:
+            """A unit is through when each stage has been through it."""
+            progress.advance(bar, seconds if stage == "unit" else seconds / len(stages))
+
+        ids = [unit.id for unit in waiting]
+        summary.failures = EXECUTORS[cfg.executor.kind](cfg, ids, on_report, on_progress)
+    return summary
+
+
+@dataclass
+class Status:
+    """How far a plan is."""
+
+    units: int
+    done: int
+    begun: int  # not done, but some of it is
+    seconds: float
+    seconds_done: float
+    rejected: dict[Reason, int]  # reason -> recordings, of all units and the plan itself
+    again: int  # recordings that `retry` would try again
+
+
+def status(cfg: DataPrepConfig) -> Status:
+    work = work_folder(cfg)
+    plan = load_plan(work)
+    stages = build_stages(cfg, run_codec(cfg))
+    current = fingerprints(stages)
+    found = Status(len(plan.units), 0, 0, 0.0, 0.0, {}, 0)
+    rejected = Counter(rejection.reason for rejection in plan.rejections)
+    for unit in plan.units:
+        folder = unit_folder(work, unit.id)
+        done = is_done(work, unit.id, current)
+        found.done += done
+        found.begun += not done and folder.is_dir()
+        found.seconds += unit.seconds
+        found.seconds_done += unit.seconds if done else 0.0
+        for files in _complete(folder, stages, current):
+            rejected.update(rejection.reason for rejection in files.rejections())
+    found.rejected = dict(rejected.most_common())
+    found.again = sum(rejected[reason] for reason in TRANSIENT_REASONS)
+    return found
+
+
+def retry(cfg: DataPrepConfig) -> list[str]:
+    """Makes the next run try again what crashed, failed or took too long; returns those recordings.
+
+    The stage in which it happened, and those after it, are repeated for the whole unit.
+    """
+    work = work_folder(cfg)
+    plan = load_plan(work)
+    stages = build_stages(cfg, run_codec(cfg))
+    current = fingerprints(stages)
+    again: list[str] = []
+    for unit in plan.units:
+        folder = unit_folder(work, unit.id)
+        forgetting = False
+        for files in _complete(folder, stages, current):
+            failed = [rejection.recording for rejection in files.rejections() if rejection.reason in TRANSIENT_REASONS]
+            again += failed
+            forgetting = forgetting or bool(failed)
+            if forgetting:
+                files.forget()
+        if forgetting:
+            (folder / DONE_FILE).unlink(missing_ok=True)
+            (folder / ATTEMPTS_FILE).unlink(missing_ok=True)
+    return again
+
+
+def _complete(folder: Path, stages: list[Stage], current: dict[str, str]) -> list[StageFiles]:
+    files = [StageFiles(folder, stage.name, current[stage.name], stage.result) for stage in stages]
+    return [entry for entry in files if entry.complete()]
+
+
+class _Hours(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = f", {task.speed / 3600:.4f} hours/s" if task.speed else ""
+        return Text(f"{task.completed / 3600:.2f}/{(task.total or 0) / 3600:.2f} hours{speed}")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), _Hours(), TimeRemainingColumn(), console=Console(stderr=True)
+    )

@@ -1,0 +1,212 @@
+"""`plan`: sources -> recordings, cut into units. The result depends on what the sources hold, not on any order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_prep.config import DataPrepConfig, SourceConfig, work_folder
+from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
+from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
+from data_prep.inputs.sources import STAGE, read_source
+from data_prep.inputs.units import cut_units, digest_of
+from data_prep.reasons import Reason
+from data_prep.records import Recording, Rejection
+
+__all__ = ["Plan", "load_plan", "make_plan"]
+
+_SOURCE_NAME = re.compile(r"[\w.-]+", re.ASCII)
+_BATCH = 4096  # files handed to the threads at once
+
+
+def make_plan(cfg: DataPrepConfig) -> Plan:
+    """Lists and probes all sources, and writes the plan to the work folder, unless the same plan is there already.
+
+    Raises:
+        FileNotFoundError: there is no such input.
+        ValueError: a manifest breaks its format, an option has no sense, nothing can be used, or the work folder
+            holds a plan of other recordings or options and `plan.update` is not set.
+        OSError: listing fails. (A file that cannot be read is left out with reason `failed`.)
+    """
+    work, options = work_folder(cfg), _options(cfg)
+    before = load_plan(work) if (work / PLAN_FILE).is_file() else None
+    if before and before.options != options:
+        changed = [f"{name}={value}" for name, value in before.options.items() if options.get(name) != value]
+        raise ValueError(f"{work}: was planned with {', '.join(changed)}; keep that, or use another work=...")
+    listed, rejections = _list(cfg)
+    usable = _probe_all(cfg, work / "probed", listed, rejections)
+    known = _known(before)
+    recordings = _without_duplicates(usable, set(known), rejections)
+    digests = {recording.id: digest_of(recording) for recording in recordings}
+    # those in the plan already are rejected where they are used
+    rejections = [rejection for rejection in rejections if rejection.recording not in known]
+    rejections.sort(key=lambda rejection: (rejection.recording, rejection.reason))
+    if before:
+        difference = _difference(before, known, digests, rejections)
+        if difference and "changed" in difference:
+            raise ValueError(f"{work}: holds a plan of other recordings ({difference}); use another work=...")
+        if difference and not cfg.plan.update:
+            raise ValueError(
+                f"{work}: holds a plan of other recordings ({difference}); use another work=..., or plan.update=true "
+                "to plan only the new ones"
+            )
+    new = [recording for recording in recordings if recording.id not in known]
+    if before and not new and _pairs(rejections) == _pairs(before.rejections):
+        return before
+    if not before and not new:
+        raise ValueError(_nothing(rejections))
+    return write_plan(work, list(cut_units(new, digests, cfg.plan.unit_hours * 3600)), rejections, options, before)
+
+
+def _options(cfg: DataPrepConfig) -> dict[str, Any]:
+    """What an added part of a plan must have in common with the plan."""
+    return {f"plan.{name}": getattr(cfg.plan, name) for name in ("unit_hours", "min_seconds", "max_hours")}
+
+
+def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
+    if bool(cfg.sources) == (cfg.input is not None):
+        raise ValueError("give either input=PATH, or +sources={NAME: {input: PATH}, ...}")
+    sources = cfg.sources or {cfg.source: SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence)}
+    for name in sources:
+        if not _SOURCE_NAME.fullmatch(name):
+            raise ValueError(f"source {name!r}: a name must consist of letters, digits, _, - and .")
+    return sources
+
+
+def _list(cfg: DataPrepConfig) -> tuple[list[Recording], list[Rejection]]:
+    """All recordings by source and id, not probed yet, and those that the listing already rejects."""
+    listed: list[Recording] = []
+    rejections: list[Rejection] = []
+    for name, source in sorted(_sources(cfg).items()):
+        found = sorted(read_source(name, source), key=_id)
+        for entry in found[: cfg.limit]:
+            if isinstance(entry, Rejection):
+                rejections.append(entry)
+            else:
+                listed.append(entry)
+    return listed, rejections
+
+
+def _id(entry: Recording | Rejection) -> str:
+    return entry.recording if isinstance(entry, Rejection) else entry.id
+
+
+def _probe_all(
+    cfg: DataPrepConfig, folder: Path, listed: list[Recording], rejections: list[Rejection]
+) -> list[Recording]:
+    """Those that can be used, in order, with what their files say; the others are added to `rejections`."""
+    usable = []
+    cache, stamps = ProbeCache(folder), Stamps()
+
+    def look(recording: Recording) -> Probe:
+        key = stamps.key(recording.locator, recording.audio)
+        return cache.get(key) or probe(recording.locator, recording.audio, key)
+
+    with ThreadPoolExecutor(cfg.plan.workers or os.cpu_count()) as pool, _progress() as progress:
+        task = progress.add_task("Planning", total=len(listed), hours=0.0)
+        try:
+            for recording, found in zip(listed, _map(pool, look, listed), strict=True):
+                cache.add(found)
+                progress.update(task, advance=1, hours=progress.tasks[task].fields["hours"] + found.seconds / 3600)
+                recording = replace(
+                    recording,
+                    sha256=found.sha256,
+                    seconds=found.seconds,
+                    sample_rate=found.sample_rate,
+                    channels=found.channels,
+                    codec_format=found.codec_format,
+                )
+                problem = _problem(found, cfg)
+                if problem:
+                    rejections.append(_rejection(recording, *problem))
+                else:
+                    usable.append(recording)
+        finally:
+            cache.flush()
+    return usable
+
+
+def _map(pool: ThreadPoolExecutor, look: Callable[[Recording], Probe], listed: list[Recording]) -> Iterator[Probe]:
+    """In order, and never with more than a batch of results that wait to be taken."""
+    for first in range(0, len(listed), _BATCH):
+        yield from pool.map(look, listed[first : first + _BATCH])
+
+
+def _problem(found: Probe, cfg: DataPrepConfig) -> tuple[Reason, str] | None:
+    if found.reason:
+        return found.reason, found.message or ""
+    if found.seconds < cfg.plan.min_seconds:
+        message = f"{found.seconds:.3f} s are less than plan.min_seconds={cfg.plan.min_seconds}"
+        return Reason.recording_too_short, message
+    if found.seconds > cfg.plan.max_hours * 3600:
+        message = f"{found.seconds / 3600:.2f} hours are more than plan.max_hours={cfg.plan.max_hours}"
+        return Reason.recording_too_long, message
+    return None
+
+
+def _rejection(recording: Recording, reason: Reason, message: str) -> Rejection:
+    """Of a whole recording; its times say how long it is, as far as that is known."""
+    rejection = Rejection(reason=reason, message=message).located(recording, STAGE)
+    return replace(rejection, start=0.0, end=recording.seconds) if recording.seconds else rejection
+
+
+def _without_duplicates(recordings: list[Recording], known: set[str], rejections: list[Rejection]) -> list[Recording]:
+    """Of files with equal bytes the one planned before, else the one whose id sorts first; others are rejected."""
+    kept: dict[str, Recording] = {}
+    for recording in sorted(recordings, key=lambda recording: (recording.id not in known, recording.id)):
+        first = kept.setdefault(recording.sha256, recording)
+        if first is not recording:
+            rejections.append(_rejection(recording, Reason.duplicate_file, f"the same file as {first.id}"))
+    return list(kept.values())
+
+
+def _known(before: Plan | None) -> dict[str, str]:
+    """Id -> digest of what is planned already."""
+    return {row["id"]: row["digest"] for row in before.columns("id", "digest")} if before else {}
+
+
+def _difference(before: Plan, known: dict[str, str], now: dict[str, str], rejections: list[Rejection]) -> str:
+    """In words; "" if there is none. known, now: id -> digest."""
+    changed = sorted(name for name in now.keys() & known.keys() if now[name] != known[name])
+    counts = {
+        "new": len(now.keys() - known.keys()),
+        "gone": len(known.keys() - now.keys()),
+        "changed": len(changed),
+        "more left out": len(_pairs(rejections) - _pairs(before.rejections)),
+        "no longer left out": len(_pairs(before.rejections) - _pairs(rejections)),
+    }
+    if not any(counts.values()):
+        return ""
+    words = [f"{counts['new']} new recordings", f"{counts['gone']} gone"]
+    words += [f"{count} {word}" for word, count in list(counts.items())[2:] if count]
+    return ", ".join(words) + (f", such as {changed[0]}" if changed else "")
+
+
+def _pairs(rejections: list[Rejection]) -> set[tuple[str, Reason]]:
+    return {(rejection.recording, rejection.reason) for rejection in rejections}
+
+
+def _nothing(rejections: list[Rejection]) -> str:
+    reasons = Counter(rejection.reason for rejection in rejections)
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return f"no recording can be used ({counts}); the first: {rejections[0].recording}: {rejections[0].message}"
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[hours]:.2f} hours"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,130 @@
+"""Looks at the files of recordings before anything is planned: their hash, and what their headers say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import fsspec
+
+from data_prep.audio.decode import open_audio
+from data_prep.audio.storage import is_url, open_bytes, retry, where
+from data_prep.reasons import Reason, RejectedRecording
+from data_prep.records import Locator
+from data_prep.tables import read_rows, write_rows
+
+_CHUNK = 1 << 20  # bytes hashed at once
+_NO_STAMP = ("http://", "https://")  # where fsspec cannot tell whether a file has changed
+
+
+@dataclass
+class Probe:
+    """What a file is. A row of the files in `probed/`."""
+
+    key: str  # of the file, its size and its time of change: see `ProbeCache`
+    sha256: str  # "": not read
+    seconds: float
+    sample_rate: int
+    channels: int
+    codec_format: str
+    reason: Reason | None  # why it cannot be used
+    message: str | None
+
+
+def probe(locator: Locator, name: str, key: str = "") -> Probe:
+    """Reads a file once for its hash, and its header; samples are counted only where the header does not say.
+
+    A file that cannot be used has a reason; so has one whose storage failed three times (`failed`). Damage further
+    inside is found where it is decoded.
+    """
+    found = Probe(key, "", 0.0, 0, 0, "", None, None)
+    try:
+        retry(lambda: _probe(locator, name, found), locator)
+    except RejectedRecording as rejected:
+        found.reason, found.message = rejected.reason, rejected.message
+    except FileNotFoundError as error:
+        found.reason, found.message = Reason.audio_missing, f"{where(locator)}: no such audio file ({error})"
+    except OSError as error:
+        found.reason, found.message = Reason.failed, f"{where(locator)}: {error}"
+    return found
+
+
+def _probe(locator: Locator, name: str, found: Probe) -> None:
+    with open_bytes(locator) as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        found.sha256 = digest.hexdigest()
+        file.seek(0)
+        reader = open_audio(file, name)
+        header, samples = reader.header, reader.count()
+    if samples == 0:
+        raise RejectedRecording(Reason.audio_empty, f"{name}: holds no audio samples")
+    found.seconds = samples / header.sample_rate
+    found.sample_rate, found.channels, found.codec_format = header.sample_rate, header.channels, header.codec_format
+
+
+class ProbeCache:
+    """What was found about files, so that an interrupted plan goes on, and the same plan again is made quickly.
+
+    A file is looked at again if its size or its time of change is another. Kept in parts `<folder>/00000.parquet`.
+    """
+
+    _PART = 2000  # files
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts = sorted(folder.glob("*.parquet"))
+        self._known = {row.key: row for part in self._parts for row in read_rows(part, Probe)}
+        self._new: list[Probe] = []
+
+    def get(self, key: str) -> Probe | None:
+        return self._known.get(key)
+
+    def add(self, found: Probe) -> None:
+        """Not kept: what may be found otherwise the next time."""
+        if found.key and found.reason not in (Reason.failed, Reason.audio_missing):
+            self._known[found.key] = found
+            self._new.append(found)
+            if len(self._new) >= self._PART:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._new:
+            number = int(self._parts[-1].stem) + 1 if self._parts else 0
+            part = self._folder / f"{number:05d}.parquet"
+            write_rows(part, self._new, Probe)
+            self._parts.append(part)
+            self._new = []
+
+
+class Stamps:
+    """Keys of files for `ProbeCache`: hashes of place, size and time of change."""
+
+    def __init__(self) -> None:
+        self._stamp = lru_cache(maxsize=16)(_stamp)  # many recordings lie in one tar or parquet file
+
+    def key(self, locator: Locator, name: str) -> str:
+        """ "" if nothing tells whether the file has changed, or it is not there."""
+        stamp = self._stamp(locator.path)
+        if stamp is None:
+            return ""
+        place = [locator.path, locator.offset, locator.size, locator.row, locator.column, name, *stamp]
+        return hashlib.sha256(json.dumps(place).encode()).hexdigest()[:32]
+
+
+def _stamp(path: str) -> list[object] | None:
+    try:
+        if not is_url(path):
+            status = os.stat(path)
+            return [status.st_size, status.st_mtime_ns]
+        if path.startswith(_NO_STAMP):
+            return None
+        fs, inside = fsspec.core.url_to_fs(path)
+        return [fs.ukey(inside)]
+    except (OSError, ImportError):
+        return None

@@ -1,0 +1,73 @@
+"""Cuts recordings into units, the parts of work that a worker takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+from data_prep.records import Recording
+
+
+@dataclass
+class Unit:
+    """A row of units.parquet."""
+
+    id: str  # hash over its recordings' rows
+    source: str
+    recordings: int
+    seconds: float
+    first_row: int  # in the file of recordings that it is written to
+
+
+def digest_of(recording: Recording) -> str:
+    """Hash over a recording's row: another one means that the recording has changed."""
+    row = json.dumps(asdict(recording), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(row.encode()).hexdigest()[:32]
+
+
+def cut_units(
+    recordings: Iterable[Recording], digests: Mapping[str, str], seconds: float
+) -> Iterator[tuple[Unit, list[Recording]]]:
+    """Units of at most `seconds` of audio, or of one recording that is longer, in the order (source, group, id).
+
+    A group stays in one unit unless it is longer than that; a unit holds recordings of one source.
+
+    digests: id -> `digest_of`
+    """
+    ordered = sorted(recordings, key=lambda recording: (recording.source, recording.group, recording.id))
+    row = 0
+    for members in _pack(ordered, seconds):
+        content = hashlib.sha256("\n".join(digests[member.id] for member in members).encode()).hexdigest()[:16]
+        yield (
+            Unit(
+                id=content,
+                source=members[0].source,
+                recordings=len(members),
+                seconds=sum(member.seconds for member in members),
+                first_row=row,
+            ),
+            members,
+        )
+        row += len(members)
+
+
+def _pack(ordered: list[Recording], seconds: float) -> Iterator[list[Recording]]:
+    for _, of_source in groupby(ordered, key=lambda recording: recording.source):
+        unit: list[Recording] = []
+        filled = 0.0
+        for _, of_group in groupby(of_source, key=lambda recording: recording.group):
+            group = list(of_group)
+            if unit and filled + sum(member.seconds for member in group) > seconds:
+                yield unit
+                unit, filled = [], 0.0
+            for member in group:
+                if unit and filled + member.seconds > seconds:
+                    yield unit
+                    unit, filled = [], 0.0
+                unit.append(member)
+                filled += member.seconds
+        if unit:
+            yield unit

@@ -1,0 +1,105 @@
+"""What a turn must be like: limits on the measures of its sound, its text and its recognition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from data_prep.config import LimitsConfig
+from data_prep.reasons import Reason
+from data_prep.records import DraftTurn, Rejection, TurnScore
+from data_prep.speech.text_checks import chars_per_second, hallucination, repetition
+
+_RATE_STEPS = 20  # to a character/s: as exact as rates are counted
+_MIN_TURNS = 20  # of a source, before its median means anything
+_NORMAL_MAD = 1.4826  # standard deviation of a normal distribution with a median absolute deviation of 1
+
+
+@dataclass
+class SourceRates:
+    """Speech rates of a source's turns: median and robust standard deviation, in characters/s."""
+
+    median: float
+    deviation: float
+
+
+@dataclass
+class RateCounts:
+    """Gathers the speech rates of any number of turns in little memory, in any order."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def add(self, turn: DraftTurn) -> None:
+        if turn.end > turn.start:
+            self.counts[round(_rate(turn) * _RATE_STEPS)] += 1
+
+    def rates(self) -> SourceRates | None:
+        """None for fewer than 20 turns, or if more than half of them are equally fast."""
+        if self.counts.total() < _MIN_TURNS:
+            return None
+        median = _median(self.counts)
+        distances: Counter[int] = Counter()
+        for rate, turns in self.counts.items():
+            distances[abs(rate - median)] += turns
+        deviation = _NORMAL_MAD * _median(distances)
+        return SourceRates(median / _RATE_STEPS, deviation / _RATE_STEPS) if deviation > 0 else None
+
+
+def check(
+    turn: DraftTurn, score: TurnScore | None, limits: LimitsConfig, rates: SourceRates | None
+) -> Rejection | None:
+    """The first limit that a turn breaks, None if it keeps to all. What was not measured breaks none.
+
+    Args:
+        score: of the turn; None before it is measured.
+        rates: of the turn's source; None: `max_chars_z` is not looked at.
+    """
+    seconds = turn.end - turn.start
+    rate = _rate(turn) if seconds > 0 else None
+    z = (rate - rates.median) / rates.deviation if rates is not None and rate is not None else None
+    bounds: list[tuple[Reason, str, float | None, float | None, float | None]] = [
+        # reason, what, value, at least, at most
+        (Reason.too_short, "seconds", seconds, limits.min_seconds, None),
+        (Reason.too_long, "seconds", seconds, None, limits.max_seconds),
+        (Reason.language, "probability of its language", turn.lang_prob, limits.min_lang_prob, None),
+        (Reason.asr_confidence, "mean log probability", turn.avg_logprob, limits.min_avg_logprob, None),
+        (Reason.compression, "compression ratio", turn.compression_ratio, None, limits.max_compression_ratio),
+        (Reason.no_speech, "probability of no speech", turn.no_speech_prob, None, limits.max_no_speech_prob),
+        (Reason.speech_rate, "characters/s", rate, limits.min_chars_per_second, limits.max_chars_per_second),
+        (Reason.speech_rate, "distance of characters/s from the source's median, in deviations,",
+         None if z is None else abs(z), None, limits.max_chars_z),
+    ]  # fmt: skip
+    if score is not None:
+        bounds += [
+            (Reason.quality, "DNSMOS OVRL", score.ovrl, limits.min_ovrl, None),
+            (Reason.clipping, "share of clipped samples", score.clipped, None, limits.max_clipped),
+            (Reason.bandwidth, "bandwidth in Hz", score.bandwidth, limits.min_bandwidth, None),
+        ]
+    for reason, what, value, least, most in bounds:
+        if value is None:
+            continue
+        if least is not None and value < least:
+            return Rejection(turn=turn.number, reason=reason, message=f"{what} {value:.4g} is below {least:g}")
+        if most is not None and value > most:
+            return Rejection(turn=turn.number, reason=reason, message=f"{what} {value:.4g} is above {most:g}")
+    if limits.repetition and (found := repetition(turn.text)):
+        return Rejection(turn=turn.number, reason=Reason.repetition, message=found)
+    if limits.hallucination and seconds > 0:
+        found = hallucination(turn.text, seconds, turn.lang, turn.no_speech_prob)
+        if found:
+            return Rejection(turn=turn.number, reason=Reason.hallucination, message=found)
+    return None
+
+
+def _rate(turn: DraftTurn) -> float:
+    return chars_per_second(turn.text, turn.end - turn.start)
+
+
+def _median(counts: Counter[int]) -> int:
+    """The lower median."""
+    below, half = 0, (counts.total() + 1) // 2
+    for value in sorted(counts):
+        below += counts[value]
+        if below >= half:
+            return value
+    raise AssertionError("no values")

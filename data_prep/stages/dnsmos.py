@@ -1,0 +1,91 @@
+"""DNSMOS P.835: how listeners would rate speech, noise and the whole, each 1 (bad) to 5 (excellent).
+
+Reddy, Gopal, Cutler, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise
+Suppressors" (ICASSP 2022). The model comes inside the package speechmos; its own code, which hears one window after
+another at a hop of 1 s, is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from csm.judges.hub import ModelUnavailable
+from data_prep.records import MODEL_RATE
+
+WINDOW = int(9.01 * MODEL_RATE)  # samples that the model hears at once
+MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same answer
+
+_BATCH = 8  # windows
+# The model's three outputs are mapped to the scale of the listening tests by these polynomials, highest power first:
+# signal, background, overall, as in Microsoft's DNS-Challenge/DNSMOS/dnsmos_local.py.
+_FITS = (
+    (-0.08397278, 1.22083953, 0.0052439),
+    (-0.13166888, 1.60915514, -0.39604546),
+    (-0.06766283, 1.11546468, 0.04602535),
+)
+
+
+class Dnsmos:
+    """The model, loaded. Raises FileNotFoundError if its package is not installed.
+
+    Args:
+        hop_seconds: between windows of audio longer than one; at least 4.5.
+        device: "cpu" (one thread, so that results do not depend on how many there are) or "cuda".
+    """
+
+    def __init__(self, hop_seconds: float, device: str = "cpu") -> None:
+        weights = _model_file()
+        import onnxruntime  # not above: only this needs it, and it is not always installed
+
+        self.hop = round(hop_seconds * MODEL_RATE)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        wanted = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
+        if wanted not in onnxruntime.get_available_providers():
+            raise ModelUnavailable(
+                f"score.device={device}: onnxruntime offers no {wanted}; install onnxruntime-gpu, or use cpu"
+            )
+        self._session = onnxruntime.InferenceSession(weights, options, providers=[wanted])
+
+    def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """Signal, background and overall of clips (float32 [N] at 16 kHz), each the mean of its windows: [clips, 3].
+
+        Windows of all clips share batches.
+        """
+        windows = [split(clip, self.hop) for clip in clips]
+        flat = [window for of_clip in windows for window in of_clip]
+        scores = np.concatenate(
+            [self._rate(np.stack(flat[first : first + _BATCH])) for first in range(0, len(flat), _BATCH)]
+        )
+        ends = np.cumsum([len(of_clip) for of_clip in windows])
+        return np.stack([part.mean(axis=0) for part in np.split(scores, ends[:-1])])
+
+    def _rate(self, windows: np.ndarray) -> np.ndarray:
+        """Float64 [B, 3] of windows float32 [B, WINDOW]."""
+        (raw,) = self._session.run(None, {"input_1": windows})
+        return np.stack([np.polyval(fit, raw[:, i].astype(np.float64)) for i, fit in enumerate(_FITS)], axis=1)
+
+
+def split(clip: np.ndarray, hop: int) -> list[np.ndarray]:
+    """Windows of a clip: one about every `hop` samples, the first at its start and, of several, the last at its end.
+
+    A clip that is shorter than a window is repeated until it fills it, as the original does.
+    """
+    if len(clip) < WINDOW:
+        return [np.resize(clip, WINDOW)]
+    windows = 1 + round((len(clip) - WINDOW) / hop)
+    starts = np.linspace(0, len(clip) - WINDOW, windows).astype(int)
+    return [clip[start : start + WINDOW] for start in starts]
+
+
+def _model_file() -> str:
+    package = find_spec("speechmos")
+    if package is None or package.origin is None or find_spec("onnxruntime") is None:
+        raise FileNotFoundError(
+            "score.dnsmos=true needs the packages speechmos and onnxruntime: pip install speechmos onnxruntime"
+        )
+    return str(Path(package.origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx")

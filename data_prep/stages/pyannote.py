@@ -1,0 +1,66 @@
+"""Speaker diarization by pyannote.audio, whose weights come from the hub (gated) or a folder."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from csm.judges.hub import ModelUnavailable
+from data_prep.records import MODEL_RATE
+
+_CONFIG = "config.yaml"
+
+
+def is_available(model: str) -> bool:
+    """Whether pyannote.audio is installed with what it needs, and `model` is a folder or in the hub's local cache."""
+    if find_spec("pyannote") is None or any(
+        find_spec(f"pyannote.{part}") is None for part in ("audio", "core", "pipeline")
+    ):
+        return False
+    return (Path(model) / _CONFIG).is_file() or (
+        model.count("/") == 1 and isinstance(try_to_load_from_cache(model, _CONFIG), str)
+    )
+
+
+class Pyannote:
+    """A loaded pipeline.
+
+    Raises:
+        ModelUnavailable: pyannote.audio is not installed, or the pipeline does not load.
+        FileNotFoundError: its weights are neither here nor can they be fetched.
+    """
+
+    def __init__(self, model: str, device: str) -> None:
+        try:
+            from pyannote.audio import Pipeline
+            from pyannote.audio.telemetry import set_telemetry_metrics
+        except ImportError as error:
+            raise ModelUnavailable(
+                f"pyannote.audio cannot be imported ({error}): pip install pyannote.audio, "
+                "or set diarize.backend=cluster"
+            ) from error
+        set_telemetry_metrics(False)
+        try:
+            pipeline = Pipeline.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelUnavailable(f"{model} does not load as a pyannote pipeline: {reason}") from error
+        if pipeline is None:  # so the library says that the hub gave nothing
+            raise FileNotFoundError(
+                f"{model}: no such folder, and the hub does not give it; accept its terms there and log in with "
+                "`hf auth login`, or download it and set diarize.pyannote to the folder"
+            )
+        self._pipeline: Any = pipeline.to(torch.device(device))
+
+    def speakers(self, samples: np.ndarray, max_speakers: int) -> list[tuple[float, float, str]]:
+        """(start, end, speaker) by start, of speech at 16 kHz; overlapping where two speak at once."""
+        audio = {"waveform": torch.from_numpy(samples)[None], "sample_rate": MODEL_RATE}
+        # The diarization with overlaps, not the exclusive one: words go to the larger overlap all the same, and where
+        # two people speak at once must be known.
+        found = self._pipeline(audio, max_speakers=max_speakers).speaker_diarization
+        return sorted((turn.start, turn.end, str(who)) for turn, _, who in found.itertracks(yield_label=True))
