@@ -151,7 +151,7 @@ def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
 
 
 def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Reads the files that `TextTokenizer.save` wrote. Raises FileNotFoundError if there are none, ValueError if damaged."""
+    """Reads what `TextTokenizer.save` wrote. Raises FileNotFoundError if there is nothing, ValueError if damaged."""
     directory = Path(directory)
     if (directory / BYTES_FILE).is_file():
         found = _read_json(directory / BYTES_FILE).get("format")
