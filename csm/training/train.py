@@ -95,7 +95,7 @@ class TrainingLoop:
         try:
             with profiler or nullcontext():
                 self.timer.enter(Phase.data)
-                if self._validation_due:  # the run was stopped in the middle of it
+                if has_validation and self._validation_due:  # the run was stopped in the middle of it
                     self._validate_and_save(val_batches)
                 while self.step < options.max_steps and not self.data.finished:
                     self.timer.enter(Phase.data)
@@ -158,6 +158,7 @@ class TrainingLoop:
     def _validate_and_save(self, batches: Any) -> None:
         """Validates, speaks samples, marks the best checkpoint. A stop request ends it: it is due again on resuming."""
         self.timer.enter(Phase.other)
+        self.module.eval()
         self._swap_weights()
         sums: Tensor | None = None
         for rows in batches:
@@ -169,8 +170,8 @@ class TrainingLoop:
                 break
         reshard(self.module.model)
         self._swap_weights()
-        if self.stop.agreed is not None:
-            self._end_if_asked()
+        self.module.train()
+        self._end_if_asked()
         assert sums is not None, "a validation split has batches"
         metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
         # For choosing checkpoints: independent of the loss weights of the run.
