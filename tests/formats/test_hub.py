@@ -141,6 +141,12 @@ def test_text_vocabulary_mismatch(sesame_folder, llama_tokenizer):
         opened.read_tokenizer()
 
 
+def test_missing_tokenizer_is_asked_for_by_the_options_there_are(sesame_folder, hub_cache):
+    folder, _ = sesame_folder
+    with pytest.raises(FileNotFoundError, match=r"tokenizer unsloth/Llama-3\.2-1B .* \(--tokenizer, tokenizer_path\)"):
+        open_checkpoint(folder).read_tokenizer()
+
+
 def test_pickles_with_code_are_refused(tmp_path):
     class Payload:
         def __reduce__(self):
