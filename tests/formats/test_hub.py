@@ -79,7 +79,7 @@ def test_push_dry_run_uploads_nothing(sesame_folder, tmp_path, monkeypatch, caps
     for wrong in (("--push-to-hub", "no spaces here", "--dry-run"), ("--dry-run",)):
         assert csm("export", last, "--out", tmp_path / "second", *wrong) == 2
         assert "owner/name" in capsys.readouterr().err.lower()
-    # What Mimi's layouts cannot hold, and nothing half-written
+    # Mimi's layouts have no place for this codec; nothing half-written is left
     for layout in ("sesame", "hf", "all"):
         assert csm("export", last, "--out", tmp_path / f"as-{layout}", "--format", layout) == 2
         assert "speaks through the spectral codec" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_all_layouts_speak_alike(exported, small_mimi):
 
 
 def test_sesame_layout_as_sesame_writes_it(exported, tmp_path):
-    """A lone ckpt.pt, with the masks that setup_caches leaves in it, beside a config.json with the flavors alone."""
+    """A lone ckpt.pt, with the masks that setup_caches leaves in it, next to a config.json with the flavors alone."""
     weights = load_file(exported["sesame"] / "model.safetensors")
     config = json.loads((exported["sesame"] / "config.json").read_text())
     masks = {"backbone_causal_mask": torch.ones(200, 200, dtype=torch.bool), "decoder_causal_mask": torch.ones(32, 32)}

@@ -165,11 +165,9 @@ def test_context_audio_may_be_an_array_or_empty(generator):
     array, tensor = (Segment(0, "x", audio=audio) for audio in (np.full(9, 0.5), torch.full((9,), 0.5)))
     spoken = [generator.generate("a", 1, [segment], 800, seed=1) for segment in (array, tensor)]
     assert torch.equal(*spoken)
-    # What `generate` and `generate_segment` return for a turn in which nothing is said.
-    audio, codes = Segment(0, "x", audio=torch.zeros(0)), Segment(0, "x", codes=torch.zeros(K, 0, dtype=torch.int64))
-    assert torch.equal(
-        generator.generate("a", 1, [audio], 800, seed=1), generator.generate("a", 1, [codes], 800, seed=1)
-    )
+    # `generate` and `generate_segment` return these for a turn in which nothing is said.
+    empty = Segment(0, "x", audio=torch.zeros(0)), Segment(0, "x", codes=torch.zeros(K, 0, dtype=torch.int64))
+    assert torch.equal(*(generator.generate("a", 1, [segment], 800, seed=1) for segment in empty))
 
 
 def test_every_whole_number_of_frames_is_reached(generator):
