@@ -1,4 +1,4 @@
-"""The layout of what the model reads: turns -> frames. The only place that knows it.
+"""The layout of the model's input: turns -> frames. No other module knows it.
 
 A position is one row of `tokens [T, K+1]`: either one text token (column K) or one audio frame (columns 0..K-1).
 A turn is
@@ -7,8 +7,8 @@ A turn is
     frame_0 ... frame_{n-1}        audio frames, mask in columns 0..K-1
     all-zero frame                 end of speech, mask in columns 0..K-1
 
-and a conversation is its turns one after another. Id 0 is a real code and a real text id, so which entries of a
-position are present is told by `mask`, never by zeros. Same layout as Sesame's generator
+and a conversation is its turns one after another. Id 0 is a real code and a real text id, so `mask` says
+which entries of a position are present, never zeros. Same layout as Sesame's generator
 (SesameAILabs/csm `generator.py`) and Hugging Face's CsmProcessor.
 """
 

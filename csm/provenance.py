@@ -1,4 +1,4 @@
-"""Where numbers and weights come from: code, packages and hardware, as plain values."""
+"""Provenance of numbers and weights: versions of code and packages, and hardware, as plain values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 
 def code_version() -> dict[str, str]:
-    """Commit of the project's checkout and the hash of uncommitted changes to it, as far as there are any.
+    """Commit of the project's checkout and a hash of uncommitted changes, if there are any.
 
     An installed package is no checkout (a repository that merely surrounds it does not count): then only the
     package version is known.

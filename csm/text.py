@@ -151,7 +151,7 @@ def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
 
 
 def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
-    """Reads what `TextTokenizer.save` wrote. Raises FileNotFoundError if there is nothing, ValueError if damaged."""
+    """Reads a saved tokenizer. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
     directory = Path(directory)
     if (directory / BYTES_FILE).is_file():
         found = _read_json(directory / BYTES_FILE).get("format")

@@ -4,7 +4,7 @@
         --say "Hey, how are you doing?" --say "Pretty good, pretty good." --out conversation.wav
 
 MODEL is anything that csm.load_generator reads: an exported directory, a training checkpoint, or a hub id such as
-sesame/csm-1b. Without prompts the voices are the model's choice, which a base model makes anew every time.
+sesame/csm-1b. Without prompts the model chooses the voices; a base model chooses other ones every time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import argparse
 
 import torch
 
-from csm import Segment, load_generator
-from csm.audio import load_audio, save_wav
+from csm import GeneratedSegment, Segment, load_generator
+from csm.audio import check_wav_name, load_audio, save_wav
 from csm.errors import user_errors
 
 
@@ -35,23 +35,24 @@ def main() -> None:
 
 
 def speak(arguments: argparse.Namespace) -> None:
+    check_wav_name(arguments.out)
     generator = load_generator(arguments.model, arguments.device, codec_path=arguments.codec)
     prompts = [
         Segment(speaker, text=prompt[1], audio=load_audio(prompt[0], generator.sample_rate))
         for speaker, prompt in enumerate((arguments.prompt_a, arguments.prompt_b))
         if prompt is not None
     ]
-    turns: list[Segment] = []
+    turns: list[GeneratedSegment] = []
     for number, text in enumerate(arguments.say):
         result = generator.generate_segment(
             text,
             speaker=number % 2,
-            context=prompts + turns,
+            context=[*prompts, *(turn.segment for turn in turns)],
             max_audio_length_ms=1000 * arguments.max_seconds,
             temperature=arguments.temperature,
         )
-        # The segment carries the codes that the model produced: the next turn hears exactly those.
-        turns.append(result.segment)
+        # A generated segment keeps the codes that the model produced; the next turn is given exactly those.
+        turns.append(result)
         print(f"speaker {number % 2}: {text}   {result.frames / generator.codec.frame_rate:.1f} s")
     save_wav(arguments.out, torch.cat([turn.audio for turn in turns]), generator.sample_rate)
     print(arguments.out)

@@ -114,6 +114,13 @@ def test_saved_wav_reads_back_and_clips_are_limited(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]
 
 
+@pytest.mark.parametrize("name", ["out.mp3", "out", "wav"])
+def test_only_wav_names_are_written(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: only WAV files are written"):
+        save_wav(tmp_path / name, tone(0.1, 24_000), 24_000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     save_wav(tmp_path / "out.wav", tone(0.1, 24_000), 24_000)
     before = (tmp_path / "out.wav").read_bytes()

@@ -21,7 +21,7 @@ def load_codec(cfg: CodecConfig) -> Codec:
 
         codec: Codec = MimiCodec.load(cfg.path, cfg.repo, cfg.num_codebooks, cfg.device)
     elif cfg.path is None:
-        raise ValueError("codec=spectral needs codec.path=FILE; a prepared dataset keeps its fitted codec beside it")
+        raise ValueError("codec=spectral needs codec.path=FILE; a prepared dataset has its fitted codec in its folder")
     else:
         codec = SpectralCodec.load(cfg.path, cfg.device)
     shape, expected = (codec.num_codebooks, codec.codebook_size), (cfg.num_codebooks, cfg.codebook_size)

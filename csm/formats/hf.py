@@ -1,8 +1,8 @@
 """config.json and generation_config.json of Hugging Face's CsmForConditionalGeneration.
 
 Written with transformers 4's keys, which version 5 reads too. Everything that transformers would fill in with a
-default is written out: its `CsmConfig()` has no rotary scaling, for one, with which 17 of the released backbone's 32
-frequencies would be wrong.
+default is written out: its `CsmConfig()` has no rotary scaling, for one, which would make 17 of the released backbone's
+32 frequencies wrong.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ MAX_NEW_FRAMES = 125
 """10 s, as in the released generation_config.json."""
 
 TRANSFORMERS_VERSION = "4.57.0"
-"""Whose config.json this is. Without a version, transformers 4.57.3 and later take the tokenizer of any local directory
-for one of Mistral's with a known mistake, and advise to change it."""
+"""The version named in config.json, whose keys it has. Without one, transformers 4.57.3 and later take the tokenizer of
+any local directory for one of Mistral's with a known fault, and advise to change it."""
 
 
 def write_config(

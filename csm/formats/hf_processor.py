@@ -66,8 +66,8 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
 
     Audio is marked by <|AUDIO|> and <|audio_eos|> if the tokenizer has them, else by Llama-3's first two reserved
     tokens, which are renamed, else by two new ids, if text_vocab_size leaves rows for them. Raises ValueError if it
-    does not, if new ids cannot follow the tokenizer's own, for the byte tokenizer, and for one with more ids than
-    text_vocab_size.
+    does not, if new ids cannot follow the tokenizer's own, for the byte tokenizer, for one with more ids than
+    text_vocab_size, and for one that would give a turn other ids in transformers.
     """
     if not isinstance(tokenizer, HFTokenizer):
         raise ValueError(
@@ -93,6 +93,7 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
         single=f"{tokenizer.bos} $A {tokenizer.eos}",
         special_tokens=[(tokenizer.bos, tokenizer.bos_id), (tokenizer.eos, tokenizer.eos_id)],
     )
+    _check_spelling(full, tokenizer)
     full.save(str(folder / TOKENIZER_FILE))
     names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos}
     config = {
@@ -134,6 +135,22 @@ def _mark_audio(content: dict[str, Any], vocab_size: int, text_vocab_size: int) 
             added[name] = entry
         ids.append(added[name]["id"])
     return ids
+
+
+def _check_spelling(full: Tokenizer, tokenizer: HFTokenizer) -> None:
+    """Raises ValueError if a turn that follows BOS as text gets other ids than training gave it.
+
+    transformers tokenizes the chat template's text, BOS and EOS included. Some pre-tokenizers (Metaspace with
+    prepend_scheme "first", ByteLevel with a prefix space) treat the start of a text differently from other text.
+    """
+    sample = "a b"
+    expected = tokenizer.encode_turn(sample, 0)
+    found = full.encode(f"{tokenizer.bos}[0]{sample}{tokenizer.eos}", add_special_tokens=False).ids
+    if found != expected:
+        raise ValueError(
+            f"transformers would tokenize a turn as {found} where the model was trained with {expected}: this "
+            "tokenizer's pre-tokenizer treats the start of a text apart; export with --format native or sesame"
+        )
 
 
 def _rename_in_vocabulary(content: dict[str, Any], old: str, new: str) -> None:

@@ -44,7 +44,7 @@ class LazyTensor:
     read: Callable[[], Tensor]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> LazyTensor:
-        """The same with `change` applied to the values; it must keep shape and dtype."""
+        """The tensor with `change` applied to its values; `change` must keep shape and dtype."""
         return LazyTensor(self.shape, self.dtype, lambda: change(self.read()))
 
     def to(self, dtype: torch.dtype) -> LazyTensor:

@@ -1,4 +1,4 @@
-"""The names of the weights in three layouts: ours, Sesame's, and Hugging Face transformers'.
+"""Names of the weights in three layouts: ours, Sesame's, and Hugging Face transformers'.
 
 All three hold the same tensors in the same shapes. Two things differ besides the names:
 

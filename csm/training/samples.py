@@ -98,7 +98,7 @@ class AudioSamples:
         files = {name: folder / f"{name}.wav" for name in ("reference", "codec")}
         if result.frames:  # otherwise it ended the turn at once: early in training, and nothing to hear
             files["generated"] = folder / f"step-{step:07d}.wav"
-            save_wav(files["generated"], result.segment.audio, self.codec.sample_rate)
+            save_wav(files["generated"], result.audio, self.codec.sample_rate)
         files = {name: file for name, file in files.items() if file.exists()}
         self._index.append(
             {

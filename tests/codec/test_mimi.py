@@ -67,6 +67,10 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(codec, mimi_weights, tmp_p
     with pytest.raises(ValueError, match=r"other\.safetensors: not Mimi weights") as caught:
         load_codec(CodecConfig(path=str(other)))
     assert "\n" not in str(caught.value)
+    (tmp_path / "other.pt").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"other\.pt: not Mimi weights .*kyutai/moshiko-pytorch-bf16") as caught:
+        load_codec(CodecConfig(path=str(tmp_path / "other.pt")))
+    assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="Mimi has 1 to 32"):
         MimiCodec.load(mimi_weights, num_codebooks=33)
     with pytest.raises(ValueError, match=r"must lie in 0\.\.2047, got 0\.\.2048"):

@@ -84,6 +84,21 @@ def test_same_request_gives_the_same_numbers_and_replaces_the_report(checkpoint,
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+@pytest.mark.parametrize("stored", [list, ", ".join], ids=["list", "joined"])
+def test_prompts_after_training_on_a_mixture(checkpoint, dataset_path, tmp_path, hub_cache, stored):
+    """Of the datasets named in the checkpoint, the first that is here is asked; exports once joined their paths."""
+    model = shutil.copytree(checkpoint, tmp_path / "export")
+    config = json.loads((model / "config.json").read_text())
+    config["training"]["data"] = stored(["s3://elsewhere/calls", str(dataset_path)])
+    (model / "config.json").write_text(json.dumps(config))
+    options = {"speaker_model": "none", "speaker_model_kind": SpeakerKind.wavlm, "asr_model": "none"}
+    folder = evaluate(request(model, tmp_path / "report", split="train", max_prompts=1, **options))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["provenance"]["prompts"]["dataset"] == str(dataset_path)
+    assert results["notes"][0].startswith("These prompts were in the training data")
+    assert results["notes"][1].startswith("The model was trained on 2 datasets; all prompts are from")
+
+
 def test_judges_that_cannot_run_are_named_and_the_rest_is_done(checkpoint, tmp_path, hub_cache, capsys):
     options = {"speaker_model": "no-such-owner/no-such-model", "speaker_model_kind": SpeakerKind.wavlm}
     folder = evaluate(request(checkpoint, tmp_path / "report", max_prompts=1, asr_model="no-such-folder", **options))

@@ -104,6 +104,14 @@ def test_file_prompts_carry_context_audio_and_ground_truth(generator, speech, tm
     assert len(file_prompts(tmp_path / "prompts.jsonl", generator.codec, max_prompts=1).prompts) == 1
 
 
+def test_prompts_of_other_editors_are_read(generator, tmp_path):
+    """Lines end at line feeds alone (U+2028 may occur in a text); a byte order mark is accepted."""
+    lines = [json.dumps({"id": i, "text": "One\u2028two.", "speaker": 0}, ensure_ascii=False) for i in range(2)]
+    (tmp_path / "prompts.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
+    prompts = file_prompts(tmp_path / "prompts.jsonl", generator.codec, max_prompts=9).prompts
+    assert [(prompt.id, prompt.text) for prompt in prompts] == [("0", "One\u2028two."), ("1", "One\u2028two.")]
+
+
 GOOD = '{"id": "a", "text": "Hello.", "speaker": 0}\n'
 
 

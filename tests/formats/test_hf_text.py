@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, CsmProcessor
 
+from csm.audio import save_wav
+from csm.formats import hf
 from csm.formats.hf_processor import write_processor_files
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.messages import segments_from_messages
@@ -23,8 +26,9 @@ def exported(llama_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     ids = write_processor_files(folder, HFTokenizer.load(llama_tokenizer), 128_256)
     assert (ids.bos_token_id, ids.audio_token_id, ids.audio_eos_token_id) == (128_000, AUDIO_ID, AUDIO_EOS_ID)
-    # The processor asks config.json of the directory for nothing but the kind of model.
-    (folder / "config.json").write_text(json.dumps({"model_type": "csm"}))
+    # The processor asks config.json of the directory for the kind of model, and for the version that wrote it.
+    config = {"model_type": "csm", "transformers_version": hf.TRANSFORMERS_VERSION}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -44,6 +48,18 @@ def message(speaker: int, text: str, audio: np.ndarray | None = None) -> dict:
 
 def tokenize(processor, messages):
     return processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+
+
+def test_transformers_has_nothing_to_say_about_the_tokenizer(exported, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    AutoProcessor.from_pretrained(exported)
+    assert not caplog.records
+    for file in exported.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "csm"}))
+    AutoProcessor.from_pretrained(tmp_path)
+    assert "regex" in caplog.text  # without a version, it takes the tokenizer for a faulty one
 
 
 def test_golden_ids(processor):
@@ -82,6 +98,17 @@ def test_positions_equal_our_layout(processor, llama_tokenizer):
     ours = torch.where(frames.mask[:, -1], frames.tokens[:, -1], AUDIO_ID)
     ours[frames.eos] = AUDIO_EOS_ID
     assert tokenize(processor, messages)["input_ids"][0].tolist() == ours.tolist()
+
+
+def test_context_files_are_read_at_the_rate_that_is_asked_for(processor, tmp_path):
+    """The call of docs/checkpoints.md; without sampling_rate, some versions of transformers read files at 16 kHz."""
+    save_wav(tmp_path / "hello.wav", 0.1 * torch.sin(torch.arange(round(1.3 * 24_000)) / 20), 24_000)
+    part = {"type": "audio", "path": str(tmp_path / "hello.wav")}
+    messages = [{"role": "0", "content": [{"type": "text", "text": "Hello."}, part]}, message(1, "How are you?")]
+    segment, _ = segments_from_messages(messages, 24_000)
+    found = processor.apply_chat_template(messages, tokenize=True, return_dict=True, sampling_rate=24_000)
+    assert found["input_values"].shape[-1] == len(segment.audio) == 31_200
+    assert (found["input_ids"] == AUDIO_ID).sum() == -(-31_200 // 1920)
 
 
 def test_template_refuses_what_it_cannot_lay_out(processor):
@@ -134,6 +161,27 @@ def test_ids_that_the_written_file_would_not_have_are_refused(tmp_path, vocabula
     size = tokenizer.vocab_size
     with pytest.raises(ValueError, match=rf"would give <\|AUDIO\|> the id \d+ in place of {size}: its ids have gaps"):
         write_processor_files(tmp_path, tokenizer, size + 2)
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "same"),
+    [
+        (pre_tokenizers.Metaspace(prepend_scheme="first"), False),
+        (pre_tokenizers.Metaspace(prepend_scheme="always"), True),
+        (pre_tokenizers.Metaspace(prepend_scheme="never"), True),
+    ],
+)
+def test_tokenizers_that_treat_the_start_of_a_text_apart_are_refused(tmp_path, pre_tokenizer, same):
+    tokenizer = Tokenizer(models.BPE({**LETTERS, "\u2581": 9}, []))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = HFTokenizer.load(tmp_path)
+    if same:
+        write_processor_files(tmp_path, loaded, loaded.vocab_size + 2)
+        return
+    with pytest.raises(ValueError, match="this tokenizer's pre-tokenizer treats the start of a text apart"):
+        write_processor_files(tmp_path, loaded, loaded.vocab_size + 2)
 
 
 def test_other_tokenizers_get_two_new_ids_if_there_is_room(small_tokenizer, tmp_path):

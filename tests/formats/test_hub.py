@@ -79,7 +79,7 @@ def test_push_dry_run_uploads_nothing(sesame_folder, tmp_path, monkeypatch, caps
     for wrong in (("--push-to-hub", "no spaces here", "--dry-run"), ("--dry-run",)):
         assert csm("export", last, "--out", tmp_path / "second", *wrong) == 2
         assert "owner/name" in capsys.readouterr().err.lower()
-    # What Mimi's layouts cannot hold, and nothing half-written
+    # Mimi's layouts have no place for this codec; nothing half-written is left
     for layout in ("sesame", "hf", "all"):
         assert csm("export", last, "--out", tmp_path / f"as-{layout}", "--format", layout) == 2
         assert "speaks through the spectral codec" in capsys.readouterr().err
@@ -139,6 +139,12 @@ def test_text_vocabulary_mismatch(sesame_folder, llama_tokenizer):
     opened = open_checkpoint(folder, tokenizer_path=str(llama_tokenizer))
     with pytest.raises(ValueError, match="has 128256 ids, more than"):
         opened.read_tokenizer()
+
+
+def test_missing_tokenizer_is_asked_for_by_the_options_there_are(sesame_folder, hub_cache):
+    folder, _ = sesame_folder
+    with pytest.raises(FileNotFoundError, match=r"tokenizer unsloth/Llama-3\.2-1B .* \(--tokenizer, tokenizer_path\)"):
+        open_checkpoint(folder).read_tokenizer()
 
 
 def test_pickles_with_code_are_refused(tmp_path):

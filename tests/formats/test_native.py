@@ -131,9 +131,25 @@ def test_pickled_code_is_not_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def csm(monkeypatch):
+    """`csm ARGUMENTS` in this process; returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["csm", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            return stop.code
+        return 0
+
+    return run
+
+
+def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, csm, capsys):
     """A checkpoint alone is enough: dataset and run folder are gone when it is exported."""
-    overrides = [*tiny_overrides, "trainer.max_steps=1", "trainer.val_every_steps=1"]
+    overrides = [*tiny_overrides, "trainer.max_steps=1", "trainer.val_every_steps=1", "lora.rank=2"]
     data = next(o for o in overrides if o.startswith("data.path=")).removeprefix("data.path=")
     shutil.copytree(data, tmp_path / "data")
     train(compose_train([*overrides, f"data.path={tmp_path / 'data'}"]))
@@ -141,14 +157,6 @@ def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, 
     shutil.rmtree(tmp_path / "run")
     shutil.rmtree(tmp_path / "data")
     model, wav = tmp_path / "exported", tmp_path / "out.wav"
-
-    def csm(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["csm", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
 
     assert csm("export", tmp_path / "alone.ckpt", "--out", model) == 0
     assert csm("export", tmp_path / "alone.ckpt", "--out", model) == 2
@@ -162,6 +170,36 @@ def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, monkeypatch, 
     (tmp_path / "context.jsonl").write_text('{"speaker": 1}\n')
     assert csm(*speak, "--context", tmp_path / "context.jsonl") == 2
     assert "line 1" in capsys.readouterr().err
+    assert csm("export", tmp_path / "alone.ckpt", "--out", tmp_path / "adapter", "--format", "peft") == 0
+    assert "PeftModel.from_pretrained" in capsys.readouterr().out  # not "csm generate", which reads no adapters
+    assert csm("export", model, "--out", tmp_path / "none", "--format", "peft") == 2
+    assert "has no LoRA adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--temperature", -1), "temperature=-1.0: must be"),
+        (("--temperature", "nan"), "temperature=nan: must be"),
+        (("--topk", -1), "topk=-1: must be"),
+        (("--speaker", -1), "speaker=-1: speakers are numbered from 0"),
+        (("--max-audio-length-ms", 79), "max_audio_length_ms=79.0: must be"),
+        (("--max-audio-length-ms", "inf"), "max_audio_length_ms=inf: must be"),
+        (("--out", "speech.mp3"), "speech.mp3: only WAV files are written"),
+    ],
+)
+def test_generate_refuses_options_out_of_range_in_one_line(model_directory, csm, capsys, options, reason):
+    path, _ = model_directory
+    assert csm("generate", path, "--text", "Hi.", *options) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {reason}") and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_generate_with_topk_0_draws_from_all_codes(model_directory, csm, tmp_path):
+    path, _ = model_directory
+    options = ("--topk", 0, "--seed", 1, "--max-audio-length-ms", 160, "--out", tmp_path / "all.wav")
+    assert csm("generate", path, "--text", "Hi.", *options) == 0
+    assert load_audio(tmp_path / "all.wav", 24_000).shape == (2 * 1920,)
 
 
 def test_example_conversation(model_directory, tmp_path):

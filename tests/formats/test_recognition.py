@@ -1,4 +1,4 @@
-"""Which layout a folder, a file or a repository is in: decided by the names of the tensors and the files there are."""
+"""Recognition of layouts: of folders, files and repositories, by the names of tensors and the files that are listed."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ for repo in sys.argv[1:]:
 
 
 def test_of_a_repository_the_weights_that_it_lists_are_downloaded(exported, hub_cache, tmp_path):
-    """What is downloaded follows from the list of files, not from config.json alone."""
+    """The downloaded files follow from the list of files, not from config.json alone."""
     model = CsmForConditionalGeneration.from_pretrained(exported["all"], dtype="float32")
     model.save_pretrained(tmp_path / "made" / "shards", max_shard_size="1MB")
     model.save_pretrained(tmp_path / "made" / "single")

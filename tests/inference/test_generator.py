@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,6 +140,78 @@ def test_bad_context_is_refused(generator):
     other.num_codebooks = K + 1
     with pytest.raises(ValueError, match="use the codec it was trained with"):
         Generator(CSM(tiny_config()), other, ToyTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("segment", "reason"),
+    [
+        (Segment(0, "x", audio=torch.zeros(9, dtype=torch.int16)), r"its samples are torch\.int16"),
+        (Segment(0, "x", audio=torch.tensor([0.0, float("nan")])), "its audio has NaN or infinite samples"),
+        (Segment(0, "x", audio=torch.full((9,), 12_000.0)), r"its samples reach 12000; scale them to \[-1, 1\]"),
+        (Segment(0, "x", codes=torch.zeros(K + 1, 4, dtype=torch.int64)), rf"its codes must be integers \[{K}, T\]"),
+        (Segment(0, "x", codes=torch.zeros(K, 4)), rf"its codes must be integers \[{K}, T\]"),
+        (Segment(0, "x", codes=torch.full((K, 4), CODEBOOK_SIZE)), f"its codes must lie in 0..{CODEBOOK_SIZE - 1}"),
+        (Segment(0, "x", codes=torch.full((K, 4), -1)), f"its codes must lie in 0..{CODEBOOK_SIZE - 1}"),
+        (Segment(-1, "x", audio=torch.zeros(9)), "speaker=-1: speakers are numbered from 0"),
+    ],
+)
+def test_context_segments_are_checked_and_named(generator, segment, reason):
+    good = Segment(0, "y", audio=torch.zeros(9))
+    with pytest.raises(ValueError, match=rf"context segment 1 \('x'\): {reason}"):
+        generator.generate("a", 0, [good, segment], 800)
+
+
+def test_context_audio_may_be_an_array_or_empty(generator):
+    array, tensor = (Segment(0, "x", audio=audio) for audio in (np.full(9, 0.5), torch.full((9,), 0.5)))
+    spoken = [generator.generate("a", 1, [segment], 800, seed=1) for segment in (array, tensor)]
+    assert torch.equal(*spoken)
+    # `generate` and `generate_segment` return these for a turn in which nothing is said.
+    empty = Segment(0, "x", audio=torch.zeros(0)), Segment(0, "x", codes=torch.zeros(K, 0, dtype=torch.int64))
+    assert torch.equal(*(generator.generate("a", 1, [segment], 800, seed=1) for segment in empty))
+
+
+def test_every_whole_number_of_frames_is_reached(generator):
+    """80 ms a frame; as milliseconds, and as seconds that were multiplied."""
+    for frames in range(1, 2049):
+        assert generator.max_frames(80 * frames) == frames
+        assert generator.max_frames(1000 * (0.08 * frames)) == frames
+    assert (generator.max_frames(2399.9), generator.max_frames(159)) == (29, 1)
+    result = generator.generate_segment("Hi.", 0, [], max_audio_length_ms=2320, temperature=0)
+    assert (result.frames, result.finish_reason) == (29, "length")
+
+
+@pytest.mark.parametrize("limit", [79, 0, -5, float("inf"), float("nan")])
+def test_limits_that_hold_no_frame_or_no_end_are_refused(generator, limit):
+    with pytest.raises(
+        ValueError, match=r"max_audio_length_ms=\S+: must be a finite number of at least one frame, 80 ms"
+    ):
+        generator.generate("a", 0, [], max_audio_length_ms=limit)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"temperature": -1.0}, r"temperature=-1\.0: must be a finite number from 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"topk": -1}, "topk=-1: must be a number of codes, or 0"),
+        ({"seed": 2**64}, "must fit into 64 bits"),
+    ],
+)
+def test_sampling_options_out_of_range_are_refused(generator, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        generator.generate("a", 0, [], 800, **options)
+    frames = prompt()
+    with pytest.raises(ValueError, match=reason):
+        generator.generate_codes(frames.tokens, frames.mask, 3, **options)
+
+
+def test_topk_0_draws_from_all_codes():
+    logits = torch.tensor([[1.0, 0.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
+    drawn = sample_code(logits, Sampling(1.0, topk=0), codebook_size=4, generator=torch.Generator().manual_seed(0))
+    frequencies = torch.bincount(drawn, minlength=5) / 40_000
+    torch.testing.assert_close(frequencies[:4], logits[0, :4].softmax(0), atol=0.01, rtol=0)
+    assert frequencies[4] == 0
 
 
 def test_sampling_follows_the_distribution():
