@@ -1,4 +1,4 @@
-"""What training starts from: a CSM checkpoint in any layout, or the text model that becomes the backbone."""
+"""Initial weights of a run: random, from a CSM checkpoint in any layout, or a text model as the backbone."""
 
 from __future__ import annotations
 
