@@ -1,6 +1,6 @@
 """A prepared dataset: `dataset.json`, `index.parquet` and tar shards in one folder, read by sample number.
 
-`dataset.json` is written last and names everything else with sizes and hashes; what it does not name does not exist.
+`dataset.json` is written last and names all other files with sizes and hashes; files that it does not name are ignored.
 The tars are plain WebDataset shards, but training reads them by offset, in any order.
 """
 

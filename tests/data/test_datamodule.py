@@ -1,4 +1,4 @@
-"""The data module alone: what its loaders yield on each rank, its cursor, and its warnings and errors."""
+"""The data module alone: batches of each rank, cursor, warnings and errors."""
 
 from __future__ import annotations
 

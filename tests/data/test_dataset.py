@@ -8,19 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import webdataset as wds
 
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
 from csm.data.index import INDEX_SCHEMA, footer_sha256, write_index_file
-from data_prep.config import DataPrepConfig, PackConfig, ReportConfig
-from data_prep.demo import prepare_demo_dataset
 from tests.data.made_datasets import made_dataset
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """The demo recordings with a small codec, in several tiny shards."""
+    from data_prep.config import DataPrepConfig, PackConfig, ReportConfig
+    from data_prep.demo import prepare_demo_dataset
+
     output = tmp_path_factory.mktemp("data") / "demo"
     codec = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
     prepare_demo_dataset(
@@ -36,6 +36,8 @@ def folder(prepared, tmp_path) -> Path:
 
 
 def test_webdataset_reads_the_same_samples_as_the_index(prepared):
+    import webdataset as wds
+
     dataset = ShardedDataset(prepared)
     assert len(dataset.info.shards) > 3
     urls = [str(prepared / shard.name) for shard in dataset.info.shards]
@@ -118,7 +120,7 @@ def test_damaged_index_is_refused_wherever_it_is_damaged(folder):
     index = folder / "index.parquet"
     whole = index.read_bytes()
     expected = contents(folder)
-    refused = 0
+    rejected = 0
     for place in range(3, len(whole), len(whole) // 97):
         damaged = bytearray(whole)
         damaged[place] ^= 4
@@ -127,10 +129,10 @@ def test_damaged_index_is_refused_wherever_it_is_damaged(folder):
             found = contents(folder)
         except ValueError as error:
             assert str(error).startswith(f"{index}: ") and "restore it, or prepare" in str(error)
-            refused += 1
+            rejected += 1
         else:
             assert found == expected  # such as in the name of the program that wrote the file
-    assert refused > 60
+    assert rejected > 60
 
 
 def contents(folder: Path) -> list:

@@ -1,4 +1,4 @@
-"""Lengths: measured once, by whoever is first, and equal to what rows are made of."""
+"""Lengths: measured once, by the first process, and equal to the lengths of the rows' documents."""
 
 from __future__ import annotations
 

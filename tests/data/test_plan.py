@@ -109,7 +109,7 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_rows_are_full(kind):
-    """And, of these conversations, no more than next-fit makes in a random order (not so of any lengths whatever)."""
+    """For these lengths (not for all) there are also no more rows than next fit makes in a random order."""
     draw, max_seq_len, share = CONVERSATIONS[kind]
     for number in (1, 10, 100, 3000):
         lengths = np.minimum(draw(np.random.default_rng(number), number), max_seq_len)

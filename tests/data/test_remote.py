@@ -148,7 +148,7 @@ def test_every_block_is_fetched_once_by_all_processes_of_a_node(server, folder, 
 
 
 @pytest.mark.parametrize("fault", [503, 206])
-def test_failed_reads_are_tried_again_and_logged(server, folder, tmp_path, caplog, fault):
+def test_failed_reads_are_retried_and_logged(server, folder, tmp_path, caplog, fault):
     dataset = ShardedDataset(url(server), tmp_path)
     dataset.read(0)
     last = dataset.samples_of(0)[-1]  # in another block
@@ -196,7 +196,7 @@ def test_index_that_is_not_the_one_described_is_refused(server, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.parquet"))
 
 
-def test_lengths_beside_a_remote_index_are_taken_from_there(server, tmp_path):
+def test_lengths_next_to_a_remote_index_are_taken_from_there(server, tmp_path):
     server.folder = made_dataset(tmp_path / "data", 40)
     remote = ShardedDataset(url(server), tmp_path / "cache")
     measured = load_lengths(remote, ByteTokenizer(), tmp_path / "cache")
@@ -231,7 +231,7 @@ def test_cache_stays_within_its_bound_while_reads_stay_right(folder, tmp_path):
 
 
 def test_cache_gives_the_right_block_or_none_to_many_at_once(tmp_path):
-    """Threads write, read and evict the same few files; also what a crash may leave is never taken for a block."""
+    """Threads write, read and evict the same few files; remains of a crash are never taken for a block either."""
     cache = BlockCache(tmp_path, 4 * BLOCK)
 
     def content(name: str, block: int) -> bytes:

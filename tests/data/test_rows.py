@@ -129,7 +129,7 @@ def test_long_conversations_keep_whole_leading_turns(dataset):
         assert all(torch.equal(turn.codes, full.codes) for turn, full in zip(turns, whole, strict=False))
 
 
-def test_in_short_rows_conversations_are_shortened_or_left_out(dataset):
+def test_in_short_rows_conversations_are_shortened_or_skipped(dataset):
     """45 positions: some first turns do not fit, most conversations are longer, a few fit as a whole."""
     expected = []
     for i in dataset.select("train"):

@@ -1,4 +1,4 @@
-"""The stream of rows: nothing lost or repeated whatever the ranks, workers and resumes; mixtures as asked for."""
+"""The stream of rows: nothing lost or repeated with any ranks, workers and resumes; mixtures with their weights."""
 
 from __future__ import annotations
 
