@@ -25,7 +25,22 @@ OTHER_TEXTS = sorted([ROOT / "Makefile", *(ROOT / "examples").rglob("*.*"), *(RO
 SOURCES = sorted([*(ROOT / "csm").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py"), *ROOT.glob("*.py")])
 PROGRAMS = [TRAIN, EVALUATE, DATA_PREP]
 
-FILE_SUFFIXES = {"bin", "ckpt", "json", "jsonl", "html", "parquet", "pt", "py", "safetensors", "tar", "yaml"}
+FILE_SUFFIXES = {
+    "bin",
+    "ckpt",
+    "html",
+    "json",
+    "jsonl",
+    "md",
+    "npy",
+    "parquet",
+    "pt",
+    "py",
+    "safetensors",
+    "tar",
+    "wav",
+    "yaml",
+}
 WRITTEN_BY_EXAMPLES = {"configs/train/data/talk.yaml"}
 OPTION = re.compile(r"(?<![\w./@$-])([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w(/\[*-])")
 FILE = re.compile(r"(?<![\w./-])((?:csm|data_prep|docs|configs|tests|examples|benchmarks)/[\w./-]*[\w/])(?![\w*<{])")
