@@ -92,7 +92,7 @@ class AppendedConfigs(SearchPathPlugin):
 
 
 def _help_on(schema: type) -> Callable[..., str]:
-    """A resolver for configs/shared/hydra/help: `--help` shows the values that the command line gives."""
+    """A resolver for configs/terminal/hydra/help: `--help` shows the values that the command line gives."""
 
     def help_on_options(*, _root_: DictConfig) -> str:
         return options_text(schema, _root_).replace("$", "$$")  # the text goes through string.Template
