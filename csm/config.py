@@ -205,7 +205,7 @@ class LossConfig:
     decoder_frame_ratio: int = 16
     """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame."""
     decoder_chunk: int = 512
-    """Frames per pass of the depth decoder, which bounds its memory; has no effect under fsdp and deepspeed."""
+    """Frames per pass of the depth decoder, which bounds the memory of its activations."""
 
 
 @dataclass
