@@ -1,9 +1,9 @@
 """Pretrained models that listen to speech: recognizers and speaker encoders, for evaluation and data preparation.
 
-recognition.py             what a recognizer does, and what it finds
+recognition.py             interface and results of recognizers
 faster_whisper.py          Whisper through CTranslate2
 transformers_whisper.py    Whisper through transformers
-whisper.py                 chooses between them by options
+whisper.py                 choice between the two, by the options of an evaluation
 speaker.py                 speaker encoders
-hub.py                     weights: a folder, or a repository of the Hugging Face hub
+hub.py                     weights from a folder or a repository of the Hugging Face hub
 """

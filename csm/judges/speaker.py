@@ -1,4 +1,4 @@
-"""Speaker encoders: how alike two recordings, or two stretches of one, sound as voices.
+"""Speaker encoders, which tell how similar the voices of two recordings, or two stretches of one, are.
 
 The similarity is the cosine of two embeddings. Its scale belongs to the embedder, so every number is printed with the
 embedder's name. None of these is the "SIM" of published tables, which comes from a WavLM-large model fine-tuned for
@@ -25,7 +25,7 @@ RATE = 16_000  # Hz, of both embedders
 MIN_SECONDS = 0.4
 """Less speech than this says nothing about a voice: it gets no embedding, and the report counts it."""
 
-# Of resemblyzer: frames of its spectrogram a second, numbers of an embedding, windows encoded at once, and the dBFS
+# Of resemblyzer: frames of its spectrogram per second, dimension of an embedding, windows encoded at once, and the dBFS
 # that quiet speech is raised to, as in the encoder's training.
 FRAMES_PER_SECOND = 100
 DIM = 256
@@ -53,7 +53,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 class Resemblyzer:
-    """GE2E speaker encoder of the package resemblyzer, whose weights lie inside.
+    """GE2E speaker encoder of the package resemblyzer, which contains its weights.
 
     Wan et al. 2018, "Generalized end-to-end loss for speaker verification". Same-voice recordings typically lie between
     0.7 and 0.95 and different voices between 0.5 and 0.75, so it can tell a broken voice from an intact one but cannot

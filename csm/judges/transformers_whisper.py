@@ -27,19 +27,19 @@ from csm.provenance import package_versions
 
 
 class TransformersWhisper:
-    """A loaded model; every utterance is recognised on its own.
+    """A loaded model; every utterance is recognized on its own.
 
     Args:
         model: a folder, or a hub repository.
         device: "cpu", "cuda" or "cuda:0".
-        language: of `transcribe`.
-        dtype: of weights and computation.
-        batch_size: clips that `recognize` hears at once.
+        language: language of `transcribe`.
+        dtype: type of weights and computation.
+        batch_size: clips that `recognize` processes at once.
         option: the option that chose the model, for messages.
 
     Raises:
-        ModelUnavailable: the weights are neither here nor can they be fetched, they do not load, or the model does not
-            know the language.
+        ModelUnavailable: the weights are missing and cannot be fetched, they do not load, or the model does not know
+            the language.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class TransformersWhisper:
         return in_batches(partial(self._recognize_batch, language=language), clips, self._batch_size)
 
     def _prompt(self, language: str) -> dict[str, str]:
-        """English-only checkpoints refuse the language and task arguments."""
+        """Arguments of `generate`; English-only checkpoints reject language and task."""
         return {"language": language, "task": "transcribe"} if self._multilingual else {}
 
     def _features(self, clips: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """The mask tells where a clip ends: words are timed inside it, not in the silence that fills it up to 30 s."""
+        """Model inputs. The mask ends with the clip: words are timed inside it, not in the padding up to 30 s."""
         features = self._processor.feature_extractor(
             list(clips), sampling_rate=RATE, return_tensors="pt", return_attention_mask=True
         )
@@ -174,9 +174,9 @@ class TransformersWhisper:
         return found
 
     def _confidence(self, features: dict[str, Tensor], sequences: Tensor) -> tuple[list[float], list[float]]:
-        """Mean log-probability of each text (its end included), and the probability that there is none.
+        """Mean log-probability of each text (its end included), and the probability that there is no speech.
 
-        By a pass of its own over the finished text: what `generate` keeps for each step is after suppression.
+        Computed in another pass over the finished text, as the scores that `generate` returns are after suppression.
         """
         logits = self._model(**features, decoder_input_ids=sequences[:, :-1]).logits.float()
         said = logits.log_softmax(dim=2).gather(2, sequences[:, 1:, None]).squeeze(2)
@@ -189,8 +189,10 @@ class TransformersWhisper:
         return means.tolist(), silence.tolist()
 
     def _words(self, spoken: Sequence[tuple[int, float, float]], language: str) -> list[Word]:
-        """Tokens (number, start, end) as words: a new one begins with a space, or, where a language has none, with
-        every character that is no punctuation."""
+        """Tokens (number, start, end) as words.
+
+        A word begins with a space or, in a language without spaces, with every character that is not punctuation.
+        """
         words: list[Word] = []
         pending: list[tuple[int, float, float]] = []
         for token in spoken:

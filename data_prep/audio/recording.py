@@ -1,4 +1,4 @@
-"""The audio of a recording, decoded when it is first read, wherever its bytes lie."""
+"""Random access to the audio of a recording, which is decoded when it is first read."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _FLOAT = np.dtype(np.float32).itemsize
 
 
 class RecordingAudio:
-    """Random access to a recording's samples at any rate; long recordings are kept in a temporary file.
+    """Random access to a recording's samples at any rate.
 
-    Decoded once, into memory or a file without a name that is gone when the process is, however it ends. Everything
-    raises `RejectedRecording` if the audio is missing, empty, damaged, cut off or not finite; OSError if the storage
-    fails, which may pass. Not for several threads at once.
+    The recording is decoded once, into memory or, if it is long, into an unnamed temporary file, which is gone with
+    the process, however it ends. All members raise `RejectedRecording` if the audio is missing, empty, damaged,
+    truncated or not finite, and OSError if the storage fails, which may be transient. Not thread-safe.
 
-    scratch: folder of the temporary file, the system's by default; it should not lie in memory
+    scratch: folder of the temporary file, by default the system's; it should not be in memory
     """
 
     def __init__(self, recording: Recording, scratch: Path | None = None) -> None:
@@ -45,7 +45,7 @@ class RecordingAudio:
 
     @property
     def rate(self) -> int:
-        """Of the file, in Hz."""
+        """Sample rate of the file, in Hz."""
         return self._audio().rate
 
     @property
@@ -54,7 +54,7 @@ class RecordingAudio:
 
     @property
     def num_samples(self) -> int:
-        """Of each channel."""
+        """Samples of each channel."""
         return self._audio().samples
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -65,7 +65,8 @@ class RecordingAudio:
     def track(self, channel: int | None, rate: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
         """Float32 [N] at `rate` Hz of a channel, from `start` to `end` seconds as far as there is audio.
 
-        The stretch is cut at the file's rate, then converted by itself: what lies around it has no influence.
+        The stretch is cut at the file's rate, then resampled by itself: the audio around it has no influence.
+
         channel: from 0; None: the mean of all, or one of them if they cancel each other, see `mono_channel`.
         Raises `RejectedRecording` also for a channel that the file does not have.
         """
@@ -105,7 +106,8 @@ class _Decoded:
         except FileNotFoundError as error:
             message = f"{where(recording.locator)}: no such audio file ({error})"
             raise RejectedRecording(Reason.audio_missing, message) from error
-        self.store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=scratch, prefix="csm-audio-")  # noqa: SIM115
+        folder = None if scratch is None else str(scratch)
+        self.store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=folder, prefix="csm-audio-")  # noqa: SIM115
         try:
             with file:
                 self._decode(file, recording)
@@ -128,7 +130,7 @@ class _Decoded:
             if self.channels > 1:
                 mean = _mean(block)
                 mean_energy += float(np.dot(mean, mean))
-            self.store.write(memoryview(np.ascontiguousarray(block)).cast("B"))
+            self.store.write(np.ascontiguousarray(block).data.cast("B"))
             self.samples += len(block)
         if self.samples == 0:
             raise RejectedRecording(Reason.audio_empty, f"{recording.audio}: holds no audio samples")
@@ -145,12 +147,11 @@ class _Decoded:
 
 
 def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:
-    """How a recording is mixed to mono: None for the mean of its channels, or the number of the one used alone.
+    """Chooses how a recording is mixed to mono: None for the mean of its channels, or the index of the one to use.
 
     The mean of channels in opposite phase (a microphone wired the wrong way round, a "surround" effect) is silence or
-    a thin rest. The mean of C channels without any relation has the energy sum(E_c) / C^2, and what they have in
-    common only adds to it: with less than a tenth of that they cancel each other, and the loudest is used, for the
-    whole recording.
+    a faint residue. The mean of C uncorrelated channels has the energy sum(E_c) / C^2, and correlation adds to it.
+    With less than a tenth of that the channels cancel each other, and the loudest one is used for the whole recording.
 
     energies: [C], sum of squares of each channel; mean_energy: the same of the mean of all.
     """
@@ -159,7 +160,7 @@ def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:
 
 
 def _mean(block: np.ndarray) -> np.ndarray:
-    """Of all channels; many times faster than `block.mean(axis=1)` for a few channels."""
+    """Mean of all channels; many times faster than `block.mean(axis=1)` for a few channels."""
     total = block[:, 0].copy()
     for channel in range(1, block.shape[1]):
         total += block[:, channel]
@@ -167,7 +168,7 @@ def _mean(block: np.ndarray) -> np.ndarray:
 
 
 def _resample(pieces: Iterator[np.ndarray], samples: int, from_rate: int, to_rate: int) -> np.ndarray:
-    """Equal to `csm.audio.resample` of all pieces together, bit for bit; needs the memory of the result alone."""
+    """Resamples pieces as a stream, bit for bit as `csm.audio.resample` of the whole, in the memory of the result."""
     resampled = np.empty(math.ceil(samples * to_rate / from_rate) + 1, np.float32)
     stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
     done, place = 0, 0

@@ -1,4 +1,4 @@
-"""Opens the bytes of an audio file, wherever a `Locator` says that they lie."""
+"""Bytes of audio files, wherever a `Locator` points: files, URLs, members of tar files, cells of parquet files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _BUFFER = 1 << 16
 
 
 def open_bytes(locator: Locator) -> BinaryIO:
-    """A seekable binary file of exactly the audio file's bytes.
+    """Opens a seekable binary file of exactly the audio file's bytes.
 
     Raises:
         FileNotFoundError: there is no such file, or the cell of the table is empty.
-        OSError: anything that may pass: a network that fails, a disk that does not answer.
+        OSError: the storage fails, which may be transient: the network, a disk that does not respond.
         ValueError: the URL's protocol is unknown or its package is not installed.
     """
     if locator.row is not None:
@@ -114,10 +114,10 @@ class _Stretch(io.RawIOBase):
 
 
 class _Cells:
-    """Reads single cells of parquet files.
+    """Reader of single cells of parquet files.
 
-    Parquet is read by row groups, and neighbouring rows are asked for one after another, by several threads: the two
-    row groups used last are kept (Hugging Face's have 100 rows or so).
+    Parquet is read by row groups, and neighboring rows are requested one after another, by several threads: the two
+    row groups used last are kept (Hugging Face's have about 100 rows).
     """
 
     _KEPT = 2
@@ -148,7 +148,7 @@ class _Cells:
             self._groups[key] = group
         cell = group[row - int(starts[number])].as_py()
         if cell is None:
-            raise FileNotFoundError(f"{where(locator)}: holds no bytes of audio")
+            raise FileNotFoundError(f"{where(locator)}: holds no audio")
         return cell
 
     @staticmethod

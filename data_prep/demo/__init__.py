@@ -29,12 +29,18 @@ def demo_config(cfg: DataPrepConfig) -> DataPrepConfig:
 
 
 def prepare_demo_dataset(cfg: DataPrepConfig) -> DatasetInfo:
-    """Prepares the demo recordings into `cfg.output`; the work folder, unless one is named, is not kept."""
+    """Prepares the demo recordings into `cfg.output`; the work folder is kept only if `cfg.work` names one."""
     with tempfile.TemporaryDirectory() as work:
         return prepare(replace(demo_config(cfg), work=cfg.work or work))[0]
 
 
 def prepare_demo(config: TrainConfig) -> None:
-    """Prepares the demo recordings into `config.data.path` with `config.codec`, unless a dataset is there already."""
-    if not (Path(config.data.path) / DATASET_FILE).is_file():
-        prepare_demo_dataset(DataPrepConfig(output=config.data.path, codec=config.codec))
+    """Prepares the demo recordings into `config.data.path` with `config.codec`, unless a dataset is there already.
+
+    Raises ValueError if `config.data.path` is not set.
+    """
+    path = config.data.path
+    if path is None:
+        raise ValueError("data=demo needs data.path, the folder to prepare the demo recordings into")
+    if not (Path(path) / DATASET_FILE).is_file():
+        prepare_demo_dataset(DataPrepConfig(output=path, codec=config.codec))

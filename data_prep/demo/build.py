@@ -1,10 +1,10 @@
-"""Builds the bundled demo recordings; kept so that anyone can see how they came about.
+"""Builds the bundled demo recordings; kept as a record of how they were made.
 
     python -m data_prep.demo.build SOUNDS_DIR
 
 SOUNDS_DIR holds the `*.g722` prompts of the Debian package `asterisk-core-sounds-en-g722` (voice of Allison Smith);
 the caller's lines are spoken by the program `flite` (voice `rms`). Each dialogue below becomes one 16 kHz mono FLAC
-file and one line of `manifest.jsonl`, both written beside this script. Silence around every line is trimmed and the
+file and one line of `manifest.jsonl`, both written next to this script. Silence around every line is trimmed and the
 lines are set 0.3 s apart; the recorded prompts are otherwise unchanged.
 """
 
@@ -27,7 +27,7 @@ GAP_SECONDS = 0.3
 MARGIN_SECONDS = 0.05  # silence left on each side of a line
 SYSTEM, CALLER = 0, 1
 
-# A dialogue is a list of lines. A pair (prompt, text) is the phone system's, a plain text the caller's.
+# A dialogue is a list of lines. A pair (prompt, text) is the phone system's, a plain string the caller's.
 Line = str | tuple[str, str]
 TRAIN: dict[str, list[Line]] = {
     "leave-message": [
@@ -168,7 +168,7 @@ def read_16k(path: Path) -> np.ndarray:
     return channels.mean(dim=0).numpy()
 
 
-def synthesise(text: str) -> np.ndarray:
+def synthesize(text: str) -> np.ndarray:
     """The caller's voice: `text` spoken by flite -> float32 [N] at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "line.wav"
@@ -183,7 +183,7 @@ def build(sounds: Path) -> None:
     dialogues += [("val", name, lines) for name, lines in VAL.items()]
     voiced: list[list[np.ndarray]] = []
     for _, _, lines in dialogues:
-        voiced.append([trim(synthesise(x) if isinstance(x, str) else read_16k(sounds / f"{x[0]}.g722")) for x in lines])
+        voiced.append([trim(synthesize(x) if isinstance(x, str) else read_16k(sounds / f"{x[0]}.g722")) for x in lines])
     # The synthetic voice is set to the level of the recorded one.
     lines_in_order = [line for _, _, lines in dialogues for line in lines]
     audio_in_order = [audio for audios in voiced for audio in audios]
@@ -195,7 +195,9 @@ def build(sounds: Path) -> None:
     rows = []
     seconds = {("train", SYSTEM): 0.0, ("train", CALLER): 0.0, ("val", SYSTEM): 0.0, ("val", CALLER): 0.0}
     for (split, name, lines), audios in zip(dialogues, voiced, strict=True):
-        pieces, turns, position = [], [], 0
+        pieces: list[np.ndarray] = []
+        turns: list[dict[str, object]] = []
+        position = 0
         for line, audio in zip(lines, audios, strict=True):
             speaker, text = (CALLER, line) if isinstance(line, str) else (SYSTEM, line[1])
             if pieces:

@@ -1,4 +1,4 @@
-"""Folders, globs and fsspec URLs -> names of files."""
+"""Listings of folders, globs and fsspec URLs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ class Files:
 
 
 def list_files(source: str) -> Files:
-    """All files below a folder, those that a glob matches (`**` crosses folders), or the one file named.
+    """Lists all files below a folder, those that a glob matches (`**` crosses folders), or the one file named.
 
-    Names that are not UTF-8 hold surrogate escapes. Links to folders are followed, each folder is listed once.
+    Names that are not UTF-8 contain surrogate escapes. Links to folders are followed; each folder is listed once.
 
-    Raises FileNotFoundError if there is nothing of this name; OSError if the storage fails.
+    Raises:
+        FileNotFoundError: nothing has this name.
+        ValueError: the URL's protocol is unknown or its package is not installed.
+        OSError: the storage fails.
     """
     files = _list_url(source) if is_url(source) else _list_local(source)
     if files is None:
@@ -42,8 +45,8 @@ def list_files(source: str) -> Files:
     return files
 
 
-def neighbours(files: Files) -> list[str]:
-    """Names of everything in the folders in which the files lie: a glob for audio finds no side files."""
+def neighbors(files: Files) -> list[str]:
+    """Names of everything in the folders of the files: side files, which a glob for audio does not match."""
     found = []
     for folder in sorted({name.rpartition("/")[0] for name in files.names}):
         path = files.path(folder) if folder else files.root

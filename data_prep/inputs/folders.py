@@ -1,6 +1,6 @@
-"""Audio files with their side files, in a folder or a tar file: pairs by name, `calls/17.wav` with `calls/17.txt`.
+"""Audio files, each paired with the side file of its name (`calls/17.wav`, `calls/17.txt`), in folders and tar files.
 
-Tar files (as WebDataset writes them, or any other) are read in place, by offset.
+Tar files (WebDataset's or any other) are read in place, by offset.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def is_audio(name: str) -> bool:
 
 
 def pair_files(files: dict[str, Locator], where: str) -> Iterator[Entry | Rejection]:
-    """Each audio file with what its side file says, by name.
+    """Pairs each audio file with its side file, by name.
 
-    A text, STM or RTTM file without audio is listed as a recording that is missing, so that it shows in the report.
+    A text, STM or RTTM file without audio is rejected as a missing recording, so that it appears in the report.
 
-    files: name -> where it lies
-    Raises ValueError if two audio files share a side file, as it can describe but one of them.
+    files: name -> where its bytes are
+    Raises ValueError if two audio files share a side file, which can describe only one of them.
     """
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in files}
     audio = [name for name in files if is_audio(name)]
@@ -45,28 +45,33 @@ def pair_files(files: dict[str, Locator], where: str) -> Iterator[Entry | Reject
             sides.setdefault(stems[name], {})[suffix] = name
     with_audio = Counter(stems[name] for name in audio)
     for stem in sorted(sides):
-        suffix = next((suffix for suffix in SIDE_SUFFIXES if suffix in sides[stem]), "")
+        side = sides[stem][_first_suffix(sides[stem])]
         if with_audio[stem] > 1:
-            raise ValueError(f"{where}: two audio files have the name {stem!r} of {sides[stem][suffix]!r}; remove one")
+            raise ValueError(f"{where}: two audio files have the name {stem!r} of {side!r}; remove one")
         if with_audio[stem] == 0 and set(sides[stem]) != {".json"}:
-            message = f"{sides[stem][suffix]} describes it, but there is no audio file of that name"
+            message = f"{side} describes it, but there is no audio file of that name"
             yield Rejection(audio=stem, reason=Reason.audio_missing, message=message)
     for name in sorted(audio):
-        side = sides.get(stems[name], {})
-        suffix = next((suffix for suffix in SIDE_SUFFIXES if suffix in side), None)
-        if suffix is None:
+        if stems[name] not in sides:
             yield Entry(audio=name, locator=files[name], id=name)
             continue
+        suffix = _first_suffix(sides[stems[name]])
+        side = sides[stems[name]][suffix]
         try:
-            found = _read(suffix, files[side[suffix]], PurePosixPath(name).stem)
+            found = _read(suffix, files[side], PurePosixPath(name).stem)
         except ValueError as error:
-            yield Rejection(audio=name, reason=Reason.bad_annotation, message=f"{side[suffix]}: {error}")
+            yield Rejection(audio=name, reason=Reason.bad_annotation, message=f"{side}: {error}")
         except OSError as error:
-            yield Rejection(audio=name, reason=Reason.failed, message=f"{side[suffix]}: {error}")
+            yield Rejection(audio=name, reason=Reason.failed, message=f"{side}: {error}")
         else:
             yield Entry(
                 audio=name, locator=files[name], id=name, group=found.group, split=found.split, turns=found.turns
             )
+
+
+def _first_suffix(sides: dict[str, str]) -> str:
+    """The suffix of the side file that counts, of those with one name: suffix -> name."""
+    return next(suffix for suffix in SIDE_SUFFIXES if suffix in sides)
 
 
 def _read(suffix: str, locator: Locator, stem: str) -> Annotation:
@@ -78,10 +83,10 @@ def _read(suffix: str, locator: Locator, stem: str) -> Annotation:
 
 
 def read_tar(path: str, name: str) -> Iterator[Entry | Rejection]:
-    """Recordings of an uncompressed tar file; `name` is its path relative to the source, the first part of theirs.
+    """Recordings of an uncompressed tar file; `name` is its path relative to the source, and the prefix of their names.
 
-    A tar file that is damaged is listed as a rejection itself; members before the damage are used. Of two members
-    with one name the later counts, as when it is unpacked.
+    A damaged tar file is itself rejected; members before the damage are used. Of two members with the same name the
+    later one counts, as when unpacking.
     """
     files: dict[str, Locator] = {}
     damage = ""
@@ -92,7 +97,7 @@ def read_tar(path: str, name: str) -> Iterator[Entry | Rejection]:
                     if member.isreg() and not member.issparse():
                         files[f"{name}/{member.name}"] = Locator(path, member.offset_data, member.size)
                 file.seek(tar.offset)
-                if any(file.read(tarfile.BLOCKSIZE)):  # what is no header ends the list without an error
+                if any(file.read(tarfile.BLOCKSIZE)):  # tarfile stops at an invalid header without an error
                     damage = f"no header at byte {tar.offset}"
         except tarfile.TarError as error:
             damage = str(error)

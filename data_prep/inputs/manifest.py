@@ -8,9 +8,9 @@ audio    path of the file, relative to the manifest's folder, absolute, or an fs
 id       optional, unique; default: `audio`
 group    optional: show or caller; one group is never on both sides of a split. Default: `id`
 split    optional: "train" or "val"; default: by pack.val_fraction
-turns    optional, in any order: they are sorted by `start`; without them, speakers and words are recognised
+turns    optional, in any order: they are sorted by `start`; without them, speakers and words are recognized
   speaker  a name, or a whole number (kept as it is)
-  text     optional: as spoken, with case and punctuation; default: recognised
+  text     optional: as spoken, with case and punctuation; default: recognized
   start, end  optional, seconds; default: the whole recording
   channel  optional, counted from 0; default: all channels mixed to mono
 """
@@ -34,7 +34,7 @@ SPLITS = ("train", "val")
 
 @dataclass(kw_only=True)
 class Entry:
-    """A recording as one form of input names it; with the source's options it becomes a `Recording`."""
+    """A recording as an input lists it; with the source's options it becomes a `Recording`."""
 
     audio: str  # path relative to the source; suffix as the file's
     locator: Locator
@@ -46,7 +46,10 @@ class Entry:
 
 
 def read_jsonl(path: str) -> Iterator[Entry]:
-    """Raises ValueError if a line breaks the format (the message names file, line and field) or there are none."""
+    """Yields the entries of a JSONL manifest.
+
+    Raises ValueError if a line is malformed (the message names file, line and field), or there are no entries.
+    """
     folder, empty = path.rpartition("/")[0], True
     with open_path(path) as file:
         for number, line in enumerate(file, start=1):
@@ -62,22 +65,22 @@ def read_jsonl(path: str) -> Iterator[Entry]:
             empty = False
             yield parse_recording(record, folder, at)
     if empty:
-        raise ValueError(f"{path}: holds no recordings; each line is one, see data_prep/inputs/manifest.py")
+        raise ValueError(f"{path}: holds no recordings; for its format see data_prep/inputs/manifest.py")
 
 
 def parse_recording(record: Any, folder: str, at: str) -> Entry:
-    """An entry of a manifest that lies in `folder`. Raises ValueError, beginning with `at`, for a broken one."""
+    """Parses an entry of a manifest in `folder`. Raises ValueError, beginning with `at`, for a malformed one."""
     check_keys(record, KEYS, ("audio",), at)
     audio = field(record, "audio", at, is_text, "a path")
     path = audio if is_url(audio) else os.path.join(folder, audio)
-    recording_id = field(record, "id", at, is_text, "a text", audio)
+    recording_id = field(record, "id", at, is_text, "a non-empty string", audio)
     group, split = parse_group(record, at), parse_split(record, at)
     turns = parse_turns(record, at)
     return Entry(audio=audio, locator=Locator(path), id=recording_id, group=group, split=split, turns=turns)
 
 
 def parse_group(record: dict[str, Any], at: str) -> str | None:
-    return field(record, "group", at, is_text, "a text", None)
+    return field(record, "group", at, is_text, "a non-empty string", None)
 
 
 def parse_split(record: dict[str, Any], at: str) -> str | None:
@@ -85,10 +88,8 @@ def parse_split(record: dict[str, Any], at: str) -> str | None:
 
 
 def parse_turns(record: dict[str, Any], at: str) -> list[GivenTurn] | None:
-    """The turns of a record, by start. Raises ValueError, beginning with `at`, for a broken one."""
-    turns = field(
-        record, "turns", at, lambda value: isinstance(value, list) and value, "a list with a turn or more", None
-    )
+    """The turns of a record, by start. Raises ValueError, beginning with `at`, for a malformed one."""
+    turns = field(record, "turns", at, lambda value: isinstance(value, list) and value, "a non-empty list", None)
     if turns is None:
         return None
     parsed = [_parse_turn(turn, number, f"{at}, turn {number}") for number, turn in enumerate(turns)]
@@ -98,7 +99,7 @@ def parse_turns(record: dict[str, Any], at: str) -> list[GivenTurn] | None:
 def _parse_turn(turn: Any, number: int, at: str) -> GivenTurn:
     check_keys(turn, TURN_KEYS, ("speaker",), at)
     speaker = field(turn, "speaker", at, lambda v: is_text(v) or _is_count(v), "a name or a whole number >= 0")
-    text = field(turn, "text", at, lambda v: isinstance(v, str), "a text", None)
+    text = field(turn, "text", at, lambda v: isinstance(v, str), "a string", None)
     end = field(turn, "end", at, _is_seconds, "a number of seconds", None)
     return GivenTurn(
         number=number,
@@ -129,7 +130,7 @@ _REQUIRED = object()
 def field(
     record: dict[str, Any], key: str, at: str, valid: Callable[[Any], Any], expected: str, default: Any = _REQUIRED
 ) -> Any:
-    """A value of `record`, or `default` for none and null. Raises ValueError, beginning with `at`, unless `valid`."""
+    """The value of `key`, or `default` if it is missing or null. Raises ValueError, beginning with `at`, if invalid."""
     value = record.get(key)
     if value is None and default is not _REQUIRED:
         return default

@@ -1,11 +1,11 @@
 """Parquet files: manifests (column `audio` holds paths), and audio datasets as `datasets` of Hugging Face stores them
 (`audio` is a struct of `bytes` and `path`).
 
-A manifest has the columns of manifest.py. Of a dataset these columns are used, where they are there:
+A manifest has the columns of manifest.py. Of a dataset, these columns are used if present:
 
     audio.bytes   the file
     text          one turn over the whole recording; or another of TEXT_COLUMNS, or the option `text_column`
-    speaker       who speaks, and the group if nothing else says one; or another of SPEAKER_COLUMNS
+    speaker       the speaker, and the group if no other is given; or another of SPEAKER_COLUMNS
     turns         as in a manifest, instead of the text
     group, split  as in a manifest
 """
@@ -33,7 +33,7 @@ _BATCH = 1024  # rows
 def read_table(path: str, name: str, text_column: str | None) -> Iterator[Entry | Rejection]:
     """Recordings of a parquet file; `name` is its path relative to the source.
 
-    Raises ValueError if it is no parquet file, has no column `audio`, or, for a manifest, breaks the format.
+    Raises ValueError if it is not a parquet file, has no column `audio`, or is a malformed manifest.
     """
     with open_path(path) as file:
         try:
@@ -43,8 +43,8 @@ def read_table(path: str, name: str, text_column: str | None) -> Iterator[Entry 
         schema = table.schema_arrow
         if "audio" not in schema.names:
             raise ValueError(
-                f"{path}: has no column 'audio' (it has {', '.join(schema.names)}); it holds paths, or a struct of "
-                "bytes and path"
+                f"{path}: has no column 'audio' (it has {', '.join(schema.names)}), which must hold paths or structs "
+                "of bytes and path"
             )
         if pa.types.is_struct(schema.field("audio").type):
             yield from _read_dataset(table, path, name, text_column)
@@ -60,10 +60,10 @@ def _read_manifest(table: pq.ParquetFile, path: str) -> Iterator[Entry]:
 def _read_dataset(table: pq.ParquetFile, path: str, name: str, text_column: str | None) -> Iterator[Entry | Rejection]:
     names = table.schema_arrow.names
     if text_column is not None and text_column not in names:
-        raise ValueError(f"{path}: has no column {text_column!r}, text_column; it has {', '.join(names)}")
+        raise ValueError(f"{path}: has no column {text_column!r} (text_column); it has {', '.join(names)}")
     text = text_column or next((column for column in TEXT_COLUMNS if column in names), None)
     speaker = next((column for column in SPEAKER_COLUMNS if column in names), None)
-    used = [column for column in ("turns", "group", "split", text, speaker) if column in names]
+    used = [column for column in ("turns", "group", "split", text, speaker) if column is not None and column in names]
     for number, row in _rows(table, ["audio.path", *used]):
         row = _without_none(row)
         file_name = PurePosixPath(row.get("audio", {}).get("path", "")).name
@@ -101,7 +101,7 @@ def _rows(table: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int, dict
 
 
 def _without_none(value: Any) -> Any:
-    """Without keys whose value is null: parquet has a value for every column."""
+    """Drops keys whose value is null: parquet has a value for every column."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value

@@ -1,4 +1,7 @@
-"""`plan`: sources -> recordings, cut into units. The result depends on what the sources hold, not on any order."""
+"""The command `plan`: lists and probes the recordings of all sources and divides them into units.
+
+The result depends on the contents of the sources, not on the order in which they are read.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ from data_prep.records import Recording, Rejection
 __all__ = ["Plan", "load_plan", "make_plan"]
 
 _SOURCE_NAME = re.compile(r"[\w.-]+", re.ASCII)
-_BATCH = 4096  # files handed to the threads at once
+_BATCH = 4096  # files submitted to the threads at once
 
 
 def make_plan(cfg: DataPrepConfig) -> Plan:
-    """Lists and probes all sources, and writes the plan to the work folder, unless the same plan is there already.
+    """Lists and probes all sources, and writes the plan to the work folder unless the same plan is there already.
 
     Raises:
         FileNotFoundError: there is no such input.
-        ValueError: a manifest breaks its format, an option has no sense, nothing can be used, or the work folder
-            holds a plan of other recordings or options and `plan.update` is not set.
-        OSError: listing fails. (A file that cannot be read is left out with reason `failed`.)
+        ValueError: a manifest is malformed, an option is invalid, no recording can be used, or the work folder holds
+            a plan of other recordings or options and `plan.update` is not set.
+        OSError: listing fails. (A file that cannot be read is rejected as `failed`.)
     """
     work, options = work_folder(cfg), _options(cfg)
     before = load_plan(work) if (work / PLAN_FILE).is_file() else None
@@ -47,7 +50,7 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
     known = _known(before)
     recordings = _without_duplicates(usable, set(known), rejections)
     digests = {recording.id: digest_of(recording) for recording in recordings}
-    # those in the plan already are rejected where they are used
+    # a planned recording that has become unusable is rejected by the stage that reads it
     rejections = [rejection for rejection in rejections if rejection.recording not in known]
     rejections.sort(key=lambda rejection: (rejection.recording, rejection.reason))
     if before:
@@ -68,14 +71,16 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
 
 
 def _options(cfg: DataPrepConfig) -> dict[str, Any]:
-    """What an added part of a plan must have in common with the plan."""
+    """Options that must be the same for all parts of a plan."""
     return {f"plan.{name}": getattr(cfg.plan, name) for name in ("unit_hours", "min_seconds", "max_hours")}
 
 
 def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
     if bool(cfg.sources) == (cfg.input is not None):
         raise ValueError("give either input=PATH, or +sources={NAME: {input: PATH}, ...}")
-    sources = cfg.sources or {cfg.source: SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence)}
+    sources = dict(cfg.sources)
+    if cfg.input is not None:
+        sources[cfg.source] = SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence)
     for name in sources:
         if not _SOURCE_NAME.fullmatch(name):
             raise ValueError(f"source {name!r}: a name must consist of letters, digits, _, - and .")
@@ -83,7 +88,7 @@ def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
 
 
 def _list(cfg: DataPrepConfig) -> tuple[list[Recording], list[Rejection]]:
-    """All recordings by source and id, not probed yet, and those that the listing already rejects."""
+    """All recordings by source and id, not yet probed, and the rejections of the listing."""
     listed: list[Recording] = []
     rejections: list[Rejection] = []
     for name, source in sorted(_sources(cfg).items()):
@@ -103,18 +108,18 @@ def _id(entry: Recording | Rejection) -> str:
 def _probe_all(
     cfg: DataPrepConfig, folder: Path, listed: list[Recording], rejections: list[Rejection]
 ) -> list[Recording]:
-    """Those that can be used, in order, with what their files say; the others are added to `rejections`."""
+    """The usable recordings, in order, with the properties of their files; others are added to `rejections`."""
     usable = []
     cache, stamps = ProbeCache(folder), Stamps()
 
-    def look(recording: Recording) -> Probe:
+    def probe_cached(recording: Recording) -> Probe:
         key = stamps.key(recording.locator, recording.audio)
         return cache.get(key) or probe(recording.locator, recording.audio, key)
 
     with ThreadPoolExecutor(cfg.plan.workers or os.cpu_count()) as pool, _progress() as progress:
         task = progress.add_task("Planning", total=len(listed), hours=0.0)
         try:
-            for recording, found in zip(listed, _map(pool, look, listed), strict=True):
+            for recording, found in zip(listed, _map(pool, probe_cached, listed), strict=True):
                 cache.add(found)
                 progress.update(task, advance=1, hours=progress.tasks[task].fields["hours"] + found.seconds / 3600)
                 recording = replace(
@@ -135,10 +140,10 @@ def _probe_all(
     return usable
 
 
-def _map(pool: ThreadPoolExecutor, look: Callable[[Recording], Probe], listed: list[Recording]) -> Iterator[Probe]:
-    """In order, and never with more than a batch of results that wait to be taken."""
+def _map(pool: ThreadPoolExecutor, call: Callable[[Recording], Probe], listed: list[Recording]) -> Iterator[Probe]:
+    """Results in order, of which at most one batch waits to be consumed."""
     for first in range(0, len(listed), _BATCH):
-        yield from pool.map(look, listed[first : first + _BATCH])
+        yield from pool.map(call, listed[first : first + _BATCH])
 
 
 def _problem(found: Probe, cfg: DataPrepConfig) -> tuple[Reason, str] | None:
@@ -154,13 +159,13 @@ def _problem(found: Probe, cfg: DataPrepConfig) -> tuple[Reason, str] | None:
 
 
 def _rejection(recording: Recording, reason: Reason, message: str) -> Rejection:
-    """Of a whole recording; its times say how long it is, as far as that is known."""
+    """Rejection of a whole recording, with its length as times if that is known."""
     rejection = Rejection(reason=reason, message=message).located(recording, STAGE)
     return replace(rejection, start=0.0, end=recording.seconds) if recording.seconds else rejection
 
 
 def _without_duplicates(recordings: list[Recording], known: set[str], rejections: list[Rejection]) -> list[Recording]:
-    """Of files with equal bytes the one planned before, else the one whose id sorts first; others are rejected."""
+    """Of files with equal bytes, keeps the one planned before, else the first by id; rejects the others."""
     kept: dict[str, Recording] = {}
     for recording in sorted(recordings, key=lambda recording: (recording.id not in known, recording.id)):
         first = kept.setdefault(recording.sha256, recording)
@@ -170,19 +175,19 @@ def _without_duplicates(recordings: list[Recording], known: set[str], rejections
 
 
 def _known(before: Plan | None) -> dict[str, str]:
-    """Id -> digest of what is planned already."""
+    """Id -> digest of the recordings planned already."""
     return {row["id"]: row["digest"] for row in before.columns("id", "digest")} if before else {}
 
 
 def _difference(before: Plan, known: dict[str, str], now: dict[str, str], rejections: list[Rejection]) -> str:
-    """In words; "" if there is none. known, now: id -> digest."""
+    """Difference of a plan to the current recordings, in words; "" if there is none. known, now: id -> digest."""
     changed = sorted(name for name in now.keys() & known.keys() if now[name] != known[name])
     counts = {
         "new": len(now.keys() - known.keys()),
         "gone": len(known.keys() - now.keys()),
         "changed": len(changed),
-        "more left out": len(_pairs(rejections) - _pairs(before.rejections)),
-        "no longer left out": len(_pairs(before.rejections) - _pairs(rejections)),
+        "more rejected": len(_pairs(rejections) - _pairs(before.rejections)),
+        "no longer rejected": len(_pairs(before.rejections) - _pairs(rejections)),
     }
     if not any(counts.values()):
         return ""

@@ -1,9 +1,9 @@
-"""The plan in the work folder. A plan never changes; an update adds a part to it, in files of its own.
+"""The plan in the work folder. Written tables never change; an update adds a part to the plan, in files of its own.
 
 recordings.parquet, recordings-1.parquet, ...   all recordings, unit by unit; one file for each part
 units.parquet, units-1.parquet, ...
-rejects.parquet, rejects-1.parquet, ...         what was left out; only the last one counts
-plan.json                                       names all of them, written last: without it nothing is planned
+rejects.parquet, rejects-1.parquet, ...         rejected recordings; only the last one counts
+plan.json                                       names all of them; written last, so without it there is no plan
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from data_prep.tables import from_dict, read_rows, schema_of, write_rows
 PLAN_FILE = "plan.json"
 VERSION = 1
 _ROWS = 1000
-"""Rows of a row group at least (it ends with a unit), which is what must be read for a unit."""
+"""Minimum rows of a row group, which ends with a unit. To read a unit, the row groups that hold it are read."""
 
 
 @dataclass
 class Part:
-    """Files that were written together; names in the work folder."""
+    """Files written together; names relative to the work folder."""
 
     recordings: str
     units: str
 
 
 class Plan:
-    """A plan that was written. Units are in memory, recordings are read as they are asked for."""
+    """A written plan. Units are held in memory, recordings are read on demand."""
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Plan:
                 self._file_of[unit.id] = (part.recordings, unit)
 
     def recordings(self, unit: str) -> list[Recording]:
-        """The recordings of a unit, by group and id. Raises KeyError for a unit that the plan does not have."""
+        """The recordings of a unit, by group and id. Raises KeyError for a unit that is not in the plan."""
         name, found = self._file_of[unit]
         first, last = found.first_row, found.first_row + found.recordings
         row, rows = 0, []
@@ -70,7 +70,7 @@ class Plan:
         return [from_dict(Recording, values) for values in rows]
 
     def recording(self, name: str) -> Recording:
-        """One recording by its id. Raises KeyError if the plan does not have it."""
+        """One recording by its id. Raises KeyError if it is not in the plan."""
         for part in self.parts:
             rows = pq.read_table(self.folder / part.recordings, filters=[("id", "==", name)]).to_pylist()
             if rows:
@@ -78,11 +78,11 @@ class Plan:
         raise KeyError(name)
 
     def first_units(self) -> list[Unit]:
-        """The units that were there before any update."""
+        """The units planned before any update."""
         return read_rows(self.folder / self.parts[0].units, Unit)
 
     def first_splits(self) -> Iterator[tuple[str, str, str | None]]:
-        """Id, group and given split of every recording in these."""
+        """Id, group and given split of every recording planned before any update."""
         table = pq.read_table(self.folder / self.parts[0].recordings, columns=["id", "group", "split"])
         for row in table.to_pylist():
             yield row["id"], row["group"], row["split"]
@@ -125,7 +125,7 @@ def write_plan(
     options: dict[str, Any],
     before: Plan | None = None,
 ) -> Plan:
-    """Writes a plan, or, if there was one before, adds `units` to it. Whatever interrupts it, the old one stays."""
+    """Writes a plan, or adds `units` to the plan `before`. If interrupted, the old plan remains."""
     parts = list(before.parts) if before else []
     number = 1 + _number(before.rejects_file) if before else 0
     suffix = f"-{number}" if number else ""

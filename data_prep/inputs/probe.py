@@ -1,4 +1,4 @@
-"""Looks at the files of recordings before anything is planned: their hash, and what their headers say."""
+"""Probes of audio files: their hashes, and the properties in their headers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NO_STAMP = ("http://", "https://")  # where fsspec cannot tell whether a file h
 
 @dataclass
 class Probe:
-    """What a file is. A row of the files in `probed/`."""
+    """Result of probing a file. A row of the tables in `probed/`."""
 
-    key: str  # of the file, its size and its time of change: see `ProbeCache`
+    key: str  # see `Stamps`
     sha256: str  # "": not read
     seconds: float
     sample_rate: int
@@ -36,10 +36,10 @@ class Probe:
 
 
 def probe(locator: Locator, name: str, key: str = "") -> Probe:
-    """Reads a file once for its hash, and its header; samples are counted only where the header does not say.
+    """Hashes a file and reads its header; samples are counted only if the header does not give their number.
 
-    A file that cannot be used has a reason; so has one whose storage failed three times (`failed`). Damage further
-    inside is found where it is decoded.
+    The result for an unusable file has a reason, as has that for a file whose storage failed three times (`failed`).
+    Damage beyond the header is found when the file is decoded.
     """
     found = Probe(key, "", 0.0, 0, 0, "", None, None)
     try:
@@ -69,9 +69,9 @@ def _probe(locator: Locator, name: str, found: Probe) -> None:
 
 
 class ProbeCache:
-    """What was found about files, so that an interrupted plan goes on, and the same plan again is made quickly.
+    """Probes kept on disk, so that an interrupted `plan` resumes, and planning the same input again is quick.
 
-    A file is looked at again if its size or its time of change is another. Kept in parts `<folder>/00000.parquet`.
+    A file is probed again if its size or modification time has changed. Stored in parts `<folder>/00000.parquet`.
     """
 
     _PART = 2000  # files
@@ -86,7 +86,7 @@ class ProbeCache:
         return self._known.get(key)
 
     def add(self, found: Probe) -> None:
-        """Not kept: what may be found otherwise the next time."""
+        """Keeps a result, unless the next probe may find otherwise (a missing file, failing storage)."""
         if found.key and found.reason not in (Reason.failed, Reason.audio_missing):
             self._known[found.key] = found
             self._new.append(found)
@@ -103,13 +103,13 @@ class ProbeCache:
 
 
 class Stamps:
-    """Keys of files for `ProbeCache`: hashes of place, size and time of change."""
+    """Keys of files for `ProbeCache`: hashes of location, size and modification time."""
 
     def __init__(self) -> None:
-        self._stamp = lru_cache(maxsize=16)(_stamp)  # many recordings lie in one tar or parquet file
+        self._stamp = lru_cache(maxsize=16)(_stamp)  # a tar or parquet file holds many recordings
 
     def key(self, locator: Locator, name: str) -> str:
-        """ "" if nothing tells whether the file has changed, or it is not there."""
+        """The key of a file; "" if it does not exist, or the storage cannot tell whether it has changed."""
         stamp = self._stamp(locator.path)
         if stamp is None:
             return ""

@@ -1,7 +1,7 @@
-"""Side files: what lies beside `name.wav` and says what is heard in it.
+"""Side files: annotation of `name.wav` in a file next to it, of the same name with another suffix.
 
     name.json  {"turns": [...]} with turns as in a manifest, or {"text": "...", "speaker": ...} for one turn over the
-               whole recording; optionally "group" and "split"; other keys, and files without these, say nothing
+               whole recording; optionally "group" and "split"; other keys, and files without these, are ignored
     name.stm   speakers, times and texts (NIST sclite)
     name.rttm  speakers and times (NIST RT-09)
     name.txt   the text of the whole recording: one turn
@@ -21,7 +21,7 @@ from data_prep.records import GivenTurn
 
 SIDE_SUFFIXES = (".json", ".stm", ".rttm", ".txt")
 
-_NOT_SPEECH = ("ignore_time_segment_in_scoring", "inter_segment_gap")  # of STM: texts and speakers of left-out times
+_NOT_SPEECH = ("ignore_time_segment_in_scoring", "inter_segment_gap")  # STM texts and speakers that mark unscored time
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _turns(rows: list[_Row], stem: str) -> list[GivenTurn] | None:
         rows = [row for row in rows if row.file == stem]
         if not rows:
             raise ValueError(f"describes {len(files)} files, none of them {stem!r}")
-    # Most tools write channel 1 for whatever they listened to; only where several are named do they mean channels.
+    # Most tools write channel 1 whatever they processed; only several different numbers refer to channels.
     channels = {row.channel for row in rows}
     turns = [
         GivenTurn(n, row.speaker, row.start, row.end, row.text, _channel(row.channel) if len(channels) > 1 else None)
@@ -119,7 +119,7 @@ def _turns(rows: list[_Row], stem: str) -> list[GivenTurn] | None:
 
 
 def _channel(name: str) -> int:
-    """Counted from 1, or from A."""
+    """Index of a channel, which is written as a number from 1 or a letter from A."""
     if name.isascii() and name.isdigit() and int(name) > 0:
         return int(name) - 1
     if len(name) == 1 and name.isascii() and name.isalpha():

@@ -1,4 +1,4 @@
-"""Cuts recordings into units, the parts of work that a worker takes."""
+"""Division of recordings into units, the work that a worker takes at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from data_prep.records import Recording
 class Unit:
     """A row of units.parquet."""
 
-    id: str  # hash over its recordings' rows
+    id: str  # hash of its recordings' rows
     source: str
     recordings: int
     seconds: float
-    first_row: int  # in the file of recordings that it is written to
+    first_row: int  # in the file that holds its recordings
 
 
 def digest_of(recording: Recording) -> str:
-    """Hash over a recording's row: another one means that the recording has changed."""
+    """Hash of a recording's row, which tells whether the recording has changed."""
     row = json.dumps(asdict(recording), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(row.encode()).hexdigest()[:32]
 
@@ -31,9 +31,10 @@ def digest_of(recording: Recording) -> str:
 def cut_units(
     recordings: Iterable[Recording], digests: Mapping[str, str], seconds: float
 ) -> Iterator[tuple[Unit, list[Recording]]]:
-    """Units of at most `seconds` of audio, or of one recording that is longer, in the order (source, group, id).
+    """Cuts recordings, in the order (source, group, id), into units of at most `seconds` of audio.
 
-    A group stays in one unit unless it is longer than that; a unit holds recordings of one source.
+    A longer recording is a unit of its own. A group stays in one unit unless it is longer than a unit. All recordings
+    of a unit are from one source.
 
     digests: id -> `digest_of`
     """

@@ -1,10 +1,10 @@
-"""Words, speakers and turns: the parts of the stages, besides models.
+"""Words, speakers and turns: the parts of stages that are not models.
 
-clustering.py   embeddings of voices -> speakers
-words.py        words -> speakers, and times that agree with the sound; given turns, checked against the audio
-grouping.py     words -> turns
-edges.py        where a turn begins and ends
+clustering.py   speakers from embeddings of voices
+words.py        speakers of words, and word times that agree with the speech; checks of given turns
+grouping.py     grouping of words into turns
+edges.py        start and end times of turns
 limits.py       limits on measures of turns, loose and strict
 text_checks.py  repetition, hallucination, speech rate
-fingerprint.py  of sound
+fingerprint.py  acoustic fingerprints
 """

@@ -1,11 +1,11 @@
-"""Who speaks when, from voices alone: embeddings of windows are clustered, then every step of speech gets a cluster.
+"""Speaker diarization by clustering: embeddings of windows are clustered, then each step of speech gets a cluster.
 
 The number of speakers follows from the tree of Ward's method, read from its root: a cluster is two speakers if the
-mean embeddings of its halves lie apart by `cluster_threshold`. The nearer in size the halves are, the less distance is
-asked for (to BALANCED of it), if both are large: recordings of one voice split off small groups of odd utterances at
-distances that two similar voices on a telephone line do not reach. Windows across a change of speaker would make
-clusters of their own; those whose sound changes most are left out. The constants were set on recordings of one to
-three voices, among them the telephone call of the tests, and belong to this encoder.
+distance between the mean embeddings of its halves exceeds `cluster_threshold`. The closer the halves are in size, the
+less distance is required (down to BALANCED of it), if both are large: in recordings of one voice, small groups of odd
+utterances are further apart than two similar voices on a telephone line. Windows across a change of speaker would form
+clusters of their own, so the windows whose sound changes most are not clustered. The constants were set for this
+encoder, on recordings of one to three voices, among them the telephone call of the tests.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from data_prep.records import Span
 WINDOW = 160  # frames (1.6 s), what the encoder was trained on
 HOP = 25
 FINE_WINDOW = 100
-MIN_VOICE_WINDOWS = 10  # a smaller cluster is no speaker
-MAX_WINDOWS = 4000  # that are clustered, since the tree takes memory by their square; the others join the nearest voice
+MIN_VOICE_WINDOWS = 10  # a smaller cluster is not a speaker
+MAX_WINDOWS = 4000  # clustered, as the tree needs memory by their square; the others go to the nearest voice
 MAX_READ_SECONDS = 60.0
 BALANCED = 0.58
-SURE_WINDOWS = 20  # both halves must have for less than the full distance
-STEADY_SHARE = 0.7  # of the windows, those that change least from their first to their last second, are clustered
+SURE_WINDOWS = 20  # in each half, for less than the full distance to suffice
+STEADY_SHARE = 0.7  # of the windows, which change least from their first to their last second, is clustered
 SWITCH_PENALTY = 0.1
-"""Cosine similarity, summed over steps, that another speaker must gain to be taken for one."""
+"""Cosine similarity, summed over steps, that a change of speaker must gain."""
 
 
 @dataclass
 class _Piece:
-    """Speech read at once, and its embeddings by step of HOP frames."""
+    """Speech that is read at once, and its embeddings in steps of HOP frames."""
 
     start: float
     end: float
@@ -51,7 +51,7 @@ def cluster_speakers(
     """(start, end, speaker) by start, covering `spans` exactly; speakers are numbered from 0 as they appear.
 
     Args:
-        encoder: of voices.
+        encoder: of the voices.
         read: samples at 16 kHz from start to end seconds.
         spans: where somebody speaks.
         cfg: `cluster_threshold`, `max_speakers`.
@@ -89,12 +89,12 @@ def speaker_means(windows: np.ndarray, threshold: float, max_speakers: int) -> n
     return np.concatenate([_mean(node, windows) for node in sorted(done, key=lambda node: node.id)])
 
 
-def _halves(node: ClusterNode) -> list[ClusterNode] | None:
-    """The two parts of a cluster, past those too small to be a speaker."""
+def _halves(node: ClusterNode) -> tuple[ClusterNode, ClusterNode] | None:
+    """The two parts of a cluster, ignoring parts too small to be a speaker."""
     while not node.is_leaf():
         small, large = sorted((node.left, node.right), key=lambda half: half.count)
         if small.count >= MIN_VOICE_WINDOWS:
-            return [small, large]
+            return small, large
         node = large
     return None
 
@@ -132,7 +132,7 @@ def most_likely(similarity: np.ndarray) -> np.ndarray:
 
 
 def _short(span: Span) -> list[tuple[float, float]]:
-    """A span in equal parts that are not too long to be read at once."""
+    """A span in equal parts that are short enough to be read at once."""
     parts = int(-(-(span.end - span.start) // MAX_READ_SECONDS)) or 1
     edges = [span.start + (span.end - span.start) * part / parts for part in range(parts)] + [span.end]
     return list(pairwise(edges))
@@ -159,7 +159,7 @@ def _steady_windows(pieces: Sequence[_Piece]) -> np.ndarray:
 
 
 def _stretches(steps: np.ndarray, piece: _Piece) -> list[tuple[float, float, int]]:
-    """Steps as times: a change of speaker lies midway between the centres of two windows."""
+    """Steps as times: a change of speaker is midway between the centers of two windows."""
     changes = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
     edge = [piece.start + ((at - 0.5) * HOP + FINE_WINDOW / 2) / FRAMES_PER_SECOND for at in changes]
     edge = [piece.start, *(min(at, piece.end) for at in edge[1:-1]), piece.end]

@@ -1,4 +1,4 @@
-"""Where turns begin and end, given their words: with a little silence around, and never inside a word."""
+"""Start and end times of turns from their words: with a little silence around, and never inside a word."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.speech.grouping import Group, end_of, start_of
 from data_prep.speech.words import SpokenWord
 
 SEARCH_SECONDS = 0.2
-"""Times of words are this vague: where a word ends in the middle of speech, the quietest moment so near is taken."""
+"""Accuracy of word times: a turn that ends in the middle of speech ends at the quietest moment within this distance."""
 QUIET_FRAME_SECONDS = 0.03
 
 
@@ -31,7 +31,7 @@ class Edges:
         self.after = max(0.0, cfg.pad_end_seconds - vad_pad_seconds)
 
     def around(self, groups: Sequence[Group]) -> list[tuple[float, float]]:
-        """(start, end) of each of the track's groups, which are by start and do not overlap; nor do the results."""
+        """(start, end) of each of the track's groups, which are sorted and do not overlap; nor do the results."""
         times = [[start_of(group), end_of(group)] for group in groups]
         for i in range(len(groups) + 1):
             left = groups[i - 1] if i > 0 else None
@@ -44,22 +44,24 @@ class Edges:
         return [(round(max(0.0, start), 3), round(min(end, self.seconds), 3)) for start, end in times]
 
     def _between(self, left: Group | None, right: Group | None) -> tuple[float, float]:
-        """End of the left and start of the right of two neighbours."""
+        """End of the left and start of the right one of two neighbors."""
         last = end_of(left) if left else 0.0
         first = start_of(right) if right else self.seconds
         if left and right and first - last <= 2 * SEARCH_SECONDS and self._span_of(last) is self._span_of(first):
-            # no silence between them: they share an edge
+            # there is no silence between them: they share an edge
             edge = self._quietest(last - _reach(left[-1]), first + _reach(right[0]))
             return edge, edge
         end, start = last, first
         if left:
             span = self._span_of(last)
-            heard = span is not None and last < span.end
-            end = self._quietest(last - _reach(left[-1]), last + SEARCH_SECONDS) if heard else last + self.after
+            speaking = span is not None and last < span.end
+            end = self._quietest(last - _reach(left[-1]), last + SEARCH_SECONDS) if speaking else last + self.after
         if right:
             span = self._span_of(first)
-            heard = span is not None and first > span.start
-            start = self._quietest(first - SEARCH_SECONDS, first + _reach(right[0])) if heard else first - self.before
+            speaking = span is not None and first > span.start
+            start = first - self.before
+            if speaking:
+                start = self._quietest(first - SEARCH_SECONDS, first + _reach(right[0]))
         if left and right and end > start:
             end = start = last + (first - last) * self.after / (self.after + self.before)
         return end, start
@@ -74,7 +76,7 @@ class Edges:
 
 
 def _reach(spoken: SpokenWord) -> float:
-    """How much of a word may turn out to belong to its neighbour: half of it at most."""
+    """How far an edge may move into a word: by half of it at most."""
     return min(SEARCH_SECONDS, (spoken.word.end - spoken.word.start) / 2)
 
 

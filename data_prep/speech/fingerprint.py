@@ -1,13 +1,12 @@
-"""Acoustic fingerprints: a 32-bit code for every 1/8 s that stays nearly the same when a recording is encoded again.
+"""Acoustic fingerprints: a 32-bit code for every 1/8 s that re-encoding a recording hardly changes.
 
 After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): a bit of a code says whether the
-level rises or falls between two frequencies, compared with the same half a second before. Gain, equalisation, and
-codecs leave most signs alone; other words, and the same words said again, change half of them. Chromaprint's idea is
-the same, but its tool is not to be had from PyPI. Windows of one second, much longer than a step, make codes differ
-little however the steps fall on the sound.
+level rises or falls between two frequencies, compared with half a second earlier. Gain, equalization and codecs keep
+most bits; other words, and the same words said again, change half of them. Chromaprint works the same way, but its tool
+is not on PyPI. Windows of one second are much longer than a step, so that codes hardly depend on where the steps fall.
 
-Two turns are the same sound if few bits differ at the best of all alignments. `same_sound` finds them among millions:
-only turns that share at least one whole code at a fitting alignment are compared.
+Two turns are the same sound if few bits differ at the best alignment. `same_sound` finds them among millions: only
+turns that share at least one whole code at a possible alignment are compared.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ _WINDOW = MODEL_RATE  # samples, Hann
 _BITS = 32
 _APART = 4  # bands between the two that a bit compares, about half an octave
 _LAG = 4  # codes
-# The range that telephones, and every codec at any rate, let through. 36 bands of equal ratio.
+# 36 bands of equal ratio, in the range that telephones and all codecs transmit.
 _EDGES = np.round(np.geomspace(300.0, 3000.0, _BITS + _APART + 1) * _WINDOW / MODEL_RATE).astype(np.int64)
-_FLOOR_DB = -50.0  # under the loudest band of the turn: what is quieter is noise, which codecs change
+_FLOOR_DB = -50.0  # relative to the loudest band of the turn; below is noise, which codecs change
 _FRAMES_AT_ONCE = 64  # of 16,000 samples
 
-# How much of the longer of two turns an alignment must cover. Cuts of the same speech differ at their ends only.
+# How much of the longer of two turns an alignment must cover. Cuts of the same speech differ only at their ends.
 _COVER = 0.75
-# How many of a code's predecessors in the index it is compared with. The same sound shares many codes, so the pairs
-# missed at one code, because other sounds have it too, are found at another.
-_NEIGHBOURS = 3
-# A pair that shares a code is first compared at this many places; unless fewer than this share of bits differ more
-# than allowed there, it is not compared in full.
+# How many of a code's predecessors in the index it is compared with. The same sound shares many codes: a pair missed
+# at one of them, because other sounds have it too, is found at another.
+_NEIGHBORS = 3
+# A pair that shares a code is first compared at this many places, and then in full only if the share of differing bits
+# there exceeds the allowed one by no more than the slack.
 _PROBES, _PROBE_SLACK = 8, 0.1
-_PARTITIONS = 16  # of the index, by code, so that little of it is in memory at once
+_PARTITIONS = 16  # of the index, by code; one is in memory at a time
 _CANDIDATES_AT_ONCE = 1 << 20
 
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 
 
 def fingerprint(audio: np.ndarray) -> list[int]:
-    """Codes of a turn, float32 [N] at 16 kHz: one for each 1/8 s after the first 1.5 s; none for silence."""
+    """Codes of a turn's audio, float32 [N] at 16 kHz: one for each 1/8 s after the first 1.5 s; none for silence."""
     if len(audio) < _WINDOW or not audio.any():
         return []
     frames = np.lib.stride_tricks.sliding_window_view(audio, _WINDOW)[::_STEP]
@@ -62,13 +61,13 @@ def fingerprint(audio: np.ndarray) -> list[int]:
 
 
 def bit_error(one: np.ndarray, other: np.ndarray) -> float:
-    """Share of bits that differ between two fingerprints (uint32), at the alignment where that is least.
+    """Share of bits that differ between two fingerprints (uint32), at the alignment with the smallest share.
 
-    Every alignment counts that covers three quarters of the longer one; 1 if there is none.
+    Alignments must cover three quarters of the longer one; 1 if there is none.
     """
     covered = max(1, int(np.ceil(_COVER * max(len(one), len(other)))))
     least = 1.0
-    for shift in range(covered - len(other), len(one) - covered + 1):  # other[0] beside one[shift]
+    for shift in range(covered - len(other), len(one) - covered + 1):  # other[0] aligned with one[shift]
         start, end = max(0, shift), min(len(one), len(other) + shift)
         if end - start >= covered:
             differing = int(_popcount(one[start:end] ^ other[start - shift : end - shift]).sum())
@@ -77,9 +76,9 @@ def bit_error(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def same_sound(codes: np.ndarray, lengths: np.ndarray, max_bit_error: float) -> dict[int, tuple[int, float]]:
-    """Which fingerprints repeat an earlier one: its number -> (number of that one, bit error).
+    """Finds fingerprints that repeat an earlier one: number -> (number of the earlier one, bit error).
 
-    In the order given, each is either kept, or repeats the kept one nearest to it among those within `max_bit_error`.
+    In the order given, each is either kept, or repeats the nearest kept one within `max_bit_error`.
 
     Args:
         codes: uint32 [sum(lengths)], one fingerprint after another.
@@ -108,12 +107,12 @@ def same_sound(codes: np.ndarray, lengths: np.ndarray, max_bit_error: float) -> 
 
 
 def _candidates(codes: np.ndarray, starts: np.ndarray, max_bit_error: float) -> list[tuple[int, int]]:
-    """Pairs (smaller number first) that share a code at an alignment that covers enough, and differ little there."""
+    """Pairs (smaller number first) that share a code at a possible alignment, and differ little there."""
     found = [np.zeros(0, np.int64)]
     for partition in range(_PARTITIONS):
         places = np.flatnonzero(codes.astype(np.uint8) % _PARTITIONS == partition)  # of the code's lowest bits
         places = places[np.argsort(codes[places], kind="stable")]
-        for distance in range(1, _NEIGHBOURS + 1):
+        for distance in range(1, _NEIGHBORS + 1):
             same = np.flatnonzero(codes[places[:-distance]] == codes[places[distance:]])
             for first in range(0, len(same), _CANDIDATES_AT_ONCE):
                 chosen = same[first : first + _CANDIDATES_AT_ONCE]
@@ -126,7 +125,7 @@ def _candidates(codes: np.ndarray, starts: np.ndarray, max_bit_error: float) -> 
 def _probe(
     codes: np.ndarray, starts: np.ndarray, one: np.ndarray, other: np.ndarray, max_bit_error: float
 ) -> np.ndarray:
-    """Of places [n] with equal codes: the pairs of fingerprints that may match there, each a * fingerprints + b."""
+    """Pairs of fingerprints, as a * fingerprints + b, that may match at places [n] with equal codes."""
     a, b = (np.searchsorted(starts, place, side="right") - 1 for place in (one, other))
     before = np.minimum(one - starts[a], other - starts[b])
     after = np.minimum(starts[a + 1] - one, starts[b + 1] - other)
@@ -141,7 +140,7 @@ def _probe(
 
 
 def _components(matched: dict[int, set[int]]) -> list[list[int]]:
-    """Numbers that are connected by matches, each group in ascending order."""
+    """Numbers connected by matches, each group in ascending order."""
     seen: set[int] = set()
     groups = []
     for number in sorted(matched):

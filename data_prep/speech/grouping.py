@@ -1,4 +1,4 @@
-"""Spoken words -> groups that become turns, and those that become events."""
+"""Grouping of spoken words into turns, and backchannels into events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.speech.words import SpokenWord
 
 SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001
 SENTENCE_BONUS = 0.5
-"""A long turn is divided at the longest pause; that after a sentence counts as this many seconds longer."""
+"""A long turn is divided at its longest pause; a pause after a sentence counts as this many seconds longer."""
 
 Group = list[SpokenWord]
 
@@ -27,10 +27,9 @@ def end_of(group: Group) -> float:
 def grouped(words: Sequence[SpokenWord], cfg: TurnsConfig) -> tuple[list[Group], list[Group]]:
     """Groups for turns and groups for events (backchannels), each by start.
 
-    A turn holds the words of one speaker with pauses shorter than `merge_gap_seconds`. What another speaker says on
-    the same track during such a pause divides it, unless that is a backchannel: at most `backchannel_words` words in
-    at most `backchannel_seconds`, while the other's turn goes on before and after. Turns longer than `max_seconds`
-    are divided.
+    A turn holds the words of one speaker with pauses shorter than `merge_gap_seconds`. Another speaker's words on
+    the same track during such a pause divide it, unless they are a backchannel: at most `backchannel_words` words in
+    at most `backchannel_seconds`, within the other's turn. Turns longer than `max_seconds` are divided.
     """
     runs = _runs(words, cfg.merge_gap_seconds)
     events = _backchannels(runs, cfg)
@@ -45,7 +44,7 @@ def _order(group: Group) -> tuple[float, float, str]:
 
 
 def _runs(words: Sequence[SpokenWord], merge_gap: float) -> list[Group]:
-    """Words of one speaker on one track with short pauses between them, whatever others say meanwhile."""
+    """Words of one speaker on one track with short pauses between them, whatever others say in between."""
     open_runs: dict[tuple[int | None, str], Group] = {}
     runs: list[Group] = []
     for spoken in sorted(words, key=lambda spoken: (spoken.word.start, spoken.word.end)):
@@ -59,13 +58,13 @@ def _runs(words: Sequence[SpokenWord], merge_gap: float) -> list[Group]:
 
 
 def _backchannels(runs: list[Group], cfg: TurnsConfig) -> list[Group]:
-    """Short runs that lie inside another speaker's longer one."""
+    """Short runs inside another speaker's longer one."""
     short = {
         id(run)
         for run in runs
         if len(run) <= cfg.backchannel_words and end_of(run) - start_of(run) <= cfg.backchannel_seconds
     }
-    long_runs: dict[tuple[int | None, str], list[Group]] = {}  # apart from each other, by start
+    long_runs: dict[tuple[int | None, str], list[Group]] = {}  # by start, disjoint
     for run in runs:
         if id(run) not in short:
             long_runs.setdefault((run[0].clip.channel, run[0].speaker), []).append(run)
@@ -83,7 +82,7 @@ def _backchannels(runs: list[Group], cfg: TurnsConfig) -> list[Group]:
 
 
 def _divided_by_others(runs: list[Group]) -> list[Group]:
-    """Runs divided where, on the same track, somebody else's run has a word between two of theirs."""
+    """Runs divided where another run on the same track has a word between two of theirs."""
     run_of = {id(spoken): index for index, run in enumerate(runs) for spoken in run}
     pieces: list[Group] = []
     channels = sorted({run[0].clip.channel for run in runs}, key=lambda channel: (channel is not None, channel))

@@ -1,4 +1,4 @@
-"""What a turn must be like: limits on the measures of its sound, its text and its recognition."""
+"""Limits on the measures of a turn's audio, text and recognition."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from data_prep.reasons import Reason
 from data_prep.records import DraftTurn, Rejection, TurnScore
 from data_prep.speech.text_checks import chars_per_second, hallucination, repetition
 
-_RATE_STEPS = 20  # to a character/s: as exact as rates are counted
-_MIN_TURNS = 20  # of a source, before its median means anything
+_RATE_STEPS = 20  # per character/s: the resolution of the counts
+_MIN_TURNS = 20  # of a source; the median of fewer means nothing
 _NORMAL_MAD = 1.4826  # standard deviation of a normal distribution with a median absolute deviation of 1
 
 
@@ -25,7 +25,7 @@ class SourceRates:
 
 @dataclass
 class RateCounts:
-    """Gathers the speech rates of any number of turns in little memory, in any order."""
+    """Histogram of the speech rates of any number of turns, added in any order."""
 
     counts: Counter[int] = field(default_factory=Counter)
 
@@ -48,17 +48,17 @@ class RateCounts:
 def check(
     turn: DraftTurn, score: TurnScore | None, limits: LimitsConfig, rates: SourceRates | None
 ) -> Rejection | None:
-    """The first limit that a turn breaks, None if it keeps to all. What was not measured breaks none.
+    """Rejects a turn for the first limit that it breaks; None if it breaks none. Missing measures break no limit.
 
     Args:
         score: of the turn; None before it is measured.
-        rates: of the turn's source; None: `max_chars_z` is not looked at.
+        rates: of the turn's source; None: `max_chars_z` is not checked.
     """
     seconds = turn.end - turn.start
     rate = _rate(turn) if seconds > 0 else None
     z = (rate - rates.median) / rates.deviation if rates is not None and rate is not None else None
     bounds: list[tuple[Reason, str, float | None, float | None, float | None]] = [
-        # reason, what, value, at least, at most
+        # reason, measure, value, minimum, maximum
         (Reason.too_short, "seconds", seconds, limits.min_seconds, None),
         (Reason.too_long, "seconds", seconds, None, limits.max_seconds),
         (Reason.language, "probability of its language", turn.lang_prob, limits.min_lang_prob, None),

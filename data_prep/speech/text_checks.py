@@ -1,4 +1,4 @@
-"""What a turn's text alone tells of it: how fast it was spoken, and whether a recogniser got stuck or made it up."""
+"""Checks of a turn's text alone: speech rate, and texts in which a recognizer was stuck in a loop or hallucinated."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import unicodedata
 _UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['\u2019][^\W_{_UNSPACED}]+)*")
 
-# A phrase of at most this many words that is said this often in a row, and fills so many words, is a loop of the
-# recogniser: "no, no, no, no" and "bye bye bye" are not.
+# A phrase of at most this many words that is repeated this often in a row, for at least so many words, is a loop of the
+# recognizer; "no, no, no, no" and "bye bye bye" are not.
 _LOOP_WORDS, _LOOP_TIMES, _LOOP_LENGTH = 10, 4, 8
-# The same within words and across them, by letters: "hahahahahahahaha", "aaaaaaaa".
+# The same by letters, within words and across them: "hahahahahahahaha", "aaaaaaaa".
 _LETTER_LOOP = re.compile(r"(.{1,4}?)\1{7}")
 
-# Distinct words in spontaneous speech are well over half of any 50; a share of 0.4 is what Granary's recipe (NeMo
-# Speech Data Processor) takes for a hallucination too. Below ten words the share says nothing.
+# In spontaneous speech, well over half of any 50 words are distinct; Granary's recipe (NeMo Speech Data Processor)
+# too takes a share of 0.4 as a hallucination. Below ten words the share says nothing.
 _DISTINCT_SHARE, _DISTINCT_FROM, _DISTINCT_WINDOW = 0.4, 10, 50
 # The longest words people say, German compounds among them, have about 40 letters.
 _LONGEST_WORD = 45
-# Speech has 8 to 20 letters/s (2 to 6 in scripts of syllables and ideographs, where phrases are of a few letters). A
-# stock phrase over so long a stretch was not what was said in it.
+# Speech has 8 to 20 letters/s (2 to 6 in syllabic and ideographic scripts, whose phrases have few letters). A stock
+# phrase at a lower rate than this is not what was said.
 _FEW_LETTERS_PER_SECOND = 3.0
 _FEW_SYLLABLES_PER_SECOND = 1.0
 # Whisper's own threshold for "this is no speech".
@@ -38,7 +38,7 @@ def _spoken(phrases: dict[str, list[str]]) -> dict[str, set[str]]:
     return {lang: {" ".join(words(phrase)) for phrase in said} for lang, said in phrases.items()}
 
 
-# What Whisper writes for silence and music, learnt from subtitles. Nobody says these.
+# Whisper writes these for silence and music, as learned from subtitles. Nobody says them.
 _CREDITS = _spoken(
     {
         "ar": ["ترجمة نانسي قنقر"],
@@ -55,7 +55,7 @@ _CREDITS = _spoken(
         "zh": ["请不吝点赞 订阅 转发 打赏支持明镜与点点栏目", "字幕由Amara.org社区提供"],
     }
 )
-# These people do say, but not over a long stretch, nor where the recogniser itself hears nobody.
+# People do say these, but not over a long stretch, nor where the recognizer itself finds no speech.
 _COURTESIES = _spoken(
     {
         "ar": ["شكرا", "اشتركوا في القناة"],
@@ -88,7 +88,7 @@ def chars_per_second(text: str, seconds: float) -> float:
 
 
 def repetition(text: str) -> str | None:
-    """Says what repeats itself, if the text is stuck in a loop."""
+    """Describes the repetition if the text is stuck in a loop, else None."""
     spoken = words(text)
     for size in range(1, _LOOP_WORDS + 1):
         run = 0  # words that equal the one `size` before them, up to here
@@ -102,7 +102,7 @@ def repetition(text: str) -> str | None:
 
 
 def hallucination(text: str, seconds: float, lang: str | None, no_speech_prob: float | None) -> str | None:
-    """Says why the text is not what was said in `seconds`, if that can be told from it.
+    """Explains why the text cannot be what was said in `seconds`, None if it may be.
 
     `lang` (ISO 639-1) chooses the stock phrases; None: those of all languages.
     """
@@ -118,12 +118,10 @@ def hallucination(text: str, seconds: float, lang: str | None, no_speech_prob: f
         return f"{text.strip()!r}, a subtitler's phrase"
     if phrase in _phrases(_COURTESIES, lang):
         unspaced = re.search(rf"[{_UNSPACED}\uac00-\ud7af]", phrase)
-        rate, usual = (
-            chars_per_second(text, seconds),
-            _FEW_SYLLABLES_PER_SECOND if unspaced else _FEW_LETTERS_PER_SECOND,
-        )
-        if rate < usual:
-            return f"{text.strip()!r}, a stock phrase, at {rate:.1f} letters/s (< {usual:g})"
+        rate = chars_per_second(text, seconds)
+        lowest = _FEW_SYLLABLES_PER_SECOND if unspaced else _FEW_LETTERS_PER_SECOND
+        if rate < lowest:
+            return f"{text.strip()!r}, a stock phrase, at {rate:.1f} letters/s (< {lowest:g})"
         if no_speech_prob is not None and no_speech_prob > _NO_SPEECH_PROB:
             return f"{text.strip()!r}, a stock phrase, where no speech was likely ({no_speech_prob:.2f})"
     return None

@@ -1,4 +1,4 @@
-"""Words as recognised -> words where they are heard, with the one who says them; and turns as they are given."""
+"""Recognized words moved to the speech that they belong to, with their speakers; and checks of given turns."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from data_prep.reasons import Reason
 from data_prep.records import Clip, GivenTurn, Recording, Rejection, Span, SpeakerSpan, Word
 
 STRETCH_SECONDS = 1.0
-"""The first and last word of a stretch of speech reach to its ends if they are no further away. Recognisers are vague
-about times, and what lies beyond the last word is most often its end; more than this is speech that was not
-understood."""
+"""The first and last word of a span of speech are extended to its ends if those are no further away. Word times are
+inaccurate, and speech beyond the last word is usually its end; more than this is speech that was not recognized."""
 
 
 @dataclass
 class SpokenWord:
-    """A word, who says it, and the clip that it was recognised in."""
+    """A word, its speaker, and the clip in which it was recognized."""
 
     word: Word
     speaker: str
@@ -24,10 +23,10 @@ class SpokenWord:
 
 
 def aligned(words: Sequence[Word], spans: Sequence[Span]) -> list[Word]:
-    """Words of a track, by time, moved into its spans of speech (at least one), by start.
+    """Moves the words of a track, sorted by time, into its spans of speech (at least one), sorted by start.
 
-    A word belongs to the span that it overlaps most, or else to the nearest. Inside a span, words end where the next
-    one starts at the latest.
+    A word belongs to the span that it overlaps most, or else to the nearest. Inside a span, a word starts no earlier
+    than the one before it ends.
     """
     found: list[Word] = []
     homes: list[int] = []
@@ -61,7 +60,7 @@ def _home(word: Word, spans: Sequence[Span], first: int) -> int:
 
 
 def speakers_of(words: Sequence[Word], spans: Sequence[SpeakerSpan]) -> list[str]:
-    """Who says each of a track's words, by time: the one whose span (by start) overlaps it most, or is nearest."""
+    """The speaker of each of a track's words, by time: whose span (by start) overlaps it most, or is nearest."""
     found: list[str] = []
     first = 0
     for word in words:
@@ -78,12 +77,12 @@ def speakers_of(words: Sequence[Word], spans: Sequence[SpeakerSpan]) -> list[str
 
 
 def _nearness(word: Word, span: Span | SpeakerSpan) -> float:
-    """Seconds in common; negative: seconds between the two."""
+    """Seconds of overlap; if negative, seconds between the two."""
     return min(word.end, span.end) - max(word.start, span.start)
 
 
 def united(spans: Iterable[Span]) -> list[Span]:
-    """The same time as spans by start, apart from each other."""
+    """The union of spans: by start, disjoint."""
     found: list[Span] = []
     for span in sorted(spans, key=lambda span: span.start):
         if found and span.start <= found[-1].end:
@@ -96,12 +95,12 @@ def united(spans: Iterable[Span]) -> list[Span]:
 # --------------------------------------------------------------------------------------------------- given turns
 
 END_TOLERANCE_SECONDS = 0.1
-"""How far a turn may reach beyond the audio (annotation tools round) before its times are taken to be wrong."""
+"""How far a turn may extend beyond the audio (annotation tools round) before its times count as wrong."""
 
 
 @dataclass
 class CheckedTurn:
-    """A given turn: clipped to the audio, or with the reason why it cannot be."""
+    """A given turn, clipped to the audio, or with its rejection."""
 
     given: GivenTurn
     start: float
@@ -121,9 +120,8 @@ def _checked(turn: GivenTurn, recording: Recording) -> CheckedTurn:
     problem = _problem(turn, end, recording)
     if problem:
         reason, message = problem
-        return CheckedTurn(
-            turn, turn.start, end, Rejection(reason=reason, message=f"given turn {turn.number}: {message}")
-        )
+        rejection = Rejection(reason=reason, message=f"given turn {turn.number}: {message}")
+        return CheckedTurn(turn, turn.start, end, rejection)
     return CheckedTurn(turn, turn.start, min(end, recording.seconds), None)
 
 

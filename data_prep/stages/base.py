@@ -1,4 +1,4 @@
-"""What a stage is: a step that turns what is known of a recording into one more result.
+"""The interface of stages, each of which adds one result to those of a recording.
 
 A stage knows nothing of files, units, retries or processes: `data_prep/execution/unit.py` gives it recordings, keeps
 its results, and repeats it only when its fingerprint, or that of a stage it reads from, has changed.
@@ -26,21 +26,21 @@ class Item:
 
 
 class Stage(Protocol, Generic[Result]):
-    """One stage with its backend chosen and its options set; models are loaded when they are first used."""
+    """A stage with its backend and options; models are loaded when they are first used."""
 
     name: str
-    version: int  # raise it when equal options give other results than before
+    version: int  # incremented when the same options give other results than before
     reads: tuple[str, ...]  # earlier stages whose results it needs
     result: type[Result]  # a dataclass of records.py
-    options: Any  # dataclass: everything that its results depend on
+    options: Any  # dataclass of everything that the results depend on
     backend: str  # for reports
     device: str
     group_seconds: float  # audio to be processed together at most; 0: one recording at a time
 
     def process(self, items: Sequence[Item]) -> list[Result]:
-        """One result for each item, in order; of equal items whatever they are grouped with.
+        """One result for each item, in order, which does not depend on the other items.
 
-        Raises `RejectedRecording` for a recording of which nothing can be used (when `items` holds more than one, the
-        caller tries each alone); any other exception is a failure, classified by `data_prep/execution/unit_files.py`.
+        Raises `RejectedRecording` for a recording of which nothing can be used (with several items, the caller then
+        tries each alone); any other exception is a failure, classified by `data_prep/execution/unit_files.py`.
         """
         ...

@@ -1,6 +1,6 @@
 """Stage `diarize`: who speaks when.
 
-Nothing is searched where it is known: in a call, each channel is a speaker, and given turns name theirs.
+No model is used where this is known: in a call, each channel is a speaker, and given turns name theirs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from data_prep.stages.pyannote import Pyannote, is_available
 
 
 class DiarizeStage:
-    """Raises ValueError or FileNotFoundError (one line) if the backend's package or weights are missing."""
+    """Speaker diarization.
+
+    Raises ValueError or FileNotFoundError (one line) if the backend's package or weights are missing.
+    """
 
     name = "diarize"
     version = 1
-    reads = ("vad",)
+    reads: tuple[str, ...] = ("vad",)
     result = Speakers
     group_seconds = 0.0
 
     def __init__(self, cfg: DiarizeConfig) -> None:
         if cfg.backend is DiarizeBackend.auto:
-            # decided here, so that it enters the fingerprint: results of the two are not mixed
+            # decided here to be part of the fingerprint: results of the two are not mixed
             found = is_available(cfg.pyannote)
             cfg = replace(cfg, backend=DiarizeBackend.pyannote if found else DiarizeBackend.cluster)
         self.options = cfg

@@ -1,8 +1,8 @@
-"""DNSMOS P.835: how listeners would rate speech, noise and the whole, each 1 (bad) to 5 (excellent).
+"""DNSMOS P.835: estimated listener ratings of speech, background and overall quality, 1 (bad) to 5 (excellent).
 
 Reddy, Gopal, Cutler, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise
-Suppressors" (ICASSP 2022). The model comes inside the package speechmos; its own code, which hears one window after
-another at a hop of 1 s, is not used.
+Suppressors" (ICASSP 2022). The model is part of the package speechmos, whose own code is not used: it takes one
+window after another, at a hop of 1 s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from csm.judges.hub import ModelUnavailable
 from data_prep.records import MODEL_RATE
 
-WINDOW = int(9.01 * MODEL_RATE)  # samples that the model hears at once
-MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same answer
+WINDOW = int(9.01 * MODEL_RATE)  # samples of the model's input
+MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same result
 
 _BATCH = 8  # windows
 # The model's three outputs are mapped to the scale of the listening tests by these polynomials, highest power first:
@@ -30,16 +30,16 @@ _FITS = (
 
 
 class Dnsmos:
-    """The model, loaded. Raises FileNotFoundError if its package is not installed.
+    """The loaded model. Raises FileNotFoundError if its package is not installed.
 
     Args:
         hop_seconds: between windows of audio longer than one; at least 4.5.
-        device: "cpu" (one thread, so that results do not depend on how many there are) or "cuda".
+        device: "cpu" (one thread, so that results do not depend on the number of threads) or "cuda".
     """
 
     def __init__(self, hop_seconds: float, device: str = "cpu") -> None:
         weights = _model_file()
-        import onnxruntime  # not above: only this needs it, and it is not always installed
+        import onnxruntime  # an optional dependency
 
         self.hop = round(hop_seconds * MODEL_RATE)
         options = onnxruntime.SessionOptions()
@@ -73,7 +73,7 @@ class Dnsmos:
 def split(clip: np.ndarray, hop: int) -> list[np.ndarray]:
     """Windows of a clip: one about every `hop` samples, the first at its start and, of several, the last at its end.
 
-    A clip that is shorter than a window is repeated until it fills it, as the original does.
+    A clip that is shorter than a window is repeated to fill it, as in the original.
     """
     if len(clip) < WINDOW:
         return [np.resize(clip, WINDOW)]

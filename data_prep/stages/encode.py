@@ -1,4 +1,4 @@
-"""Turns -> codes: each turn from its own track, on its own, from a fresh codec state, as at inference."""
+"""Stage `encode`: codes of turns, each from its own track and from a fresh codec state, as at inference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from data_prep.speech.limits import check
 from data_prep.stages.base import Item
 
 PEAK = 0.99
-"""No gain lifts a sample above this."""
+"""Highest level of a sample after a gain."""
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
+    """Options that the stage's results depend on."""
+
     codec: str  # identity of the weights
     num_codebooks: int
     loudness: float | None
@@ -31,11 +33,11 @@ class EncodeOptions:
 
 
 class EncodeStage:
-    """Turns that pass the loose limits, padded together with others of their length (`csm.codec.encode_turns`)."""
+    """Encodes the turns that pass the loose limits, in batches of similar length (`csm.codec.encode_turns`)."""
 
     name = "encode"
     version = 1
-    reads = ("turns", "score")
+    reads: tuple[str, ...] = ("turns", "score")
     result = Encoded
 
     def __init__(self, cfg: EncodeConfig, loose: LimitsConfig, codec: Codec) -> None:
@@ -63,7 +65,7 @@ class EncodeStage:
             chosen, encode_turns(self.codec, waveforms, self.batch_seconds), strict=True
         ):
             if not codes.any(dim=0).all():
-                message = "a frame has only zero codes (end of speech)"
+                message = "a frame has only zero codes, which mean end of speech"
                 result.rejected.append(Rejection(turn=turn.number, reason=Reason.end_frame, message=message))
                 continue
             stored = codes.numpy().astype("<u2").tobytes()
@@ -87,7 +89,7 @@ class EncodeStage:
         return wanted
 
     def _gains(self, item: Item) -> dict[str, float]:
-        """Gain in dB for each speaker, from the mean power of the speaker's turns; empty if loudness is left alone."""
+        """Gain in dB for each speaker, from the mean power of the speaker's turns; empty if loudness is not changed."""
         if self.options.loudness is None:
             return {}
         turns: Turns = item.results["turns"]

@@ -17,7 +17,7 @@ _CONFIG = "config.yaml"
 
 
 def is_available(model: str) -> bool:
-    """Whether pyannote.audio is installed with what it needs, and `model` is a folder or in the hub's local cache."""
+    """Whether pyannote.audio is installed with its dependencies, and `model` is a folder or in the hub's cache."""
     if find_spec("pyannote") is None or any(
         find_spec(f"pyannote.{part}") is None for part in ("audio", "core", "pipeline")
     ):
@@ -32,7 +32,7 @@ class Pyannote:
 
     Raises:
         ModelUnavailable: pyannote.audio is not installed, or the pipeline does not load.
-        FileNotFoundError: its weights are neither here nor can they be fetched.
+        FileNotFoundError: its weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(self, model: str, device: str) -> None:
@@ -50,17 +50,17 @@ class Pyannote:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelUnavailable(f"{model} does not load as a pyannote pipeline: {reason}") from error
-        if pipeline is None:  # so the library says that the hub gave nothing
+        if pipeline is None:  # how the library reports that it could not download
             raise FileNotFoundError(
-                f"{model}: no such folder, and the hub does not give it; accept its terms there and log in with "
-                "`hf auth login`, or download it and set diarize.pyannote to the folder"
+                f"{model}: no such folder, and it cannot be downloaded from the hub; accept its terms there and log in "
+                "with `hf auth login`, or download it and set diarize.pyannote to the folder"
             )
         self._pipeline: Any = pipeline.to(torch.device(device))
 
     def speakers(self, samples: np.ndarray, max_speakers: int) -> list[tuple[float, float, str]]:
         """(start, end, speaker) by start, of speech at 16 kHz; overlapping where two speak at once."""
         audio = {"waveform": torch.from_numpy(samples)[None], "sample_rate": MODEL_RATE}
-        # The diarization with overlaps, not the exclusive one: words go to the larger overlap all the same, and where
-        # two people speak at once must be known.
+        # The diarization with overlaps, not the exclusive one: words go to the speaker they overlap most in any case,
+        # and overlapping speech must be known.
         found = self._pipeline(audio, max_speakers=max_speakers).speaker_diarization
         return sorted((turn.start, turn.end, str(who)) for turn, _, who in found.itertracks(yield_label=True))

@@ -1,4 +1,4 @@
-"""Stage `score`: what a turn's sound is like, and what the recording's is, to filter and to find duplicates."""
+"""Stage `score`: measures of turns' audio, to filter them, and fingerprints and a hash, to find duplicates."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from data_prep.stages.dnsmos import MIN_HOP_SECONDS, Dnsmos
 _CLIPPED = 0.98
 # Gating blocks of ITU-R BS.1770-4, 75% overlapping.
 _BLOCK_SECONDS, _BLOCK_STEP_SECONDS = 0.4, 0.1
-# Content is what comes within 60 dB of the strongest frequency in at least one frame of twenty: consonants do, the
-# noise of quantisation and what resamplers leave do not, and a click is in too few frames.
+# A frequency has content if it comes within 60 dB of the strongest one in at least one frame of twenty: consonants do,
+# quantization noise and the residue of resamplers do not, and a click is in too few frames.
 _CONTENT_DB, _CONTENT_QUANTILE = 60.0, 0.95
 _FRAME_SECONDS = 0.032
-_LISTENED_SECONDS = 600.0  # of turns in memory for DNSMOS
+_DNSMOS_SECONDS = 600.0  # of turns in memory at once
 
 
 @dataclass
 class ScoreOptions:
-    """What the results depend on."""
+    """Options that the stage's results depend on."""
 
     dnsmos: bool
     dnsmos_hop_seconds: float
@@ -46,7 +46,7 @@ class ScoreStage:
 
     name = "score"
     version = 1
-    reads = ("turns",)
+    reads: tuple[str, ...] = ("turns",)
     result = Scores
     group_seconds = 0.0
 
@@ -58,7 +58,6 @@ class ScoreStage:
         self.device = cfg.device if cfg.dnsmos else "cpu"
 
     def process(self, items: Sequence[Item]) -> list[Scores]:
-        """See `Stage.process`."""
         return [self._score(item) for item in items]
 
     def _score(self, item: Item) -> Scores:
@@ -94,20 +93,20 @@ def loudness(audio: np.ndarray, rate: int) -> float | None:
     """
     seconds = len(audio) / rate
     if len(audio) < _BLOCK_SECONDS * rate:
-        block = math.nextafter(seconds, 0.0)  # pyloudnorm refuses a block that rounding makes longer than the audio
+        block = math.nextafter(seconds, 0.0)  # pyloudnorm rejects a block that rounding makes longer than the audio
     else:
         block = _BLOCK_SECONDS
-        # pyloudnorm would count a last block that is not whole as if it were
+        # pyloudnorm would count an incomplete last block as a whole one
         steps = math.floor((seconds - block) / _BLOCK_STEP_SECONDS + 1e-6)
         audio = audio[: math.ceil((block + steps * _BLOCK_STEP_SECONDS) * rate)]
-    # this filter class has the standard's own coefficients; the default's are 0.1 dB off
+    # this filter class has the coefficients of the standard; those of the default are 0.1 dB off
     meter = pyloudnorm.Meter(rate, filter_class="DeMan", block_size=block)
     value = float(meter.integrated_loudness(audio)) if len(audio) else -math.inf
     return value if math.isfinite(value) else None
 
 
 def clipped(audio: np.ndarray) -> float | None:
-    """Share of the samples of float32 [N] at full scale; None if there are none."""
+    """Share of the samples of float32 [N] at full scale; None if N is 0."""
     return float(np.mean(np.abs(audio) >= _CLIPPED)) if len(audio) else None
 
 
@@ -125,7 +124,7 @@ def bandwidth(audio: np.ndarray, rate: int) -> float | None:
 
 
 def pcm_sha256(audio: RecordingAudio) -> str:
-    """Of the decoded samples: rate and channels, then frame by frame each channel's little-endian float32."""
+    """Hash of the decoded audio: rate and channels, then for each sample all channels as little-endian float32."""
     digest = hashlib.sha256(f"{audio.rate} {audio.num_channels}\n".encode())
     for block in audio.blocks():
         digest.update(block.astype("<f4").tobytes())
@@ -133,12 +132,12 @@ def pcm_sha256(audio: RecordingAudio) -> str:
 
 
 def _groups(turns: Sequence[DraftTurn]) -> list[list[int]]:
-    """Places of turns, in runs of at most `_LISTENED_SECONDS`, or of one longer turn."""
+    """Indices of turns, in groups of at most `_DNSMOS_SECONDS`, or of one longer turn."""
     groups: list[list[int]] = []
     seconds = math.inf
     for i, turn in enumerate(turns):
         seconds += turn.end - turn.start
-        if seconds > _LISTENED_SECONDS:
+        if seconds > _DNSMOS_SECONDS:
             groups.append([])
             seconds = turn.end - turn.start
         groups[-1].append(i)

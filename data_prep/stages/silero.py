@@ -1,4 +1,4 @@
-"""Voice activity by silero-vad: the ONNX "sequence" model, whose weights come inside the package."""
+"""Voice activity by silero-vad: the ONNX "sequence" model, whose weights are part of the package."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from data_prep.config import VadConfig
 from data_prep.records import MODEL_RATE, Span
 
 FRAME = 512
-"""Samples at 16 kHz for which the model gives one probability: 32 ms."""
+"""Samples at 16 kHz (32 ms) for which the model gives one probability."""
 _CONTEXT = 64  # samples before a frame that the model sees with it
-_FRAMES_AT_ONCE = 512  # per call, which bounds its memory
+_FRAMES_AT_ONCE = 512  # per call, to bound its memory
 
 
 class Silero:
@@ -31,23 +31,23 @@ class Silero:
         self.session = load_silero_vad(sequence=True, sampling_rate=MODEL_RATE).session
 
     def stream(self) -> SileroStream:
-        """A new track to listen to from its start."""
+        """State for a new track."""
         return SileroStream(self)
 
 
 class SileroStream:
-    """One track, listened to block by block with the same result as all at once."""
+    """A track that is fed block by block, with the same result as all at once."""
 
     def __init__(self, model: Silero) -> None:
         self.session = model.session
         self.hidden = np.zeros((1, 1, 128), np.float32)
         self.cell = np.zeros((1, 1, 128), np.float32)
-        self.context = np.zeros(_CONTEXT, np.float32)
+        self.context: np.ndarray = np.zeros(_CONTEXT, np.float32)
 
     def feed(self, block: np.ndarray) -> np.ndarray:
         """Speech probability of each frame, float32 [ceil(N / 512)], of the track's next N samples (16 kHz).
 
-        N must be a multiple of 512 in all blocks but the last, which is filled up with zeros.
+        N must be a multiple of 512 in all blocks but the last, which is padded with zeros.
         """
         frames = np.pad(block, (0, -len(block) % FRAME)).reshape(-1, FRAME)
         found = [np.zeros(0, np.float32)]

@@ -1,8 +1,8 @@
-"""Stage `transcribe`: what is said, with the times of words.
+"""Stage `transcribe`: the words that are said, with their times.
 
-Speech is heard in clips of at most `max_clip_seconds`: neighbouring spans of speech together, a longer span divided
-where it is quietest. Clips of one recording share batches and those of two never do, so that a recording's text does
-not depend on what it is processed with. Given turns with texts are not heard; those without are heard by themselves.
+Speech is recognized in clips of at most `max_clip_seconds`: neighboring spans of speech are joined, longer spans
+divided where they are quietest. A batch holds clips of one recording only, so that a recording's text does not depend
+on what it is processed with. Given turns with texts are not recognized; those without are, each by itself.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
 
 MAX_PAUSE_IN_CLIP = 3.0
-"""Silence in a clip is where recognisers invent words."""
+"""Longest pause inside a clip, in seconds: recognizers invent words in silence."""
 LANGUAGE_CLIPS = 5
-"""From how many clips, evenly over the recording, its language is told."""
-_CLIPS_AT_ONCE = 64  # whose audio is in memory: half an hour
+"""Clips, evenly over the recording, from which its language is detected."""
+_CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
 
 
 class TranscribeStage:
-    """Raises ValueError or FileNotFoundError (one line) if a package, weights or a language are missing."""
+    """Speech recognition.
+
+    Raises ValueError or FileNotFoundError (one line) if a package, weights or a language are missing.
+    """
 
     name = "transcribe"
     version = 1
-    reads = ("vad",)
+    reads: tuple[str, ...] = ("vad",)
     result = Transcript
     group_seconds = 0.0
 
@@ -101,12 +104,12 @@ class TranscribeStage:
 
 
 def clips_of(spans: Sequence[Span], limit: float, quietest: Callable[[float, float], float]) -> list[Span]:
-    """Clips of at most `limit` seconds that hold all of `spans`, none of which is cut unless it is longer itself.
+    """Clips of at most `limit` seconds that cover all of `spans`; only spans longer than that are cut.
 
     Args:
         spans: of one track, by start.
         limit: seconds.
-        quietest: the quietest moment between two.
+        quietest: gives the quietest moment between two times.
     """
     clips: list[Span] = []
     for span in spans:
@@ -124,7 +127,7 @@ def clips_of(spans: Sequence[Span], limit: float, quietest: Callable[[float, flo
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of a text over those of it compressed (zlib), as Whisper's authors take it; 0 for no text."""
+    """Bytes of a text over bytes of its zlib compression, as in Whisper's own code; 0 for an empty text."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
@@ -150,7 +153,7 @@ def _read(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:
 
 
 def _placed(word: Word, clip: Span) -> Word:
-    """A word of a clip at its place in the recording, and inside the clip."""
+    """A clip's word with times in the recording, limited to the clip."""
     start = min(max(word.start, 0.0) + clip.start, clip.end)
     return Word(word.text, round(start, 3), round(min(max(start, word.end + clip.start), clip.end), 3), word.prob)
 

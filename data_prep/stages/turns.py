@@ -1,10 +1,11 @@
-"""Stage `turns`: words and speakers become turns. Given turns stay as they are given."""
+"""Stage `turns`: from words and speakers to turns. Given turns are kept as they are."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from csm.judges.recognition import UNSPACED
 from data_prep.audio.recording import RecordingAudio
@@ -31,18 +32,18 @@ from data_prep.stages.base import Item
 
 @dataclass
 class TurnsOptions:
-    """What the stage's results depend on."""
+    """Options that the stage's results depend on."""
 
     turns: TurnsConfig
     vad_pad_seconds: float
 
 
 class TurnsStage:
-    """Every word ends up in a turn or an event; turns that cannot be used stay in the list, rejected."""
+    """Forms turns. Every word is in a turn or an event; unusable turns stay in the list, with their rejection."""
 
     name = "turns"
-    version = 2  # 1: rejections of other columns
-    reads = ("vad", "diarize", "transcribe")
+    version = 2  # 1: rejections had other columns
+    reads: tuple[str, ...] = ("vad", "diarize", "transcribe")
     result = Turns
     backend = ""
     device = "cpu"
@@ -72,17 +73,17 @@ def made_turns(
     transcript: Transcript,
     options: TurnsOptions,
 ) -> Turns:
-    """Turns and events of what was recognised; numbered by start."""
+    """Turns, numbered by start, and events, from recognition."""
     cfg = options.turns
     words = spoken_words(speech, speakers, transcript)
     groups, backchannels = grouped(words, cfg)
-    together = _together(speakers, backchannels)
+    overlaps = _overlaps(speakers, backchannels)
     turns: list[DraftTurn] = []
     for track in speech.tracks:
         edges = Edges(audio, track, recording.seconds, options.vad_pad_seconds, cfg)
         of_track = [group for group in groups if group[0].clip.channel == track.channel]
         for group, (start, end) in zip(of_track, edges.around(of_track), strict=True):
-            turns.append(_draft(group, start, end, together.get(track.channel, []), cfg))
+            turns.append(_draft(group, start, end, overlaps.get(track.channel, []), cfg))
     turns.sort(key=lambda turn: (turn.start, turn.end, turn.speaker))
     for number, turn in enumerate(turns):
         turn.number = number
@@ -102,7 +103,7 @@ def spoken_words(speech: Speech, speakers: Speakers, transcript: Transcript) -> 
     return found
 
 
-def _draft(group: Group, start: float, end: float, together: list[Span], cfg: TurnsConfig) -> DraftTurn:
+def _draft(group: Group, start: float, end: float, overlaps: list[Span], cfg: TurnsConfig) -> DraftTurn:
     clips = [spoken.clip for spoken in group]
     return DraftTurn(
         number=-1,
@@ -113,24 +114,36 @@ def _draft(group: Group, start: float, end: float, together: list[Span], cfg: Tu
         end=end,
         text=_text(group),
         words=[spoken.word for spoken in group],
-        overlap=_common(Span(start, end), together),
+        overlap=_common(Span(start, end), overlaps),
         rejection=_too_short(end - start, cfg) if end - start < cfg.min_seconds else None,
         **_confidence(clips),
     )
 
 
-def _confidence(clips: list[Clip]) -> dict[str, str | float | None]:
-    """What recognition says of a turn whose words are of `clips` (one entry for each word): means, but the worst of
-    what tells a clip of which nothing can be trusted."""
+class _Confidence(TypedDict):
+    """The fields of `DraftTurn` that recognition gives."""
+
+    lang: str | None
+    lang_prob: float | None
+    avg_logprob: float | None
+    no_speech_prob: float | None
+    compression_ratio: float | None
+
+
+def _confidence(clips: list[Clip]) -> _Confidence:
+    """Confidence of a turn from the clips of its words (one entry for each word).
+
+    The mean log probability, but the worst of the two measures that reveal a clip of which nothing can be trusted.
+    """
     if not clips:
-        return dict.fromkeys(("lang", "lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio"))
-    return {
-        "lang": clips[0].lang,
-        "lang_prob": clips[0].lang_prob,
-        "avg_logprob": sum(clip.avg_logprob for clip in clips) / len(clips),
-        "no_speech_prob": max(clip.no_speech_prob for clip in clips),
-        "compression_ratio": max(clip.compression_ratio for clip in clips),
-    }
+        return _Confidence(lang=None, lang_prob=None, avg_logprob=None, no_speech_prob=None, compression_ratio=None)
+    return _Confidence(
+        lang=clips[0].lang,
+        lang_prob=clips[0].lang_prob,
+        avg_logprob=sum(clip.avg_logprob for clip in clips) / len(clips),
+        no_speech_prob=max(clip.no_speech_prob for clip in clips),
+        compression_ratio=max(clip.compression_ratio for clip in clips),
+    )
 
 
 def _text(group: Group) -> str:
@@ -141,8 +154,8 @@ def _text(group: Group) -> str:
 
 
 def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig) -> list[DraftTurn]:
-    """Given turns as they are, by start; texts that are missing come from recognition."""
-    together = _together(speakers, [])
+    """Given turns as they are, by start; missing texts come from recognition."""
+    overlaps = _overlaps(speakers, [])
     heard = iter(transcript.clips)
     turns: list[DraftTurn] = []
     for number, turn in enumerate(checked_turns(recording)):
@@ -171,7 +184,7 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
                 end=turn.end,
                 text=text,
                 words=[word for clip in clips for word in clip.words],
-                overlap=_common(Span(turn.start, turn.end), together.get(given.channel, [])),
+                overlap=_common(Span(turn.start, turn.end), overlaps.get(given.channel, [])),
                 rejection=rejection,
                 **confidence,
             )
@@ -180,7 +193,7 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
 
 
 def _clips_until(clips: Iterator[Clip], end: float) -> list[Clip]:
-    """The next clips, up to the one that ends with the turn: stage `transcribe` made them in the order of turns."""
+    """The next clips, up to the one that ends with the turn; stage `transcribe` makes them in the order of turns."""
     found: list[Clip] = []
     for clip in clips:
         found.append(clip)
@@ -196,7 +209,7 @@ def _joined(clips: list[Clip]) -> str:
 
 def _no_text(heard: bool, number: int) -> Rejection:
     if heard:
-        return Rejection(reason=Reason.no_words, message=f"given turn {number}: no word was recognised in it")
+        return Rejection(reason=Reason.no_words, message=f"given turn {number}: no word was recognized in it")
     message = f"given turn {number}: it has no text, and transcribe.backend=none"
     return Rejection(reason=Reason.empty_text, message=message)
 
@@ -209,8 +222,8 @@ def _too_short(seconds: float, cfg: TurnsConfig) -> Rejection:
 # ------------------------------------------------------------------------------------------------- overlap
 
 
-def _together(speakers: Speakers, backchannels: list[Group]) -> dict[int | None, list[Span]]:
-    """For each channel, where two speak at once, by start and apart from each other."""
+def _overlaps(speakers: Speakers, backchannels: list[Group]) -> dict[int | None, list[Span]]:
+    """For each channel, the spans in which two speak at once: by start, disjoint."""
     spans: dict[int | None, list[SpeakerSpan]] = {}
     for span in speakers.spans:
         spans.setdefault(span.channel, []).append(span)
@@ -229,7 +242,7 @@ def _together(speakers: Speakers, backchannels: list[Group]) -> dict[int | None,
 
 
 def _common(span: Span, others: list[Span]) -> float:
-    """Seconds of `span` in `others` (by start, apart)."""
+    """Seconds of `span` that are in `others` (by start, disjoint)."""
     first = max(0, bisect_right(others, span.start, key=lambda other: other.start) - 1)
     seconds = 0.0
     for other in others[first:]:

@@ -1,7 +1,7 @@
-"""Stage `vad`: which tracks a recording has, and where somebody speaks on each.
+"""Stage `vad`: the tracks of a recording, and the speech on each.
 
-A track is the mean of all channels (or what stands for it where they cancel each other, see audio/recording.py),
-except that two channels with a speaker each, as of a call, are two tracks.
+A track is the mean of all channels (or the loudest one where they cancel each other, see audio/recording.py), except
+that two channels with a speaker each, as of a call, are two tracks.
 """
 
 from __future__ import annotations
@@ -21,36 +21,38 @@ from data_prep.stages.base import Item
 from data_prep.stages.silero import FRAME, Silero, spans_of
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
-_FLOOR = 1e-8  # mean square of a channel taken for silence at most: -80 dBFS
+_FLOOR = 1e-8  # mean square at and below which a channel is silent: -80 dBFS
 DOMINANT = 4.0
-"""How many times as strong as the other channel (6 dB) the one with the speaker on it is, in a frame of speech."""
+"""Least ratio of power (6 dB) between a speaker's channel and the other one, in a frame of speech."""
 DOMINATED_SHARE = 0.6
-"""Of a call's frames of speech, at least this share has a dominant channel; a stereo mix has voices on both."""
+"""Least share of a call's frames of speech that have a dominant channel; a stereo mix has voices on both."""
 OTHER_SHARE = 0.01
-"""Each channel of a call dominates in at least this share of the frames of speech: both sides are heard."""
+"""Least share of the frames of speech in which each channel of a call dominates: both sides are heard."""
 ECHO = 100.0
-"""A channel of a call with the other so many times as strong (20 dB) carries its echo, which no one says there."""
-_ECHO_FRAMES = 11  # 0.35 s, over which the strongest frames are compared: echoes are late
+"""Ratio of power (20 dB) above which the weaker channel of a call carries only the echo of the other."""
+_ECHO_FRAMES = 11  # 0.35 s, over which the channels' peaks are compared: echoes are delayed
 
 
 class _Listener(Protocol):
-    """Hears a track block by block; see `SileroStream.feed`."""
+    """Listens to a track block by block; see `SileroStream.feed`."""
 
     def feed(self, block: np.ndarray) -> np.ndarray: ...
 
 
-class _TakesAllForSpeech:
+class _AllSpeech:
     def feed(self, block: np.ndarray) -> np.ndarray:
         return np.ones(-(-len(block) // FRAME), np.float32)
 
 
 class VadStage:
-    """Raises `RejectedRecording` (`no_speech`) for a recording without speech. Recordings with given turns are not
-    searched: their speech is where the turns are."""
+    """Voice activity detection. Recordings with given turns are not searched: their speech is where the turns are.
+
+    Raises `RejectedRecording` (`no_speech`) for a recording without speech.
+    """
 
     name = "vad"
     version = 1
-    reads = ()
+    reads: tuple[str, ...] = ()
     result = Speech
     device = "cpu"
     group_seconds = 0.0
@@ -68,7 +70,7 @@ class VadStage:
             return _given_speech(recording)
         tracks = self._tracks(recording, audio)
         if not any(track.spans for track in tracks):
-            raise RejectedRecording(Reason.no_speech, f"nobody speaks in its {recording.seconds:.1f} s")
+            raise RejectedRecording(Reason.no_speech, f"no speech in its {recording.seconds:.1f} s")
         return Speech(tracks)
 
     def _tracks(self, recording: Recording, audio: RecordingAudio) -> list[TrackSpeech]:
@@ -96,7 +98,7 @@ class VadStage:
 
     def _listener(self) -> _Listener:
         if self.options.backend is VadBackend.none:
-            return _TakesAllForSpeech()
+            return _AllSpeech()
         if self._model is None:
             self._model = Silero()
         return self._model.stream()
@@ -109,11 +111,11 @@ class VadStage:
 
 
 def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:
-    """Whether two channels carry a speaker each.
+    """Whether two channels carry one speaker each.
 
     Args:
         power: mean square of each channel's frames, float [2, F].
-        speech: whether somebody speaks there, bool [2, F].
+        speech: whether somebody speaks in each frame, bool [2, F].
     """
     frames = int(speech.any(axis=0).sum())
     ratio = (power[0] + _FLOOR) / (power[1] + _FLOOR)
@@ -137,7 +139,7 @@ def _blocks(audio: RecordingAudio, channels: Sequence[int | None], seconds: floa
     for first in range(0, samples, _BLOCK):
         count = min(_BLOCK, samples - first)
         start, end = first / MODEL_RATE, (first + count) / MODEL_RATE
-        # resampling may round a block to one sample more or less; frames must not drift by that
+        # resampling may round a block to one sample more or less, by which frames must not drift
         yield np.stack([_of_length(audio.track(channel, MODEL_RATE, start, end), count) for channel in channels])
 
 

@@ -1,6 +1,6 @@
-"""A folder of recordings as people hand them in: good ones, and twelve kinds that are odd or broken.
+"""A folder of recordings as found in practice: good ones, and twelve kinds that are odd or broken.
 
-Of `KINDS`, some are fine and must come through, some are left out of the plan, some only further on.
+Of `KINDS`, some are fine and must be kept, some are rejected by the plan, some only by later stages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEMO = Path(__file__).resolve().parents[2] / "data_prep" / "demo"
 
 @dataclass
 class Kind:
-    """What becomes of a kind of file: left out by the plan or by decoding for a reason, or read (`None`)."""
+    """A kind of file, and the reason for which the plan or decoding rejects it (`None`: it is read)."""
 
     name: str  # of the file
     at_plan: str | None = None
@@ -30,7 +30,7 @@ class Kind:
 
 
 GOOD = ("echo.wav", "welcome.flac", "weasels.mp3")
-"""Real speech, with the text of `speech_turns` beside each."""
+"""Real speech, each with the turns of `speech` in a side file."""
 
 KINDS = (
     Kind("empty.wav", at_plan="audio_empty"),
@@ -81,7 +81,7 @@ def write_good_files(folder: Path) -> None:
 
 
 def write_bad_files(folder: Path, silence_hours: float = 12.0) -> None:
-    """One file of each of `KINDS`, beside the good files it belongs to (`write_good_files` first)."""
+    """One file of each of `KINDS`, next to the good files that it repeats (`write_good_files` first)."""
     audio, turns = speech("help")
     text = turns[0]["text"]
 

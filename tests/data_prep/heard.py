@@ -1,4 +1,4 @@
-"""What the tests of measures hear: made-up recordings and turns, the demo's speech, lossy codecs."""
+"""Audio for tests: made-up recordings and turns, the demo's speech, lossy codecs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `diarize`, and the whole way from sound to turns on a real telephone call with its annotation withheld."""
+"""Stage `diarize`, and all stages from audio to turns on a real telephone call without its annotation."""
 
 from importlib.metadata import files
 from itertools import pairwise

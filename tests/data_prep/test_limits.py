@@ -1,4 +1,4 @@
-"""Every limit refuses what is beyond it, for its own reason, and nothing else; texts that recognisers make up."""
+"""Every limit rejects what is beyond it, for its own reason, and nothing else; texts that recognizers make up."""
 
 from dataclasses import fields
 
@@ -16,7 +16,7 @@ TURN = draft(0, 10.0, 13.0, TEXT, lang="en", lang_prob=0.8, avg_logprob=-0.5, no
 SCORE = TurnScore(0, -20.0, 0.01, 7000.0, 3.0, 3.5, 4.0, [])
 RATES = SourceRates(median=14.0, deviation=1.0)
 
-# option: (a value that the turn keeps to, one that it breaks, reason, what the message says)
+# option: (a value that the turn meets, one that it breaks, reason, what the message says)
 LIMITS = {
     "min_seconds": (3.0, 3.5, "too_short", "seconds 3 is below 3.5"),
     "max_seconds": (3.0, 2.5, "too_long", "seconds 3 is above 2.5"),
@@ -38,7 +38,7 @@ def test_every_limit_has_a_case():
 
 
 @pytest.mark.parametrize("option", LIMITS)
-def test_a_limit_refuses_for_its_own_reason(option):
+def test_a_limit_rejects_for_its_own_reason(option):
     keeps, breaks, reason, message = LIMITS[option]
     assert check(TURN, SCORE, LimitsConfig(**{option: keeps}), RATES) is None
     rejection = check(TURN, SCORE, LimitsConfig(**{option: breaks}), RATES)

@@ -1,4 +1,4 @@
-"""Plans: what goes in, what is left out, and that neither order nor interruptions change anything."""
+"""Plans: which recordings are planned and rejected, whatever the order of inputs and the interruptions."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def recordings_of(plan: Plan) -> dict[str, Recording]:
 
 
 def content(work: Path) -> dict[str, bytes]:
-    """The plan's files, without what was remembered of probing."""
+    """The plan's files, without the cache of probes."""
     shutil.rmtree(work / "probed", ignore_errors=True)
     return files(work)
 
@@ -50,7 +50,7 @@ def content(work: Path) -> dict[str, bytes]:
 
 
 def test_twelve_kinds_of_odd_file_among_good_ones(tmp_path, plan_of):
-    """Each is left out by name and reason where it should be, or comes through; no good file is lost."""
+    """Each is either rejected by name and reason where it should be, or read; no good file is lost."""
     folder = tmp_path / "disk"
     write_good_files(folder)
     write_bad_files(folder)
@@ -214,7 +214,7 @@ def test_update_plans_only_what_is_new(many, plan_of, tmp_path):
     (tmp_path / "bad.wav").write_text("no audio")
     names = ["new0.wav", "new1.wav", "new2.wav", "00.wav", "bad.wav"]
     many.write_text(many.read_text() + "".join(json.dumps({"audio": name}) + "\n" for name in names))
-    with pytest.raises(ValueError, match="3 new recordings, 0 gone, 2 more left out"):
+    with pytest.raises(ValueError, match="3 new recordings, 0 gone, 2 more rejected"):
         plan_of(many, unit_hours=12 / 3600)
     second = plan_of(many, unit_hours=12 / 3600, update=True)
     assert second.units[: len(units)] == units and len(second.units) == len(units) + 2
@@ -228,7 +228,7 @@ def test_update_plans_only_what_is_new(many, plan_of, tmp_path):
     }
     after = content(tmp_path / "work")
     assert all(after[name] == data for name, data in kept.items())
-    for update in (False, True):  # it is the plan of these inputs now
+    for update in (False, True):  # this is now the plan of these inputs
         assert plan_of(many, unit_hours=12 / 3600, update=update).hash == second.hash != first.hash
     assert content(tmp_path / "work") == after
 
@@ -256,7 +256,7 @@ def test_interrupted_writing_leaves_no_plan_or_the_old_one(many, plan_of, tmp_pa
 
 
 def test_files_are_read_once_for_all_plans_and_again_when_they_change(many, plan_of, tmp_path):
-    """What was found is remembered by size and time of change; made visible by changing a file behind its back."""
+    """Probes are cached by size and modification time; made visible by changing a file without changing these."""
     first = plan_of(many)
     file = tmp_path / "5.wav"
     status, data = file.stat(), bytearray(file.read_bytes())

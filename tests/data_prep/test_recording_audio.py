@@ -1,4 +1,4 @@
-"""Audio of recordings, wherever it lies, against csm.audio and against what was written."""
+"""Audio of recordings from every storage, against csm.audio and against what was written."""
 
 import hashlib
 import io
@@ -218,7 +218,7 @@ class Failing(io.BytesIO):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.m4a", "a.g722", "uncounted.mp3"])
 def test_failing_storage_is_no_property_of_the_recording(formats, name):
-    """It is raised as it is, so that it is tried again, from within both decoders."""
+    """It is raised unchanged, to be retried, from within both decoders."""
     with pytest.raises(TimeoutError, match="the server does not answer"):
         for _ in open_audio(Failing((formats / name).read_bytes()), name).blocks():
             pass

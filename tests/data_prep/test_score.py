@@ -1,4 +1,4 @@
-"""Measures of a turn's sound on signals of which they are known."""
+"""Measures of a turn's audio, on signals for which they are known."""
 
 import hashlib
 import math
@@ -40,7 +40,7 @@ def test_loudness_of_every_length_shorter_than_a_block(rate):
         assert loudness(sound[:n], rate) == pytest.approx(-23.01, abs=0.1), n
 
 
-def test_loudness_leaves_out_pauses():
+def test_loudness_ignores_pauses():
     """The gate of EBU R 128: silence around and between does not count, as long as there are whole blocks of sound."""
     rate = 16_000
     sound = tone(997, 4.0, rate, level=0.1)

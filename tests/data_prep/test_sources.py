@@ -1,4 +1,4 @@
-"""Every form in which recordings can be handed in lists the same recordings, and says what is wrong with others."""
+"""Every form of input lists the same recordings, and names what is wrong with others."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_dataset_columns_become_a_turn(tmp_path):
     assert entry.audio == "d.parquet/00000000/echo.flac"
     (entry,) = listed(source, text_column="raw", group_pattern=r"(\w+)\.flac").values()
     assert entry.turns[0].text == "HELLO" and entry.group == "echo"
-    with pytest.raises(ValueError, match=r"d\.parquet: has no column 'words', text_column; it has audio, sentence"):
+    with pytest.raises(ValueError, match=r"d\.parquet: has no column 'words' \(text_column\); it has audio, sentence"):
         listed(source, text_column="words")
     with pytest.raises(ValueError, match="has no column 'audio'"):
         listed(write_table(tmp_path / "e.parquet", [{"sound": 1}]))
@@ -173,7 +173,7 @@ def test_broken_side_files_reject_their_recording_alone(tmp_path):
         "times.rttm": (b"SPEAKER x 1 one 2 <NA> <NA> a <NA> <NA>", "line 1: expected a number of seconds, got 'one'"),
         "short.stm": (b"x 1 a 0.1", "line 1: expected file, channel, speaker"),
         "files.stm": (b"x 1 a 0 1 x\ny 1 a 0 1 y", "describes 2 files, none of them 'files'"),
-        "surrogate.json": (b'{"text": "\\udce9"}', "no Unicode text"),
+        "surrogate.json": (b'{"text": "\\udce9"}', "invalid Unicode"),
     }
     for name, (content, _) in broken.items():
         soundfile.write((tmp_path / name).with_suffix(".wav"), noise(0.2, RATE, 1), RATE)
@@ -222,9 +222,9 @@ def first_turn(**change):
 MISTAKES = [
     ({**GOOD, "lenght": 3}, "unknown key 'lenght'; known are audio, id, group, split, turns"),
     ({"turns": GOOD["turns"]}, "'audio' "),
-    ({**GOOD, "turns": []}, "'turns' must be a list with a turn or more"),
+    ({**GOOD, "turns": []}, "'turns' must be a non-empty list"),
     ({**GOOD, "split": "dev"}, '\'split\' must be one of "train", "val", got "dev"'),
-    ({**GOOD, "id": 7}, "'id' must be a text, got 7"),
+    ({**GOOD, "id": 7}, "'id' must be a non-empty string, got 7"),
     ([GOOD], "expected a JSON object, got list"),
     (first_turn(txt="x"), "turn 0: unknown key 'txt'"),
     (first_turn(start="0:01"), "turn 0: 'start' must be a number of seconds, got \"0:01\""),
@@ -232,7 +232,7 @@ MISTAKES = [
     (first_turn(speaker=True), "turn 0: 'speaker' must be"),
     (first_turn(speaker=-1), "turn 0: 'speaker' must be a name or a whole number >= 0, got -1"),
     (first_turn(channel=0.5), "turn 0: 'channel' must be a whole number >= 0, got 0.5"),
-    (first_turn(text=7), "turn 0: 'text' must be a text, got 7"),
+    (first_turn(text=7), "turn 0: 'text' must be a string, got 7"),
     ({**GOOD, "id": "a.wav"}, "two recordings have the id 'a.wav'"),
 ]
 
@@ -300,8 +300,8 @@ def test_wrong_requests_are_one_line(tmp_path):
         (tmp_path / "x.parquet", {}, "not a parquet file"),
         (tmp_path / "x.tar.gz", {}, "uncompressed"),
         (twins, {}, "two audio files have the name 'a' of 'a.txt'"),
-        (twins, {"group_pattern": "("}, "group_pattern='(' is no pattern"),
-        (twins, {"group_pattern": "a"}, "must hold one group in parentheses"),
+        (twins, {"group_pattern": "("}, "group_pattern='(' is not a regular expression"),
+        (twins, {"group_pattern": "a"}, "must contain one group in parentheses"),
         (twins, {"two_channel": "maybe"}, "two_channel=maybe must be one of auto, yes, no"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
@@ -312,11 +312,11 @@ def test_wrong_requests_are_one_line(tmp_path):
 def test_links_and_foreign_files_in_a_folder(tmp_path, caplog):
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     soundfile.write(tmp_path / "disk" / "deep" / "a.wav", speech("help")[0], RATE)
-    (tmp_path / "disk" / "deep" / "up").symlink_to(tmp_path / "disk")  # a circle
+    (tmp_path / "disk" / "deep" / "up").symlink_to(tmp_path / "disk")  # a cycle
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "disk")
     (tmp_path / "in" / "notes.pdf").touch()
     assert list(listed(tmp_path / "in")) == ["link/deep/a.wav"]
-    assert "files left aside: 1 .pdf" in caplog.text
+    assert "files ignored: 1 .pdf" in caplog.text
     (entry,) = listed(tmp_path / "in", group_pattern=r"link/(\w+)/").values()
     assert entry.group == "deep"

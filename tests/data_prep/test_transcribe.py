@@ -1,4 +1,4 @@
-"""Stage `transcribe`: clips, language, given turns, two backends. The small models' words are heard for real."""
+"""Stage `transcribe`: clips, language, given turns, two backends. A small model recognizes real speech."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_clips_hold_all_speech_and_are_never_too_long():
                 assert not any(span.start < cut < span.end for cut in cuts)
 
 
-def test_long_speech_is_divided_in_its_pauses_and_nothing_is_left_out(stage, tmp_path):
+def test_long_speech_is_divided_in_its_pauses_and_nothing_is_lost(stage, tmp_path):
     # one span of more than 28 s: pauses of 0.6 s between the recordings are the quietest moments
     names = ["leave-message", "directory", "join"]
     demo = demo_recordings()

@@ -1,4 +1,4 @@
-"""Words and speakers become turns: hand-made ones, whose turns can be told by hand."""
+"""From words and speakers to turns: hand-made ones, whose turns are known."""
 
 from pathlib import Path
 

@@ -2,16 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-import data_prep.demo
-from csm.audio import load_audio
 from csm.codec import SpectralCodec
 from csm.config import (
     CodecConfig,
@@ -28,30 +23,16 @@ from csm.model.csm import CSM
 from csm.text import load_tokenizer
 from data_prep.config import DataPrepConfig, ExecutorConfig, ExecutorKind
 from data_prep.prepare import prepare
+from tests.demo_speech import DEMO, SpokenTurn, records, spoken_turns
 
-DEMO = Path(data_prep.demo.__file__).parent
 CONVERSATIONS = ["urgent", "echo", "weasels", "recorded"]  # four turns each; the last is split "val"
 CODEC = CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23)
-
-
-@dataclass
-class SpokenTurn:
-    speaker: int
-    text: str
-    audio: Tensor  # float32 [num_samples], 24 kHz
 
 
 @pytest.fixture(scope="session")
 def speech() -> dict[str, list[SpokenTurn]]:
     """Demo conversations by id, turn by turn."""
-    conversations = {}
-    for record in _manifest():
-        audio = load_audio(DEMO / record["audio"], 24_000)
-        conversations[record["id"]] = [
-            SpokenTurn(t["speaker"], t["text"], audio[round(t["start"] * 24_000) : round(t["end"] * 24_000)])
-            for t in record["turns"]
-        ]
-    return conversations
+    return spoken_turns(CONVERSATIONS)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +41,9 @@ def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     recordings = folder / "recordings"
     recordings.mkdir()
-    for record in _manifest():
+    for record in records(CONVERSATIONS):
         shutil.copy(DEMO / record["audio"], recordings)
-    lines = "".join(json.dumps(record) + "\n" for record in _manifest())
+    lines = "".join(json.dumps(record) + "\n" for record in records(CONVERSATIONS))
     (recordings / "manifest.jsonl").write_text(lines)
     inline = ExecutorConfig(ExecutorKind.inline)
     output = str(folder / "dataset")
@@ -97,10 +78,3 @@ def checkpoint(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         training={"step": 0, "name": "untrained", "seed": 7, "data": str(dataset_path)},
     )
     return folder / "export"
-
-
-def _manifest() -> Iterator[dict]:
-    for line in (DEMO / "manifest.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if record["id"] in CONVERSATIONS:
-            yield record

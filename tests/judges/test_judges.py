@@ -22,6 +22,13 @@ from csm.evaluation.text_norm import load_normalizer
 from csm.judges.hub import ModelUnavailable
 from csm.judges.speaker import cosine, load_embedder
 from csm.judges.whisper import load_recognizer
+from tests.demo_speech import SpokenTurn, spoken_turns
+
+
+@pytest.fixture(scope="module")
+def speech() -> dict[str, list[SpokenTurn]]:
+    """Demo conversations by id, turn by turn."""
+    return spoken_turns(["echo", "weasels", "recorded"])
 
 
 @pytest.fixture(scope="module")
