@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "plan",
         help="memory, time and storage of a training run",
         description="Its own keys, all optional: gpu, gpus, gpus_per_node, hours (of audio), epochs, mfu, "
-        "text_tokens_per_second (csm/config.py, PlanConfig). All others are those of train.py: "
+        "text_tokens_per_second (csm/config/training.py, PlanConfig). All others are those of train.py: "
         "csm plan model=csm_8b gpus=64 gpu=h100 strategy=fsdp hours=100000 data.micro_batch_size=2",
     )
     estimate.add_argument("words", nargs="*", metavar="key=value")

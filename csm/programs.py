@@ -4,6 +4,7 @@ Nothing here imports torch before Hydra has composed the configuration, so `--he
 
 Exit codes:  0   done: trained to the last step, or the report is written.
              2   something in the request or on disk is wrong; one line on stderr says what and how to fix it.
+             130 interrupted by Ctrl-C.
              75  training was stopped by SIGTERM or SIGUSR1 and has saved a checkpoint; the same command resumes it.
              1   anything else, with a traceback. torchrun turns every code but 0 into 1.
 """
@@ -29,9 +30,13 @@ from csm.errors import user_errors
 
 def train() -> None:
     """Entry point of `csm-train`."""
-    with user_errors():
-        sys.argv[1:] = TRAIN.read_words(sys.argv[1:])
-        _train()
+    try:
+        with user_errors():
+            sys.argv[1:] = TRAIN.read_words(sys.argv[1:])
+            _train()
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def evaluate() -> None:

@@ -185,7 +185,7 @@ class CSMDataModule(L.LightningDataModule):
         return {} if self.cursor is None else {"cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the cursor. It is only meaningful in the same order of the data: see csm/training/resume.py."""
+        """Restores the cursor. It is only meaningful in the same order of the data: see csm/checkpoint/resume.py."""
         self.cursor = state.get("cursor")
 
 

@@ -1,0 +1,80 @@
+"""Options of evaluate.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class AsrKind(Enum):
+    whisper_hf = "whisper_hf"
+    """Whisper of transformers."""
+    faster_whisper = "faster_whisper"
+    """Whisper in CTranslate2's format, through faster-whisper."""
+
+
+class SpeakerKind(Enum):
+    wavlm = "wavlm"
+    """WavLM fine-tuned for speaker verification, from the hub."""
+    resemblyzer = "resemblyzer"
+    """Resemblyzer, whose weights are part of its package."""
+
+
+@dataclass
+class EvalConfig:
+    """The prompts that are spoken, how they are sampled, and the models that judge the speech."""
+
+    name: str = MISSING
+    """Name of the evaluation; part of the report folder's name."""
+    prompts: str | None = None
+    """JSONL file of prompts; null: turns of `dataset`."""
+    dataset: str | None = None
+    """Dataset folder to take prompts from; null: the one named in the checkpoint."""
+    split: str = "val"
+    """Split of the dataset."""
+    speaker: int | None = None
+    """Only turns of this stored speaker id; null: every turn."""
+    max_prompts: int = 16
+    """Largest number of prompts."""
+    context_turns: int = 8
+    """Earlier turns of the conversation given as context."""
+    max_audio_seconds: float = 20.0
+    """Longest speech generated for one prompt."""
+    temperature: float = 0.9
+    """Sampling temperature; 0: greedy."""
+    topk: int = 50
+    """Sample among this many most likely codes."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Every prompt is spoken once per seed."""
+    asr: AsrKind = AsrKind.whisper_hf
+    """Speech recognizer of the word error rate."""
+    asr_model: str | None = None
+    """Its model, a name or folder; null: the recognizer's default."""
+    speaker_model_kind: SpeakerKind = SpeakerKind.wavlm
+    """Speaker encoder of the speaker similarity."""
+    speaker_model: str | None = None
+    """Its model, a name or folder; null: the encoder's default."""
+    language: str = "en"
+    """Language of the prompts, for recognition and text normalization."""
+    bootstrap_samples: int = 2000
+    """Resamples of the bootstrap confidence intervals."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Options of `python evaluate.py`."""
+
+    checkpoint: str = MISSING
+    """Model to evaluate: a checkpoint in any format, local or on the hub."""
+    codec_path: str | None = None
+    """Local Mimi weights (moshi's file), for a checkpoint without a codec."""
+    tokenizer_path: str | None = None
+    """Tokenizer for a checkpoint in Sesame's format without one."""
+    output: str | None = None
+    """Report folder; null: <checkpoint>/../eval-<eval.name>."""
+    device: str = "cpu"
+    """Device for generation and judges, such as `cpu` or `cuda`."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Prompts, sampling and judges."""
