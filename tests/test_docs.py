@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from csm.compose import EVALUATE, TRAIN
-from csm.config import PlanConfig
+from csm.config import REMOVED_OPTIONS, PlanConfig
 from csm.options import sections
 from csm.planning.request import read_request
 from data_prep.config import DATA_PREP
@@ -49,7 +49,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 @cache
 def options() -> set[str]:
-    """Full names of all options, of their groups, and of options that were renamed."""
+    """Full names of all options, of their groups, and of options that were renamed or removed."""
     schemas = [*(program.schema for program in PROGRAMS), PlanConfig]
     keys = {
         option.key
@@ -59,7 +59,7 @@ def options() -> set[str]:
     }
     groups = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)}
     renamed = {old for program in PROGRAMS for old in program.renamed}
-    return keys | groups | renamed
+    return keys | groups | renamed | set(REMOVED_OPTIONS)
 
 
 @cache
