@@ -142,7 +142,7 @@ class FasterWhisper:
 
 
 def _folder(model: str, option: str) -> Path:
-    """Where the weights are: in a folder, or fetched from the hub."""
+    """Folder of the weights: `model` itself, or fetched from the hub."""
     from faster_whisper.utils import download_model
 
     folder = Path(model)

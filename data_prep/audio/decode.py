@@ -243,7 +243,7 @@ def _truncated(name: str, decoded: int, promised: int | None, rate: int) -> Reje
 def _is_mp3_of_unknown_length(file: _Watched) -> bool:
     """Whether a file is an MP3 without the Xing, Info or VBRI header that counts its frames.
 
-    https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header: that header is in the first frame.
+    That header is in the first frame: https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header.
     """
     head = file.read(10)
     start = 0

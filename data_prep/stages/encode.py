@@ -18,7 +18,7 @@ from data_prep.speech.limits import check
 from data_prep.stages.base import Item
 
 PEAK = 0.99
-"""Highest level of a sample after a gain."""
+"""Highest absolute value of a sample after a gain."""
 
 
 @dataclass(frozen=True)

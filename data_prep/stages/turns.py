@@ -199,7 +199,7 @@ def _clips_until(clips: Iterator[Clip], end: float) -> list[Clip]:
         found.append(clip)
         if clip.end == end:
             return found
-    return []  # nothing was recognised: transcribe.backend=none
+    return []  # nothing was recognized: transcribe.backend=none
 
 
 def _joined(clips: list[Clip]) -> str:

@@ -11,7 +11,7 @@ from data_prep.prepare import prepare
 from data_prep.records import LedgerRow, Rejection
 from data_prep.tables import read_rows
 
-LATER = {"music.wav": ("vad", "no_speech")}  # what neither the plan nor decoding can tell
+LATER = {"music.wav": ("vad", "no_speech")}  # which neither the plan nor decoding detects
 PASS = {"8bit.wav", "7channels.wav", "sub folder/café 🎙 call.wav", "zero-length-turn.wav"}
 
 
