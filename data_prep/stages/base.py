@@ -30,12 +30,16 @@ class Stage(Protocol, Generic[Result]):
 
     name: str
     version: int  # raise it when equal options give other results than before
-    reads: tuple[str, ...]  # earlier stages whose results it needs
     result: type[Result]  # a dataclass of records.py
     options: Any  # dataclass: everything that its results depend on
     backend: str  # for reports
     device: str
     group_seconds: float  # audio to be processed together at most; 0: one recording at a time
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Earlier stages whose results it needs."""
+        ...
 
     def process(self, items: Sequence[Item]) -> list[Result]:
         """One result for each item, in order; of equal items whatever they are grouped with.
