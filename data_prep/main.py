@@ -1,18 +1,19 @@
 """`python -m data_prep [command] [option=value ...]`: a Hydra program, with the options of data_prep/config.py.
 
-    python -m data_prep input=calls output=data/calls codec=mimi          all in one, for small sets
+    python -m data_prep input=calls output=data/calls codec=mimi          all steps at once, for small sets
     python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones
     python -m data_prep verify output=data/calls
     python -m data_prep takedown output=data/calls takedown=names.txt
     python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
     python -m data_prep demo output=data/demo
 
-Exit codes:  0    done.
+Exit codes:  0    success.
              1    `verify` found the dataset damaged, or recordings or units failed that `retry` can re-queue.
-             2    something in the request is wrong; one line on stderr says what.
+             2    an error in the request; one line on stderr names it.
              130  interrupted.
 
-The commands are imported once Hydra has composed the configuration, so `--help` and mistakes do not wait for torch.
+The commands are imported after Hydra has composed the configuration, so that `--help` and mistakes do not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COMMANDS = [command.value for command in DataPrepCommand]
 
 
 def main() -> None:
-    """Entry point of `csm-data-prep`: takes the command off the command line and leaves the rest to Hydra."""
+    """Entry point of `csm-data-prep`: takes the command from the command line and passes the rest to Hydra."""
     words = sys.argv[1:]
     try:
         with user_errors():

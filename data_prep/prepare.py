@@ -1,11 +1,12 @@
-"""All steps in a row, for sets that one machine prepares in one go."""
+"""All steps in one call, for datasets that a single machine prepares, and the checks of option values."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 
 from csm.data.dataset import DatasetInfo
-from data_prep.config import DataPrepConfig
+from csm.judges.recognition import BUNDLED
+from data_prep.config import DataPrepConfig, TranscribeBackend
 from data_prep.execution.run import RunSummary, run
 from data_prep.inputs.plan import make_plan
 from data_prep.packing.output import check_replaceable
@@ -14,14 +15,14 @@ from data_prep.report.report import write_report
 
 
 def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:
-    """plan -> run -> pack -> report. Run again after any interruption: it goes on where it was.
+    """plan -> run -> pack -> report. After an interruption, the same call resumes.
 
-    Once the dataset is in place it is not touched again; a report that is still missing then is written by `report`.
+    A finished dataset is not touched again; if its report is missing, `report` writes it.
 
     Raises:
-        FileNotFoundError: an input, the codec's weights or a model are not there.
-        ValueError: an input breaks its format, the plan changed, the output exists, or nothing could be kept.
-        RuntimeError: units could not be brought to their end; the message names the first.
+        FileNotFoundError: an input, the codec's weights or a model is missing.
+        ValueError: an input breaks its format, the plan changed, the output exists, or nothing was kept.
+        RuntimeError: units failed; the message names the first.
     """
     check_options(cfg)
     check_replaceable(cfg.output, cfg.overwrite)
@@ -47,7 +48,7 @@ _POSITIVE = {
 
 
 def check_options(cfg: DataPrepConfig) -> None:
-    """Raises ValueError for values that no command could work with, before any work begins."""
+    """Raises ValueError for a value that no command can use, before any work begins."""
     for group, names in _POSITIVE.items():
         for name in names:
             value = getattr(getattr(cfg, group), name)
@@ -65,4 +66,24 @@ def check_options(cfg: DataPrepConfig) -> None:
     if cfg.score.dnsmos_hop_seconds < 4.5:
         raise ValueError(f"score.dnsmos_hop_seconds={cfg.score.dnsmos_hop_seconds} must be at least 4.5")
     if cfg.transcribe.max_clip_seconds > 30:
-        raise ValueError(f"transcribe.max_clip_seconds={cfg.transcribe.max_clip_seconds}: Whisper hears 30 s at most")
+        raise ValueError(f"transcribe.max_clip_seconds={cfg.transcribe.max_clip_seconds}: Whisper's window is 30 s")
+    if cfg.transcribe.backend is not TranscribeBackend.none:
+        languages = {f"sources.{name}.lang": source.lang for name, source in cfg.sources.items()} or {"lang": cfg.lang}
+        for option, lang in languages.items():
+            _check_language(option, lang, cfg.transcribe.model)
+
+
+def _check_language(option: str, lang: str | None, model: str) -> None:
+    """Raises ValueError for a language that Whisper, or an English-only Whisper `model`, does not know."""
+    if lang is None or lang == "en":
+        return
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE  # slow to import
+
+    remedy = "or transcribe=none if all texts are given"
+    if lang not in LANGUAGES:
+        name = lang.strip().lower()
+        code = TO_LANGUAGE_CODE.get(name, name.replace("_", "-").partition("-")[0])
+        known = f"{option}={code}" if code in LANGUAGES else f"one of {', '.join(sorted(LANGUAGES))}"
+        raise ValueError(f"{option}={lang}: not a language code of the speech recognizer; set {known}, {remedy}")
+    if model == BUNDLED or model.endswith(".en"):
+        raise ValueError(f"{option}={lang}: transcribe.model={model} knows only English; set another model, {remedy}")

@@ -1,4 +1,4 @@
-"""Why something is rejected: the codes in rejects.parquet and ledger.parquet, and the exception that carries one."""
+"""Reason codes of rejections, as in rejects.parquet and ledger.parquet, and the exception that carries one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from enum import Enum
 
 
 class Reason(str, Enum):
-    """Each is its own name, also where it is printed or stored."""
+    """The value of each member, printed and stored, is its name."""
 
     # plan: whole recordings
     audio_missing = "audio_missing"
     audio_empty = "audio_empty"
-    audio_corrupt = "audio_corrupt"  # no audio, or damaged
+    audio_corrupt = "audio_corrupt"  # not audio, or damaged
     audio_truncated = "audio_truncated"  # decodes, but ends early
     not_finite = "not_finite"  # NaN or infinite samples
     recording_too_short = "recording_too_short"
@@ -22,7 +22,7 @@ class Reason(str, Enum):
     # vad
     no_speech = "no_speech"
     # transcribe
-    no_words = "no_words"  # speech in which no word was recognised
+    no_words = "no_words"  # speech without a recognized word
     # turns
     empty_text = "empty_text"
     bad_times = "bad_times"
@@ -48,10 +48,10 @@ class Reason(str, Enum):
     duplicate_text = "duplicate_text"
     overlap = "overlap"
     short_conversation = "short_conversation"
-    context_only = "context_only"  # in a conversation of which no turn is good enough to be predicted
+    context_only = "context_only"  # no turn of its conversation is good enough to be predicted
     # any stage
-    crashed = "crashed"  # the worker died of it, as often as allowed
-    failed = "failed"  # failed in a way that may pass, as often as allowed
+    crashed = "crashed"  # it killed its worker, executor.max_attempts times
+    failed = "failed"  # an unexpected error, or a transient one in executor.max_attempts attempts
     timeout = "timeout"
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Reason(str, Enum):
 
 
 class RejectedRecording(Exception):
-    """A recording of which nothing can be used, whatever is tried: raised by stages, and by what reads audio."""
+    """Nothing of a recording can be used, on any attempt. Raised by stages and by the code that reads audio."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(f"{reason}: {message}")

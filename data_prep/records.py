@@ -1,6 +1,6 @@
-"""What flows through data preparation: one dataclass for each thing, each a row (or part of a row) of a parquet table.
+"""Records of data preparation: dataclasses, each a row (or part of a row) of a parquet table.
 
-Times are seconds in the recording. A *track* is what is listened to by itself: one channel of a two-channel call
+Times are seconds in the recording. A *track* is a signal processed by itself: one channel of a two-channel call
 (`channel` 0 or 1), or the mean of all channels (`channel` None). Audio is float32 throughout: `[N]` for a track,
 16 kHz for models (`MODEL_RATE`), the codec's rate for codes.
 
@@ -15,7 +15,7 @@ from csm.judges.recognition import Word
 from data_prep.reasons import Reason
 
 MODEL_RATE = 16_000
-"""Sample rate in Hz at which voice activity, diarization, recognition and quality models listen."""
+"""Sample rate in Hz of the input of voice activity, diarization, recognition and quality models."""
 
 UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
 
@@ -25,10 +25,10 @@ UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
 
 @dataclass
 class Locator:
-    """Where the bytes of an audio file lie: a file, a stretch of a tar file, or a cell of a parquet file."""
+    """The location of an audio file's bytes: a file, a range of a tar file, or a cell of a parquet file."""
 
     path: str  # absolute, or an fsspec URL
-    offset: int | None = None  # tar: bytes, of the member's content
+    offset: int | None = None  # tar: in bytes, of the member's content
     size: int | None = None
     row: int | None = None  # parquet: number of the row
     column: str | None = None  # parquet: struct column with a field `bytes`
@@ -36,15 +36,15 @@ class Locator:
 
 @dataclass
 class GivenTurn:
-    """A turn as the user annotates it; a missing text is transcribed."""
+    """A turn as annotated by the user; a missing text is transcribed."""
 
-    number: int  # place in the user's list, for messages
+    number: int  # position in the user's list, for messages
     speaker: str
     start: float
     end: float | None  # None: to the end of the recording
     text: str | None = None
     channel: int | None = None
-    speaker_id: int | None = None  # a whole number given as the speaker, kept as it is
+    speaker_id: int | None = None  # an integer given as the speaker, kept unchanged
 
 
 @dataclass
@@ -53,13 +53,13 @@ class Recording:
 
     id: str  # unique in the plan: "<source>/<the user's id, or its path in the source>"
     source: str
-    audio: str  # for people: path relative to the source, "calls.tar/17.wav" for a tar member
+    audio: str  # for display: path relative to the source, "calls.tar/17.wav" for a tar member
     locator: Locator
     group: str  # show or caller: never on both sides of a split
     split: str | None  # None: by the group's hash
     lang: str | None  # None: detected
     licence: str
-    # of the file; empty until it is probed
+    # properties of the file, set by probing
     sha256: str = ""  # of its bytes
     seconds: float = 0.0
     sample_rate: int = 0
@@ -74,7 +74,7 @@ class Recording:
 
 @dataclass
 class Span:
-    """A stretch of a track."""
+    """An interval of a track."""
 
     start: float
     end: float
@@ -83,19 +83,19 @@ class Span:
 @dataclass
 class TrackSpeech:
     channel: int | None
-    spans: list[Span]  # by start, apart from each other
+    spans: list[Span]  # by start, disjoint
 
 
 @dataclass
 class Speech:
-    """Of stage `vad`: where somebody speaks, for each track."""
+    """Result of stage `vad`: the speech of each track."""
 
     tracks: list[TrackSpeech]
 
 
 @dataclass
 class SpeakerSpan:
-    """One speaker speaks; spans of different speakers may overlap."""
+    """An interval in which one speaker speaks; spans of different speakers may overlap."""
 
     start: float
     end: float
@@ -105,14 +105,14 @@ class SpeakerSpan:
 
 @dataclass
 class Speakers:
-    """Of stage `diarize`: who speaks when, by start."""
+    """Result of stage `diarize`: spans of speakers, by start."""
 
     spans: list[SpeakerSpan]
 
 
 @dataclass
 class Clip:
-    """What was recognised in a stretch of at most 30 s."""
+    """The text recognized in an interval of at most 30 s."""
 
     start: float
     end: float
@@ -128,22 +128,22 @@ class Clip:
 
 @dataclass
 class Transcript:
-    """Of stage `transcribe`."""
+    """Result of stage `transcribe`."""
 
     clips: list[Clip]
 
 
 @dataclass(kw_only=True)
 class Rejection:
-    """Why a recording, or a turn of it, is not in the dataset. A row of rejects.parquet.
+    """The reason why a recording, or a turn of it, is not in the dataset. A row of rejects.parquet.
 
-    Whoever rejects gives reason and message; `located` adds the rest where it is known.
+    The code that rejects sets reason and message; `located` adds the other fields.
     """
 
     source: str = ""
     recording: str = ""
     audio: str = ""
-    turn: int | None = None  # number in the recording; None: the whole recording, or what of it is listed by no turn
+    turn: int | None = None  # DraftTurn.number; None: the whole recording, or the part of it outside all listed turns
     stage: str = ""
     reason: Reason
     message: str
@@ -151,14 +151,14 @@ class Rejection:
     end: float | None = None
 
     def located(self, recording: Recording, stage: str, turn: DraftTurn | None = None) -> Rejection:
-        """The same, with its stage, and what of which recording it is about."""
+        """A copy with the stage, the recording, and the turn if one is given."""
         named = replace(self, source=recording.source, recording=recording.id, audio=recording.audio, stage=stage)
         return named if turn is None else replace(named, turn=turn.number, start=turn.start, end=turn.end)
 
 
 @dataclass
 class DraftTurn:
-    """A turn of a recording, of stage `turns`. A rejected turn stays in the list: it ends a conversation."""
+    """A turn of a recording, from stage `turns`. A rejected turn stays in the list: it ends a conversation."""
 
     number: int  # by start, from 0
     speaker: str
@@ -168,8 +168,8 @@ class DraftTurn:
     end: float
     text: str
     words: list[Word]  # empty if the text was given
-    overlap: float  # seconds in which someone else speaks on the same track
-    lang: str | None  # None: not looked at
+    overlap: float  # seconds during which another speaker speaks on the same track
+    lang: str | None  # None: not detected
     lang_prob: float | None
     avg_logprob: float | None
     no_speech_prob: float | None
@@ -179,7 +179,7 @@ class DraftTurn:
 
 @dataclass
 class Event:
-    """Something heard that is no turn of its own."""
+    """A vocal event that is not a turn of its own."""
 
     time: float
     speaker: str
@@ -189,7 +189,7 @@ class Event:
 
 @dataclass
 class Turns:
-    """Of stage `turns`."""
+    """Result of stage `turns`."""
 
     turns: list[DraftTurn]
     events: list[Event]
@@ -197,11 +197,11 @@ class Turns:
 
 @dataclass
 class TurnScore:
-    """Measures of a turn's audio, of stage `score`. None: not measured."""
+    """Measures of a turn's audio, from stage `score`. None: not measured."""
 
     number: int  # DraftTurn.number
     lufs: float | None  # loudness, EBU R 128
-    clipped: float | None  # share of the samples
+    clipped: float | None  # share of samples
     bandwidth: float | None  # Hz, the highest frequency with content
     ovrl: float | None  # DNSMOS P.835, 1..5
     sig: float | None
@@ -211,7 +211,7 @@ class TurnScore:
 
 @dataclass
 class Scores:
-    """Of stage `score`: one entry for each turn that is not rejected."""
+    """Result of stage `score`: one entry for each turn that is not rejected."""
 
     turns: list[TurnScore]
     pcm_sha256: str  # of the recording's decoded audio
@@ -229,7 +229,7 @@ class EncodedTurn:
 
 @dataclass
 class Encoded:
-    """Of stage `encode`: `rejected` are turns that got no codes."""
+    """Result of stage `encode`; `rejected` lists the turns without codes."""
 
     turns: list[EncodedTurn]
     rejected: list[Rejection]
@@ -240,31 +240,31 @@ class Encoded:
 
 @dataclass
 class Duplicate:
-    """A row of duplicates.parquet: a recording or a turn that repeats another, which is kept."""
+    """A recording or a turn that repeats another, which is kept. A row of duplicates.parquet."""
 
     recording: str
     turn: int | None  # DraftTurn.number; None: the whole recording
     reason: Reason  # duplicate_audio or duplicate_text
     kept_recording: str
     kept_turn: int | None
-    similarity: float  # share of equal fingerprint bits, estimated share of equal shingles; 1 for equal samples
+    similarity: float  # share of equal fingerprint bits, or estimated share of equal shingles; 1 for equal samples
 
 
 @dataclass
 class LedgerRow:
-    """Track time of a recording by what became of it. Rows of a recording add up to seconds x tracks, exactly."""
+    """Track time of a recording, by outcome. The rows of a recording add up to seconds x tracks, exactly."""
 
     source: str
     lang: str
     recording: str
-    stage: str  # that it was lost in; "kept"
-    reason: str  # "" for what was kept
+    stage: str  # in which the time was lost, or "kept"
+    reason: str  # "" for time that was kept
     ms: int
 
 
 @dataclass
 class StageTime:
-    """What a stage took on a unit; a row of stages.parquet."""
+    """The time a stage took for a unit. A row of stages.parquet."""
 
     stage: str
     unit: str

@@ -1,4 +1,4 @@
-"""Dataclasses as parquet tables: schemas follow from the type hints, nested dataclasses become structs."""
+"""Parquet tables of dataclasses: schemas follow from the type hints, nested dataclasses become structs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def schema_of(cls: type) -> pa.Schema:
 
 
 def write_rows(path: Path, rows: Iterable[Any], cls: type) -> None:
-    """Writes rows of `cls`; the file appears under its name only when it is complete. Equal rows give equal bytes."""
+    """Writes rows of `cls`, atomically. Equal rows give equal bytes."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema_of(cls))
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
 def read_rows(path: Path, cls: type[Row]) -> list[Row]:
-    """Inverse of `write_rows`. Raises ValueError if the file is damaged or holds rows of another kind."""
+    """Inverse of `write_rows`. Raises ValueError if the file is damaged or holds rows of another class."""
     try:
         table = pq.read_table(path, memory_map=True)
         return [from_dict(cls, row) for row in table.to_pylist()]
@@ -44,8 +44,9 @@ def read_rows(path: Path, cls: type[Row]) -> list[Row]:
 
 
 def from_dict(cls: type[Row], values: dict[str, Any]) -> Row:
-    """Inverse of `dataclasses.asdict`. Raises KeyError for a field that is missing."""
-    return cls(**{name: _value(hint, values[name]) for name, hint in _hints(cls).items()})
+    """Inverse of `dataclasses.asdict`. Raises KeyError for a missing field."""
+    row_type: type = cls  # mypy does not accept `type[Row]` as hashable
+    return cls(**{name: _value(hint, values[name]) for name, hint in _hints(row_type).items()})
 
 
 @cache
@@ -63,9 +64,11 @@ def _without_none(hint: Any) -> Any:
 def _type_of(hint: Any) -> pa.DataType:
     if get_origin(hint) is list:
         return pa.list_(_type_of(get_args(hint)[0]))
-    if is_dataclass(hint):
-        return pa.struct([pa.field(name, _type_of(inner)) for name, inner in _hints(hint).items()])
-    return pa.string() if issubclass(hint, Enum) else _SCALARS[hint]
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if issubclass(hint, Enum):
+        return pa.string()
+    return pa.struct([pa.field(name, _type_of(inner)) for name, inner in _hints(hint).items()])
 
 
 def _value(hint: Any, value: Any) -> Any:
@@ -74,6 +77,6 @@ def _value(hint: Any, value: Any) -> Any:
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         return [_value(inner, entry) for entry in value] if is_dataclass(inner) else value
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(value)
-    return from_dict(hint, value) if is_dataclass(hint) else value
+    if hint in _SCALARS:
+        return value
+    return hint(value) if issubclass(hint, Enum) else from_dict(hint, value)

@@ -1,9 +1,9 @@
-"""Finished datasets: their index, and what else is done to them.
+"""Finished datasets: their index, verification, takedowns and mixtures.
 
-shard.py        what a shard holds
+shard.py        reads and checks a shard
 index.py        shards -> index.parquet and dataset.json
-verify.py       re-reads everything
+verify.py       reads a dataset in full and checks it
 takedown.py     removes recordings from the index
-rebuild.py      index and dataset.json, made again from the shards
+rebuild.py      rebuilds index and dataset.json from the shards
 mix.py          several datasets -> a mixture for training
 """

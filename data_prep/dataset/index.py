@@ -1,4 +1,4 @@
-"""Shards -> index.parquet (where each sample lies) and dataset.json (what the dataset consists of)."""
+"""Writes index.parquet (the location of each sample) and dataset.json (the description of the dataset)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _BATCH_ROWS = 1 << 18
 
 
 def write_index(folder: Path, tables: Iterable[pa.Table], takedown: FileInfo | None) -> IndexInfo:
-    """Writes the index from one table for each shard, in order.
+    """Writes the index from one table per shard, in order.
 
-    After a takedown it has a name of its own, so that `dataset.json`, which names it, changes everything at once.
+    After a takedown it gets a new name, so that replacing `dataset.json`, which names it, switches atomically.
     """
     name = f"index-{takedown.sha256[:16]}.parquet" if takedown else INDEX_FILE
     path = folder / name
@@ -46,7 +46,7 @@ def write_dataset_json(
     rejected: dict[str, int],
     takedown: FileInfo | None = None,
 ) -> DatasetInfo:
-    """Writes the one file that readers start from; everything it names must be in place by then."""
+    """Writes dataset.json, the entry point of readers; all files that it names must exist."""
     dataset = DatasetInfo(
         schema=SCHEMA_VERSION,
         source=source,
@@ -65,17 +65,17 @@ def write_dataset_json(
 
 
 class IndexRows:
-    """Reads an index's rows by shard, for tools; training reads through csm/data/index.py."""
+    """Reads rows of an index by shard, for tools; training reads through csm/data/index.py."""
 
     def __init__(self, path: Path) -> None:
         self._file = pq.ParquetFile(path, page_checksum_verification=True)
         metadata = self._file.metadata
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._group: tuple[int, pa.Table] | None = None  # the last one read: small shards share groups
+        self._group: tuple[int, pa.Table] | None = None  # the last one read, since small shards share row groups
 
     def rows(self, first: int, count: int) -> pa.Table:
-        """`count` rows from row `first` on, of INDEX_SCHEMA."""
+        """Rows `first` to `first + count`, of INDEX_SCHEMA."""
         parts, end = [INDEX_SCHEMA.empty_table()], first + count
         while first < end:
             group = int(np.searchsorted(self._first, first, side="right")) - 1
@@ -91,7 +91,7 @@ class IndexRows:
 
 
 def totals_of(index: Path, frame_rate: float) -> dict[str, dict[str, Totals]]:
-    """The totals in `DatasetInfo`, by its fields' names, counted from the index."""
+    """The totals of `DatasetInfo`, by field name, counted from the index."""
     columns = list(_GROUPS.values())
     rows = []
     with pq.ParquetFile(index, read_dictionary=columns) as file:

@@ -1,4 +1,4 @@
-"""Several datasets -> the mixture of them that training reads: a file for `configs/train/data/`.
+"""Writes a mixture of datasets for training: a YAML file for `configs/train/data/`.
 
 python -m data_prep mix '+weights={data/calls: 3, data/books: 1}' output=configs/train/data/talk.yaml
 python train.py data=talk
@@ -23,22 +23,25 @@ class Part:
 
     path: str
     weight: float
-    share: float  # of the rows that are trained on
+    share: float  # of the training rows
     hours: float  # of split "train"
-    epochs: float  # passes over it by the time that every dataset has been passed over
+    epochs: float  # passes over it by the time that every dataset has been seen once in full
 
 
 def mix(weights: dict[str, float], output: Path, overwrite: bool = False) -> dict[str, Part]:
-    """Writes the YAML file `output` and returns what the mixture amounts to, by the names given to the datasets: the
-    last parts of their paths. Paths are stored as given, and so are relative to where training is started.
+    """Writes the YAML file `output`; returns the parts of the mixture by name, the last component of their paths.
 
-    Raises FileNotFoundError or ValueError if a dataset cannot be opened, has nothing to train on, or was made with
-    another codec than the rest; if a weight is not above 0, or if `output` is there and not to be overwritten.
+    Paths are stored as given, so relative ones are relative to the working directory of training.
+
+    Raises:
+        FileNotFoundError: a dataset is missing.
+        ValueError: a dataset is damaged, has no training data or another codec than the others; a weight is not above
+            0; or `output` exists and `overwrite` is not set.
     """
     if not weights:
         raise ValueError("weights is not set; give '+weights={data/calls: 3, data/books: 1}'")
     if output.suffix != ".yaml":
-        raise ValueError(f"{output}: must end in .yaml, for training to find it")
+        raise ValueError(f"{output}: must end in .yaml, so that training finds it")
     if output.exists() and not overwrite:
         raise ValueError(f"{output}: exists already; add overwrite=true to replace it")
     configured: dict[str, SourceConfig] = {}
@@ -50,7 +53,7 @@ def mix(weights: dict[str, float], output: Path, overwrite: bool = False) -> dic
         dataset = source.dataset
         hours = dataset.info.totals.get("train", {}).get("frames", 0) / dataset.codec.frame_rate / 3600
         if not hours:
-            raise ValueError(f"{configured[name].path}: has nothing in split train; leave it out of the mixture")
+            raise ValueError(f"{configured[name].path}: has nothing in split train; remove it from the mixture")
         share = source.weight / total
         parts[name] = Part(configured[name].path, source.weight, share, hours, share / hours)
     slowest = min(part.epochs for part in parts.values())
@@ -60,7 +63,7 @@ def mix(weights: dict[str, float], output: Path, overwrite: bool = False) -> dic
 
 
 def describe(parts: dict[str, Part]) -> str:
-    """For people: a line for each dataset, and one for all."""
+    """A readable summary: one line per dataset, and one for the mixture."""
     width = max(len(name) for name in parts)
     lines = [
         f"{name:{width}}  {part.hours:10.3f} hours  weight {part.weight:g} ({100 * part.share:.1f} % of the rows)  "
@@ -68,11 +71,11 @@ def describe(parts: dict[str, Part]) -> str:
         for name, part in parts.items()
     ]
     hours = sum(part.hours * part.epochs for part in parts.values())
-    return "\n".join([*lines, f"every dataset has been passed over after {hours:.3f} hours"])
+    return "\n".join([*lines, f"every dataset has been seen in full after {hours:.3f} hours"])
 
 
 def _name(path: str, taken: dict[str, SourceConfig]) -> str:
-    """The last part of the path; with a number where another dataset has that name already."""
+    """The last component of the path, with a number appended if that name is taken."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     return next(candidate for candidate in names if candidate not in taken)

@@ -1,4 +1,4 @@
-"""The index and `dataset.json` of a dataset, made again from its shards."""
+"""Rebuilds the index and `dataset.json` of a dataset from its shards."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SHARD_NAME = re.compile(r"(.+)-[0-9a-f]{8}-[^-]+-\d+\.tar")  # see data_prep/pa
 
 
 def rebuild(folder: Path, workers: int = 0) -> DatasetInfo:
-    """Makes the index and `dataset.json` of a dataset again from its shards.
+    """Rebuilds the index and `dataset.json` of a dataset from its shards.
 
-    If there is a `dataset.json`, its shards and descriptive fields (`source`, `audio_root`, `rejected`) are kept;
-    without it, all tar files of the folder are taken, `source` comes from their names, and the other two stay empty.
-    What was taken down stays so.
+    If `dataset.json` exists, its list of shards and its descriptive fields (`source`, `audio_root`, `rejected`) are
+    kept. Otherwise all tar files of the folder are used, `source` comes from their names, and the other two fields are
+    empty. Samples that were taken down stay so.
 
     Raises:
         FileNotFoundError: there are no shards, or one that `dataset.json` names is missing.
-        ValueError: a shard is not as `dataset.json` says, or holds something that is not a valid sample.
+        ValueError: a shard differs from `dataset.json`, or holds an invalid sample.
     """
     description = folder / DATASET_FILE
     old = None
@@ -40,10 +40,10 @@ def rebuild(folder: Path, workers: int = 0) -> DatasetInfo:
         try:
             old = DatasetInfo.parse(description.read_text(encoding="utf-8"), str(description))
         except ValueError as error:
-            raise ValueError(f"{error}; or delete it, and it is made from the shards alone") from error
+            raise ValueError(f"{error}; or delete it to rebuild it from the shards alone") from error
     paths = [folder / shard.name for shard in old.shards] if old else sorted(folder.glob("*.tar"))
     if not paths:
-        raise FileNotFoundError(f"{folder}: holds no shards (*.tar) to make an index of")
+        raise FileNotFoundError(f"{folder}: holds no shards (*.tar) to index")
     for path, shard in zip(paths, old.shards if old else [], strict=False):
         check_file(path, shard.size)
     tombstones = folder / TOMBSTONES_FILE

@@ -1,7 +1,4 @@
-"""What a shard holds, read from the shard itself: the rows of the index about it.
-
-Packing, `index` and `verify` all look at shards in this one way.
-"""
+"""Reads and checks the samples of a shard, and derives its rows of the index. Used by `pack`, `index` and `verify`."""
 
 from __future__ import annotations
 
@@ -27,14 +24,14 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A shard and its part of the index, without the shard's number."""
+    """A shard and its rows of the index, without the shard's number."""
 
     info: ShardInfo
     codec: CodecInfo
     table: pa.Table
 
     def numbered(self, number: int) -> pa.Table:
-        """The table of INDEX_SCHEMA, for the shard in place `number`."""
+        """The rows, of INDEX_SCHEMA, for the shard at position `number`."""
         numbers = pa.repeat(pa.scalar(number, pa.int32()), len(self.table))
         return self.table.set_column(INDEX_SCHEMA.get_field_index("shard"), INDEX_SCHEMA.field("shard"), numbers)
 
@@ -42,8 +39,8 @@ class IndexedShard:
 def index_shard(path: Path) -> IndexedShard:
     """Reads and checks every sample of a shard.
 
-    Raises ValueError naming the shard, and the sample where it is one, if something in it cannot be read, is not a
-    valid sample, was made with another codec than the rest, or is of another split.
+    Raises ValueError, naming shard and sample, if the shard cannot be read or holds an invalid sample, or samples of
+    different codecs or splits.
     """
     tables: list[pa.Table] = []
     rows: list[dict[str, Any]] = []
@@ -68,13 +65,14 @@ def index_shard(path: Path) -> IndexedShard:
 def samples_of_tar(path: Path) -> Iterator[tuple[str, Members]]:
     """Keys and members of a shard's samples, in order, by the tar's own headers.
 
-    Raises ValueError if the file is not a whole tar file.
+    Raises ValueError if the file is not a complete tar file.
     """
-    key, members = None, {}
+    key: str | None = None
+    members: Members = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # it would keep an object for each
+                tar.members = []  # type: ignore[attr-defined]  # not in typeshed; tarfile would keep every header
                 found, _, name = member.name.partition(".")
                 if found != key and key is not None:
                     yield key, members
@@ -88,7 +86,7 @@ def samples_of_tar(path: Path) -> Iterator[tuple[str, Members]]:
 
 
 def read_sample(path: Path, key: str, members: Members) -> Sample:
-    """Raises ValueError naming shard and sample if these are not the two members of a valid sample of this key."""
+    """Raises ValueError, naming shard and sample, if `members` are not the two members of a valid sample `key`."""
     where = f"{path}, sample {key}"
     if set(members) != {CODES_MEMBER, JSON_MEMBER}:
         raise ValueError(f"{where}: has the members {sorted(members)}, not {CODES_MEMBER} and {JSON_MEMBER}; {REMEDY}")
@@ -103,8 +101,8 @@ def read_sample(path: Path, key: str, members: Members) -> Sample:
     return sample
 
 
-def index_row(sample: Sample, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    """What the index says of a sample: the columns of INDEX_SCHEMA, but for its shard."""
+def index_row(sample: Sample, members: Members) -> dict[str, Any]:
+    """The index row of a sample: the columns of INDEX_SCHEMA except `shard`."""
     scored = [(turn.quality["ovrl"], turn.num_frames) for turn in sample.turns if "ovrl" in turn.quality]
     frames = sum(count for _, count in scored)
     (codes_offset, codes_size), (json_offset, json_size) = members[CODES_MEMBER], members[JSON_MEMBER]

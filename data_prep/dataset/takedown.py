@@ -1,16 +1,16 @@
 """Removes recordings or groups from a dataset, without rewriting its shards.
 
-The samples lose their rows in the index and are listed in takedown.jsonl, a line for each, in the order of the shards:
+Their samples are removed from the index and listed in takedown.jsonl, one per line, in the order of the shards:
 
     {"shard": "calls-1a2b3c4d-train-000000.tar", "key": "calls-17-...-00000", "recording": "calls/17", "group": "anna"}
 
-Their bytes stay in the tars, which no reader of the index looks at any more (whoever reads the tars without the index
-must leave these keys out); to be rid of them, prepare the dataset again without these recordings.
+Their bytes stay in the tars, where readers of the index do not see them (readers of the bare tars must skip these
+keys). To remove the bytes, prepare the dataset again without these recordings. The files
 
     takedown.jsonl -> index-<hash>.parquet -> dataset.json
 
-are written in this order, each at once: `dataset.json` changes everything, and repeating an interrupted takedown
-finishes it.
+are written in this order, each atomically: `dataset.json` switches to the new index, and repeating an interrupted
+takedown completes it.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class Taken:
-    """What a takedown removed."""
+    """The result of a takedown: the dataset afterwards, and the amount removed."""
 
-    dataset: DatasetInfo  # as it is now
+    dataset: DatasetInfo
     samples: int
     hours: float
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of recordings or groups, one on each line. Raises ValueError if there are none."""
+    """Reads names of recordings or groups, one per line. Raises ValueError if there are none."""
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [name for name in names if name]
     if not names:
-        raise ValueError(f"{path}: names no recordings or groups; write one on each line")
+        raise ValueError(f"{path}: names no recordings or groups; write one per line")
     return names
 
 
 def takedown(path: str | Path, names: list[str]) -> Taken:
-    """Removes all samples whose recording or whose group is one of `names`.
+    """Removes all samples whose recording or group is one of `names`.
 
-    What was taken down before stays so; to name it again changes nothing.
+    Samples that were taken down before stay so; naming them again changes nothing.
 
     Raises:
         FileNotFoundError: there is no dataset.
@@ -67,7 +67,7 @@ def takedown(path: str | Path, names: list[str]) -> Taken:
     folder = ShardedDataset(path).local_path
     try:
         with exclusive(folder):
-            return _takedown(ShardedDataset(path), names)  # as it is now that no one else changes it
+            return _takedown(ShardedDataset(path), names)  # reopened, now that it is locked
     except BlockingIOError as error:
         raise ValueError(f"{folder}: another process is changing this dataset; wait for it to end") from error
 
@@ -86,8 +86,8 @@ def _takedown(dataset: ShardedDataset, names: list[str]) -> Taken:
     unknown = [name for name in dict.fromkeys(names) if name not in found]
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        listed = ", ".join(repr(name) for name in unknown[:_NAMED])
-        raise ValueError(f"{folder}: holds no recording or group named {listed}{more}; nothing was taken down")
+        shown = ", ".join(repr(name) for name in unknown[:_NAMED])
+        raise ValueError(f"{folder}: holds no recording or group named {shown}{more}; nothing was taken down")
     path = folder / TOMBSTONES_FILE
     text = tombstones_text([stones[place] for place in sorted(stones)])
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -123,7 +123,7 @@ def _takedown(dataset: ShardedDataset, names: list[str]) -> Taken:
 
 
 def _matching(table: pa.Table, names: list[str], shard: str) -> list[Tombstone]:
-    """The samples of a shard that are to be removed."""
+    """The samples of a shard to be removed."""
     wanted = pa.array(names, pa.string())
     chosen = pc.or_(pc.is_in(table["recording"], wanted), pc.is_in(table["group"], wanted))
     rows = table.select(["key", "recording", "group"]).filter(chosen).to_pylist()
@@ -134,14 +134,14 @@ def _matching(table: pa.Table, names: list[str], shard: str) -> list[Tombstone]:
 
 
 def read_tombstones(folder: Path) -> list[Tombstone]:
-    """Raises ValueError if the file is damaged; none are listed where there is no file."""
+    """Reads takedown.jsonl; an empty list if it does not exist. Raises ValueError if it is damaged."""
     path = folder / TOMBSTONES_FILE
     if not path.is_file():
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); restore it: what it lists must not be used") from error
+        raise ValueError(f"{path}: damaged ({error}); restore it: the listed samples must not be used") from error
 
 
 def tombstones_text(tombstones: list[Tombstone]) -> str:

@@ -1,4 +1,4 @@
-"""Re-reads a finished dataset in full and names everything that is broken."""
+"""Reads a finished dataset in full and lists all problems."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from data_prep.dataset.shard import index_row, read_sample, samples_of_tar
 from data_prep.dataset.takedown import TOMBSTONES_FILE, keys_by_shard, read_tombstones
 from data_prep.execution.processes import ordered_map
 
-_NAMED = 20  # problems of one kind that are named one by one
+_NAMED = 20  # problems of one kind that are listed individually
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """What one process looks at."""
+    """A shard to verify."""
 
     number: int
     info: ShardInfo
@@ -38,20 +38,23 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Found:
-    """problems: of one shard; links: uint64 [2, n], see `_link`, to the conversations after and before each sample."""
+    """The result for one shard.
+
+    links: uint64 [2, n], hashes (see `_link`) of the links from each sample to the next and the previous conversation
+    """
 
     problems: list[str]
     links: np.ndarray
 
 
 def verify(path: str | Path, workers: int = 0) -> list[str]:
-    """Problems of a dataset, one sentence each; an empty list means that it is whole.
+    """Problems of a dataset, one sentence each; an empty list if there are none.
 
-    Hashes every file that `dataset.json` names, reads and checks every sample of every shard, and compares it with its
-    row in the index; then looks at the dataset as a whole: keys, links between conversations, groups, totals.
+    Hashes every file that `dataset.json` names, reads and checks every sample, and compares it with its row in the
+    index; then checks properties of the whole dataset: keys, links between conversations, groups, totals.
     workers: processes, see `ordered_map`.
 
-    Raises FileNotFoundError or ValueError if the dataset cannot even be opened.
+    Raises FileNotFoundError or ValueError if the dataset cannot be opened.
     """
     if is_remote(path):
         raise ValueError(f"{path}: verify reads local folders; run it where the dataset is stored")
@@ -59,13 +62,13 @@ def verify(path: str | Path, workers: int = 0) -> list[str]:
     folder, info = dataset.local_path, dataset.info
     index = folder / info.index.name
     if sha256_of(index) != info.index.sha256:
-        remedy = f"make it again (python -m data_prep index output={folder}), then verify what it leads to"
+        remedy = f"rebuild it (python -m data_prep index output={folder}), then verify again"
         return [f"{index}: content differs from its hash in {DATASET_FILE}; {remedy}"]
     problems: list[str] = []
     if info.codec_file and sha256_of(folder / info.codec_file.name) != info.codec_file.sha256:
         problems.append(f"{folder / info.codec_file.name}: content differs from its hash in {DATASET_FILE}")
     if info.fingerprint != fingerprint(info.shards, info.takedown):
-        problems.append(f"{folder / DATASET_FILE}: the fingerprint does not belong to the shards it names")
+        problems.append(f"{folder / DATASET_FILE}: the fingerprint does not match the shards that it names")
     problems += _verify_takedown(folder, info)
     taken = keys_by_shard(read_tombstones(folder)) if info.takedown else {}
     shards = [
@@ -90,7 +93,7 @@ def _verify_takedown(folder: Path, info: DatasetInfo) -> list[str]:
     return []
 
 
-# ------------------------------------------------------------------------------------------------ of a shard
+# ------------------------------------------------------------------------------------------------- one shard
 
 
 def _verify_shard(folder: Path, index: Path, codec: CodecInfo, shard: _Shard) -> _Found:
@@ -108,7 +111,7 @@ def _verify_shard(folder: Path, index: Path, codec: CodecInfo, shard: _Shard) ->
             row = expected.pop(key, None)
             if row is None:
                 if key not in shard.taken:
-                    problems.append(f"{path}, sample {key}: not in the index, or there twice")
+                    problems.append(f"{path}, sample {key}: not in the index, or a duplicate")
                 continue
             try:
                 sample = read_sample(path, key, members)
@@ -117,25 +120,25 @@ def _verify_shard(folder: Path, index: Path, codec: CodecInfo, shard: _Shard) ->
                 continue
             links.append((_link(key, sample.next), _link(sample.prev, key)))
             if sample.codec != codec:
-                problems.append(f"{path}, sample {key}: made with another codec than {DATASET_FILE} names")
+                problems.append(f"{path}, sample {key}: made with another codec than the one in {DATASET_FILE}")
             different = _differences(row, index_row(sample, members) | {"shard": shard.number})
             if different:
                 problems.append(f"{path}, sample {key}: the index has another {', '.join(different)}")
-    except ValueError as error:  # of the tar: what comes after it cannot be found
+    except ValueError as error:  # of the tar file, whose other members cannot be located
         return _Found([*problems, str(error)], _array(links))
     problems += [f"{path}, sample {key}: missing from the tar" for key in expected]
     return _Found(problems, _array(links))
 
 
 def _differences(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Columns in which a row of the index is not what its shard says."""
+    """Columns in which a row of the index differs from the shard."""
     quality = found["quality"]
     found["quality"] = None if quality is None else float(np.float32(quality))
     return [name for name, value in row.items() if found[name] != value]
 
 
 def _link(earlier: str | None, later: str | None) -> int:
-    """A hash of two keys; 0 if there is no link."""
+    """A 64-bit hash of two keys; 0 if there is no link."""
     if earlier is None or later is None:
         return 0
     return int.from_bytes(hashlib.blake2b(f"{earlier} {later}".encode(), digest_size=8).digest(), "big")
@@ -145,7 +148,7 @@ def _array(links: list[tuple[int, int]]) -> np.ndarray:
     return np.array(links, dtype=np.uint64).reshape(-1, 2).T
 
 
-# ------------------------------------------------------------------------------------------------ of the whole
+# ------------------------------------------------------------------------------------------ the whole dataset
 
 
 def _verify_whole(dataset: ShardedDataset, links: np.ndarray) -> list[str]:
@@ -155,13 +158,13 @@ def _verify_whole(dataset: ShardedDataset, links: np.ndarray) -> list[str]:
     problems += _named(
         _groups_on_both_sides(index), lambda group: f"{index}: group {group!r} is in more than one split"
     )
-    if links.shape[1] == len(dataset):  # else some samples could not be read, and that is what to mend first
+    if links.shape[1] == len(dataset):  # else some samples could not be read, which has to be fixed first
         lonely = np.flatnonzero(~(_answered(links[0], links[1]) & _answered(links[1], links[0])))
         problems += _named(
             lonely.tolist(),
             lambda i: (
-                f"{index}: sample {dataset.key(i)} names a conversation before or after it that is not there, "
-                "or that does not name it"
+                f"{index}: sample {dataset.key(i)} links to a previous or next conversation that is missing, "
+                "or that does not link back"
             ),
         )
     return problems + _verify_totals(folder, info)

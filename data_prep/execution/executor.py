@@ -1,4 +1,4 @@
-"""What executors have in common."""
+"""The interface of executors, and failures of units."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from data_prep.execution.unit import UnitLocked, UnitReport
 
 @dataclass
 class UnitFailure:
-    """A unit that could not be brought to its end."""
+    """A unit that did not finish."""
 
     unit: str
     message: str
-    ends_run: bool = False  # a full disk, a missing model, a dead device: other units would meet it too
+    ends_run: bool = False  # a full disk, a missing model, a dead device: other units would fail as well
 
     @classmethod
     def of(cls, unit: str, error: BaseException) -> UnitFailure:
@@ -26,10 +26,11 @@ class UnitFailure:
 
 
 UNIT_ERRORS = (OSError, RuntimeError, ValueError, ImportError)
-"""What `run_unit` lets through."""
+"""Exceptions that `run_unit` raises."""
 
 OnProgress = Callable[[str, float], None]
-"""Called with a stage's name and the seconds of audio that it is done with, as far as the executor hears of it."""
+"""Called with the name of a stage and the seconds of audio it has processed, or with "unit" and the seconds of a
+finished unit by executors that only see whole units."""
 
 
 class Executor(Protocol):
@@ -40,5 +41,5 @@ class Executor(Protocol):
         on_report: Callable[[UnitReport], None],
         on_progress: OnProgress,
     ) -> list[UnitFailure]:
-        """Runs `units`, which are not done, longest first; see the package's docstring."""
+        """Runs `units`, none of which is done, longest first; see the package's docstring."""
         ...

@@ -1,12 +1,13 @@
-"""The spectral codec of a run that brings none of its own: fitted to the plan's recordings, before any unit is run.
+"""Fits the spectral codec of a run without a codec of its own to the plan's recordings, before any unit runs.
 
-What is added to a plan later has no part in it: the codes that are there already stay valid.
+Recordings added to a plan later are not used, so that existing codes stay valid.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,14 +29,14 @@ from data_prep.reasons import RejectedRecording
 from data_prep.records import Recording
 
 MAX_RECORDING_SECONDS = 600.0
-"""Of one recording, so that the codec hears many."""
+"""Used of one recording, so that the codec is fitted to many."""
 _MIN_TURN_SECONDS = 0.2
 
 
 def fit_codec(cfg: DataPrepConfig, plan: Plan, work: Path) -> None:
     """Fits `<work>/codec.safetensors`, unless that was done for the same plan and options, or the run has a codec.
 
-    Raises ValueError if there is nothing to fit it to.
+    Raises ValueError if there is no audio to fit it to; the message names the reasons.
     """
     if cfg.codec.kind is not CodecKind.spectral or cfg.codec.path is not None:
         return
@@ -51,13 +52,14 @@ def fit_codec(cfg: DataPrepConfig, plan: Plan, work: Path) -> None:
     if codec_file.is_file() and marker.is_file() and json.loads(marker.read_text()) == made_of:
         return
     threads = torch.get_num_threads()
-    torch.set_num_threads(cfg.executor.cpus_per_worker)  # as for units: equal input, equal bits
+    torch.set_num_threads(cfg.executor.cpus_per_worker)  # as for units, so that equal input gives equal bits
     try:
-        waveforms = list(_waveforms(cfg, plan))
+        rejected: dict[str, RejectedRecording] = {}
+        waveforms = list(_waveforms(cfg, plan, rejected))
         if not waveforms:
             raise ValueError(
-                f"{work}: no audio of split train can be read, so there is nothing to fit the spectral codec to; "
-                "give codec.path=FILE of a codec fitted to other data"
+                f"{work}: no audio of split train can be read, so there is nothing to fit the spectral codec to "
+                f"({_reasons(plan, rejected)}); fix these, or give codec.path=FILE of a codec fitted to other data"
             )
         codec = SpectralCodec.fit(waveforms, cfg.codec.num_codebooks, cfg.codec.codebook_size, cfg.seed)
     finally:
@@ -66,8 +68,22 @@ def fit_codec(cfg: DataPrepConfig, plan: Plan, work: Path) -> None:
     write_json(marker, made_of)
 
 
-def _waveforms(cfg: DataPrepConfig, plan: Plan) -> Iterator[Tensor]:
-    """Turns, or where none are given all sound, of train recordings in an order drawn from the seed."""
+def _reasons(plan: Plan, rejected: dict[str, RejectedRecording]) -> str:
+    """The reasons why there is no audio: of recordings of the plan, and of those that the plan rejected."""
+    found = [(name, error.reason, error.message) for name, error in rejected.items()]
+    found += [(rejection.recording, rejection.reason, rejection.message) for rejection in plan.rejections]
+    if not found:
+        return "no recording is of split train, or none of their turns lies within its recording"
+    counts = ", ".join(f"{reason} {count}" for reason, count in Counter(reason for _, reason, _ in found).most_common())
+    name, _, message = found[0]
+    return f"{counts}; the first: {name}: {message}"
+
+
+def _waveforms(cfg: DataPrepConfig, plan: Plan, rejected: dict[str, RejectedRecording]) -> Iterator[Tensor]:
+    """The turns (or all audio, if none are given) of train recordings, in an order drawn from the seed.
+
+    Recordings that cannot be read are added to `rejected`, by id.
+    """
     ids = [
         name
         for name, group, split in plan.first_splits()
@@ -78,9 +94,12 @@ def _waveforms(cfg: DataPrepConfig, plan: Plan) -> Iterator[Tensor]:
     for name in track(ids, "Fitting the codec", console=Console(stderr=True)):
         if budget <= 0:
             return
-        for waveform in _pieces(plan.recording(name)):
-            budget -= waveform.numel()
-            yield waveform
+        try:
+            for waveform in _pieces(plan.recording(name)):
+                budget -= waveform.numel()
+                yield waveform
+        except RejectedRecording as error:  # `vad`, which decodes it again, rejects it for good
+            rejected[name] = error
 
 
 def _pieces(recording: Recording) -> Iterator[Tensor]:
@@ -94,7 +113,5 @@ def _pieces(recording: Recording) -> Iterator[Tensor]:
             channel_there = turn.channel is None or turn.channel < recording.channels
             if turn.start >= 0 and end - turn.start >= _MIN_TURN_SECONDS and channel_there:
                 yield torch.from_numpy(audio.track(turn.channel, SAMPLE_RATE, turn.start, end))
-    except RejectedRecording:
-        return  # it is rejected, with its reason, where it is decoded for good
     finally:
         audio.close()

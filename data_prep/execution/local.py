@@ -1,4 +1,4 @@
-"""Units on this machine: in this very process, or in processes of their own that are replaced when they die."""
+"""Units on this machine: in the calling process, or in worker processes that are replaced when they die."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from data_prep.execution.processes import end_with_parent, worker_context
 from data_prep.execution.unit import UnitReport
 
 MAX_DEATHS = 20
-"""Of workers on one unit in one run. Each death is counted against the recording that was worked on, which is left
-out after `executor.max_attempts` of them; so many deaths come from elsewhere."""
+"""Limit on the deaths of workers on one unit in one run. Each death counts against the recording in progress, which is
+rejected after `executor.max_attempts` of them; this many deaths have another cause."""
 
 
 def run_inline(
@@ -40,7 +40,7 @@ def run_inline(
 
 
 def number_of_workers(cfg: DataPrepConfig) -> int:
-    """As configured; by default one for each GPU share, or for each `cpus_per_worker` processors."""
+    """`executor.workers`, or by default one for each GPU share or for each `cpus_per_worker` processors."""
     options = cfg.executor
     if options.workers:
         return options.workers
@@ -50,7 +50,7 @@ def number_of_workers(cfg: DataPrepConfig) -> int:
 
 
 def gpu_of(slot: int, gpus_per_worker: float) -> str:
-    """Name of a worker's GPU among those that this process may use (CUDA_VISIBLE_DEVICES, where it is set)."""
+    """Id of the GPU of worker `slot`, among those visible to this process (CUDA_VISIBLE_DEVICES, if set)."""
     number = int(slot * gpus_per_worker + 1e-6)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return allowed.split(",")[number] if allowed else str(number)
@@ -59,10 +59,10 @@ def gpu_of(slot: int, gpus_per_worker: float) -> str:
 def run_local(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
-    """Processes, one for each worker, each with its own models; see `Executor`.
+    """Runs units in one process per worker, each with its own models; see `Executor`.
 
-    A process that dies (a decoder's segmentation fault, the kernel's memory killer, a timeout) is replaced, and its
-    unit goes on where it was.
+    A process that dies (a decoder's segmentation fault, the kernel's out-of-memory killer, a timeout) is replaced, and
+    the new one resumes its unit.
     """
     waiting = list(reversed(units))
     deaths: dict[str, int] = {}
@@ -74,11 +74,12 @@ def run_local(
         while busy := [worker for worker in workers if worker.unit is not None]:
             for ready in wait([worker.connection for worker in busy]):
                 worker = next(worker for worker in busy if worker.connection is ready)
+                unit = worker.unit
+                assert unit is not None, "an idle worker sends nothing"
                 message = worker.receive()
                 if isinstance(message, tuple):
                     on_progress(*message)
                     continue
-                unit = worker.unit
                 if message is None:
                     deaths[unit] = deaths.get(unit, 0) + 1
                     code = worker.end()
@@ -107,7 +108,7 @@ class _Setup:
 
 
 class _Process:
-    """A worker process, and what it is working on."""
+    """A worker process and its current unit."""
 
     def __init__(self, cfg: DataPrepConfig, slot: int) -> None:
         self.slot = slot
@@ -117,12 +118,12 @@ class _Process:
         gpu = gpu_of(slot, cfg.executor.gpus_per_worker) if cfg.executor.gpus_per_worker > 0 else None
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, _Setup(cfg, gpu)), daemon=True)
         self.process.start()
-        theirs.close()  # so that the process's death is seen as the end of the connection
+        theirs.close()  # so that the death of the process closes the connection
 
     def give(self, unit: str | None) -> None:
         self.unit = unit
         if unit is not None:
-            with suppress(BrokenPipeError):  # it died already, which `receive` will find
+            with suppress(BrokenPipeError):  # it is dead already, which `receive` will notice
                 self.connection.send(unit)
 
     def receive(self) -> Any:
@@ -133,7 +134,7 @@ class _Process:
             return None
 
     def end(self) -> int | None:
-        self.connection.close()  # upon which an idle worker ends by itself
+        self.connection.close()  # which makes an idle worker exit
         if self.unit is None:
             self.process.join(10)
         self.process.terminate()
@@ -142,7 +143,7 @@ class _Process:
 
 
 def _serve(connection: Connection, setup: _Setup) -> None:
-    """Runs units as they come, until the other side is gone."""
+    """Runs units as they arrive, until the other end of the connection is closed."""
     end_with_parent()
     if setup.visible_gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpu

@@ -1,4 +1,4 @@
-"""The options of a run -> its stages, and the worker that runs them on units."""
+"""The stages of a run, built from its options, and the worker that runs them on units."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CODEC_FILE = "codec.safetensors"
 
 
 def run_codec(cfg: DataPrepConfig) -> Codec:
-    """The codec of a run; a spectral codec without a path is the one fitted to the plan, see `fit_codec.py`."""
+    """The codec of a run; a spectral codec without a path is fitted to the plan, see `fit_codec.py`."""
     if cfg.codec.kind is CodecKind.spectral and cfg.codec.path is None:
         fitted = work_folder(cfg) / CODEC_FILE
         if not fitted.is_file():
-            raise FileNotFoundError(f"{fitted}: the codec is not fitted yet; start with: python -m data_prep run")
+            raise FileNotFoundError(f"{fitted}: the codec is not fitted yet; run first: python -m data_prep run")
         return SpectralCodec.load(fitted, cfg.codec.device)
     return load_codec(cfg.codec)
 
 
 def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
-    """All stages in their order; models are loaded by the stages when they first need them."""
+    """All stages, in order; each loads its models on first use."""
     return [
         VadStage(cfg.vad),
         DiarizeStage(cfg.diarize),
@@ -43,7 +43,7 @@ def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
 
 
 class Worker:
-    """Runs units in this process, one after another, with models loaded once."""
+    """Runs units in this process, one after another; models are loaded once."""
 
     def __init__(self, cfg: DataPrepConfig) -> None:
         self.cfg, self.work = cfg, work_folder(cfg)
@@ -52,7 +52,7 @@ class Worker:
 
     def run(self, unit: str, progress: Progress = lambda stage, seconds: None) -> UnitReport:
         threads = torch.get_num_threads()
-        # Always the same number: sums over other partitions differ in their last bits, and so could codes.
+        # A fixed number: summing over other partitions changes the last bits, and with them possibly codes.
         torch.set_num_threads(self.cfg.executor.cpus_per_worker)
         try:
             options = self.cfg.executor

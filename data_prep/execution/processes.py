@@ -1,4 +1,4 @@
-"""Processes of this machine: how workers are started, and work spread over them, results in order."""
+"""Worker processes on this machine: start-up, and an ordered parallel map."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LITTLE_BYTES = 64 << 20
-"""Reading and writing these takes less time than starting processes."""
+"""Reading and writing this much takes less time than starting processes."""
 
 
 def worker_context() -> ForkServerContext:
-    """Workers are forked from a server that has loaded the libraries once, which takes seconds, and not from this
-    process, which may hold threads (of torch, of pyarrow) or a GPU that forking would cut off."""
+    """A context that forks workers from a server process with all libraries loaded, which takes seconds. Forking this
+    process instead is unsafe: it may hold threads (of torch, of pyarrow) or a CUDA context."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.execution.pipeline", "data_prep.dataset.shard"])
     return context
 
 
 def end_with_parent() -> None:
-    """Ends this process as soon as the one that started it is gone, however it ended: else a worker would go on writing
-    into a folder that the next run may have begun to fill."""
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    """Makes this worker process exit as soon as its parent is gone, for whatever reason. Otherwise it would continue to
+    write into a folder that the next run may be using."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
 
+    def exit_after_parent() -> None:
+        parent.join()
+        os._exit(1)
 
-def _wait_for_the_end() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, size: int) -> Iterator[Result]:
-    """`map(function, jobs)` in `workers` processes, or in this one alone if `workers` is 1.
+    """`map(function, jobs)` in `workers` processes, or in this process if `workers` is 1.
 
-    workers: 0: as many as processors, or one if all jobs together read no more than LITTLE_BYTES
-    size: bytes that all jobs together read
+    Args:
+        workers: 0: one per processor, or one in total if all jobs together read at most LITTLE_BYTES.
+        size: bytes read by all jobs together.
 
-    `function` and what it takes and returns are pickled. An error ends the work not yet begun and is raised here; if
-    this process is killed, the others end at once.
+    `function`, its arguments and its results are pickled. An exception cancels the jobs not yet started and is raised
+    here. If this process is killed, its workers exit at once.
     """
     by_default = 1 if size <= LITTLE_BYTES else len(os.sched_getaffinity(0))
     workers = min(workers or by_default, len(jobs))
@@ -56,5 +59,5 @@ def ordered_map(function: Callable[[Job], Result], jobs: Sequence[Job], workers:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the first process speaks for all
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C only the main process reports
     end_with_parent()

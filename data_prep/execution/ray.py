@@ -1,7 +1,7 @@
-"""Units on a Ray cluster: a Ray Data job over unit ids with a pool of actors, each holding the models once.
+"""Units on a Ray cluster: a Ray Data job over unit ids with a pool of actors, each with its own models.
 
-Only ids go out and reports come back; audio and results are read and written by the actors where they are, so that
-work folder and recordings must be on storage that every node sees under the same path.
+Only ids and reports are sent: the actors read audio and write results themselves, so work folder and recordings must
+be on storage that every node mounts under the same path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         (unit,) = batch["unit"]
         try:
-            # Not in __init__: what is wrong there would be tried again without end.
+            # Not in __init__, where Ray would retry an exception forever.
             self.worker = self.worker or Worker(self.cfg)
             outcome: UnitReport | UnitFailure = self.worker.run(str(unit))
         except UNIT_ERRORS as error:
@@ -38,7 +38,7 @@ class _Actor:
 def run_ray(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
-    """See `Executor`. Raises ModuleNotFoundError with the remedy if Ray is not installed."""
+    """See `Executor`. Raises ModuleNotFoundError if Ray is not installed."""
     try:
         import ray
         import ray.data
@@ -58,7 +58,7 @@ def run_ray(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=options.cpus_per_worker,
         num_gpus=options.gpus_per_worker,
-        # Ray's own defaults are without end. The unit goes on where it was, see unit.py.
+        # By default, Ray retries forever. A retry resumes the unit, see unit.py.
         max_restarts=MAX_DEATHS,
         max_task_retries=MAX_DEATHS,
     )
@@ -74,7 +74,7 @@ def run_ray(
                 on_report(outcome)
                 on_progress("unit", outcome.seconds)
     except ray.exceptions.RayError as error:
-        failures += [UnitFailure(unit, f"Ray ended: {error}") for unit in sorted(missing)]
+        failures += [UnitFailure(unit, f"Ray failed: {error}") for unit in sorted(missing)]
     finally:
         if here:
             ray.shutdown()

@@ -1,4 +1,4 @@
-"""`run`, `status` and `retry`: bringing the units of a plan to their end."""
+"""The commands `run`, `status` and `retry`."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ EXECUTORS: dict[ExecutorKind, Executor] = {
 
 @dataclass
 class RunSummary:
-    """What a run did."""
+    """The outcome of a run."""
 
     units: int  # of the plan
     already_done: int
     failures: list[UnitFailure] = field(default_factory=list)
-    rejected: Counter[Reason] = field(default_factory=Counter)  # reason -> recordings, of the units run now
+    rejected: Counter[Reason] = field(default_factory=Counter)  # reason -> recordings, of the units of this run
 
 
 def run(cfg: DataPrepConfig) -> RunSummary:
     """Runs every unit of the plan that is not done with these options.
 
-    Raises FileNotFoundError or ValueError if there is no plan, or the codec or a model is not there.
+    Raises FileNotFoundError or ValueError if there is no plan, or if the codec or a model is missing.
     """
     work = work_folder(cfg)
     plan = load_plan(work)
@@ -64,7 +64,7 @@ def run(cfg: DataPrepConfig) -> RunSummary:
         bar = progress.add_task("Running stages", total=sum(unit.seconds for unit in waiting))
 
         def on_progress(stage: str, seconds: float) -> None:
-            """A unit is through when each stage has been through it."""
+            """Each stage counts for an equal share of a unit."""
             progress.advance(bar, seconds if stage == "unit" else seconds / len(stages))
 
         ids = [unit.id for unit in waiting]
@@ -74,18 +74,19 @@ def run(cfg: DataPrepConfig) -> RunSummary:
 
 @dataclass
 class Status:
-    """How far a plan is."""
+    """The progress of a plan."""
 
     units: int
     done: int
-    begun: int  # not done, but some of it is
+    started: int  # but not done
     seconds: float
     seconds_done: float
     rejected: dict[Reason, int]  # reason -> recordings, of all units and the plan itself
-    again: int  # recordings that `retry` would try again
+    retryable: int  # recordings that `retry` would re-queue
 
 
 def status(cfg: DataPrepConfig) -> Status:
+    """Raises FileNotFoundError or ValueError if there is no plan, or if the codec is missing."""
     work = work_folder(cfg)
     plan = load_plan(work)
     stages = build_stages(cfg, run_codec(cfg))
@@ -96,39 +97,39 @@ def status(cfg: DataPrepConfig) -> Status:
         folder = unit_folder(work, unit.id)
         done = is_done(work, unit.id, current)
         found.done += done
-        found.begun += not done and folder.is_dir()
+        found.started += not done and folder.is_dir()
         found.seconds += unit.seconds
         found.seconds_done += unit.seconds if done else 0.0
         for files in _complete(folder, stages, current):
             rejected.update(rejection.reason for rejection in files.rejections())
     found.rejected = dict(rejected.most_common())
-    found.again = sum(rejected[reason] for reason in TRANSIENT_REASONS)
+    found.retryable = sum(rejected[reason] for reason in TRANSIENT_REASONS)
     return found
 
 
 def retry(cfg: DataPrepConfig) -> list[str]:
-    """Makes the next run try again what crashed, failed or took too long; returns those recordings.
+    """Re-queues the recordings that crashed, failed or timed out, for the next run; returns their ids.
 
-    The stage in which it happened, and those after it, are repeated for the whole unit.
+    The stage in which that happened, and all later ones, are repeated for the whole unit.
     """
     work = work_folder(cfg)
     plan = load_plan(work)
     stages = build_stages(cfg, run_codec(cfg))
     current = fingerprints(stages)
-    again: list[str] = []
+    requeued: list[str] = []
     for unit in plan.units:
         folder = unit_folder(work, unit.id)
-        forgetting = False
+        repeat = False
         for files in _complete(folder, stages, current):
             failed = [rejection.recording for rejection in files.rejections() if rejection.reason in TRANSIENT_REASONS]
-            again += failed
-            forgetting = forgetting or bool(failed)
-            if forgetting:
+            requeued += failed
+            repeat = repeat or bool(failed)
+            if repeat:
                 files.forget()
-        if forgetting:
+        if repeat:
             (folder / DONE_FILE).unlink(missing_ok=True)
             (folder / ATTEMPTS_FILE).unlink(missing_ok=True)
-    return again
+    return requeued
 
 
 def _complete(folder: Path, stages: list[Stage], current: dict[str, str]) -> list[StageFiles]:

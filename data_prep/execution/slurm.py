@@ -1,7 +1,7 @@
-"""Units as Slurm jobs, through submitit: one array, each task with a share of the units.
+"""Units as Slurm jobs, through submitit: one job array, each task with a share of the units.
 
-A task that runs into its time limit, or is preempted, is queued again by submitit and goes on where it was: units
-that are done are skipped, and so are the finished stages of the unit that it was at.
+submitit requeues a task that is preempted or reaches its time limit. The requeued task resumes: it skips units that are
+done, and the finished stages of the unit in progress.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from data_prep.execution.pipeline import Worker
 from data_prep.execution.unit import UnitReport
 
 MAX_TASKS = 1000
-"""Of the array; many clusters allow no more (MaxArraySize is 1001 by default)."""
+"""Size of the array; many clusters allow no more (MaxArraySize is 1001 by default)."""
 
 
 class UnitTask:
-    """What one task of the array runs."""
+    """The function that one task of the array runs."""
 
     def __call__(self, cfg: DataPrepConfig, units: list[str]) -> list[UnitReport | UnitFailure]:
         worker = Worker(cfg)
@@ -27,13 +27,14 @@ class UnitTask:
             try:
                 outcomes.append(worker.run(unit))
             except UNIT_ERRORS as error:
-                outcomes.append(UnitFailure.of(unit, error))
-                if outcomes[-1].ends_run:
+                failure = UnitFailure.of(unit, error)
+                outcomes.append(failure)
+                if failure.ends_run:
                     break
         return outcomes
 
     def checkpoint(self, cfg: DataPrepConfig, units: list[str]) -> object:
-        """Called by submitit when the task is about to be stopped: the same again."""
+        """Called by submitit before the task is stopped; the returned submission repeats the task."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, cfg, units)
@@ -42,10 +43,10 @@ class UnitTask:
 def run_slurm(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
-    """Submits the array and waits for it; see `Executor`. Jobs outlive this process: `run` again later joins nothing,
-    but does what they left.
+    """Submits the array and waits for it; see `Executor`. Jobs outlive this process. A later `run` does not attach to
+    them: it submits the units that are not done by then.
 
-    Raises ModuleNotFoundError with the remedy if submitit is not installed.
+    Raises ModuleNotFoundError if submitit is not installed.
     """
     try:
         import submitit
@@ -65,13 +66,14 @@ def run_slurm(
     failures: list[UnitFailure] = []
     for job in as_completed(jobs):
         share = share_of[job.job_id]
-        error = job.exception()
+        problem = job.exception()
         outcomes = (
-            job.result() if error is None else [UnitFailure(unit, f"job {job.job_id}: {error}") for unit in share]
+            job.result() if problem is None else [UnitFailure(unit, f"job {job.job_id}: {problem}") for unit in share]
         )
-        failures += [outcome for outcome in outcomes if isinstance(outcome, UnitFailure)]
         for outcome in outcomes:
-            if not isinstance(outcome, UnitFailure):
+            if isinstance(outcome, UnitFailure):
+                failures.append(outcome)
+            else:
                 on_report(outcome)
                 on_progress("unit", outcome.seconds)
     return failures

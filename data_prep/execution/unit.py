@@ -1,13 +1,13 @@
-"""Runs the stages on one unit. Idempotent: what is done is kept, what is not is done, whatever ended an earlier run.
+"""Runs the stages on one unit. Idempotent: finished stages are skipped, however an earlier run ended.
 
-In `<work>/units/<unit>/` each stage leaves, written beside and renamed,
+Each stage writes to `<work>/units/<unit>/`, atomically,
 
     <stage>-<fingerprint>.parquet             a result for each recording
-    <stage>-<fingerprint>.rejects.parquet     recordings that go no further
-    <stage>-<fingerprint>.json                names both with their hashes, last: only what it names is there
+    <stage>-<fingerprint>.rejects.parquet     recordings rejected by the stage
+    <stage>-<fingerprint>.json                the marker, written last: hashes of both files
 
-and the unit, once all are done, `done.json`. A fingerprint covers a stage's options and version and those of every
-stage it reads from, so that a change of options repeats just what depends on them.
+and once all stages are done, `done.json` is written. A fingerprint covers the options and version of a stage and of
+every stage it reads from, so that a change of options repeats exactly the stages that depend on them.
 """
 
 from __future__ import annotations
@@ -34,36 +34,37 @@ from data_prep.stages.base import Item, Stage
 
 DONE_FILE = "done.json"
 LOCK_FILE = "lock"
-LOCK_SECONDS = 5.0  # a process that was killed just now may still be going down
+LOCK_SECONDS = 5.0  # a process that was just killed may not be gone yet
 EXIT_TIMEOUT = 124
 MIN_TIMEOUT_SECONDS = 600.0
 MAX_FAILURES_IN_A_ROW = 5
-"""Unexpected exceptions of one stage, with no success between them, after which the run ends: it is not the files."""
+"""Unexpected exceptions of one stage, without a success between them, after which the run ends: the cause is not the
+recordings."""
 
 Progress = Callable[[str, float], None]
-"""Called with a stage's name and the seconds of audio that it is done with."""
+"""Called with the name of a stage and the seconds of audio it has processed."""
 
 
 @dataclass
 class UnitReport:
-    """What became of a unit; small, as it crosses processes and machines."""
+    """The outcome of a unit; small, since it is sent between processes and machines."""
 
     unit: str
     recordings: int
     seconds: float
-    repeated: list[str]  # stages that were run now; the others had been done
+    repeated: list[str]  # stages that ran now; the others were done before
     rejected: dict[Reason, int]  # reason -> recordings, over all stages
 
 
 class UnitLocked(RuntimeError):
-    """Another process works on the unit."""
+    """Another process is working on the unit."""
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
-    """Stage name -> 12 hex digits over its options and those of all stages it depends on.
+    """Stage name -> 12 hex digits, a hash of its options and version and those of all stages it depends on.
 
-    An option `device` says where results are computed, not what they are: units that a GPU ran are done for a `pack`
-    on a machine without one.
+    The option `device` is excluded, since it does not affect results: units that ran on a GPU count as done for a
+    `pack` on a machine without one.
     """
     found: dict[str, str] = {}
     for stage in stages:
@@ -76,7 +77,7 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StageTable:
-    """A stage as far as its results are concerned; light, where a stage holds models."""
+    """The identity and result type of a stage, without its models."""
 
     stage: str
     fingerprint: str
@@ -93,14 +94,14 @@ def unit_folder(work: Path, unit: str) -> Path:
 
 
 def is_done(work: Path, unit: str, stage_fingerprints: dict[str, str]) -> bool:
-    """Whether the unit is done with these very stages."""
+    """Whether the unit is done with stages of these fingerprints."""
     done = unit_folder(work, unit) / DONE_FILE
     return done.is_file() and json.loads(done.read_text())["stages"] == stage_fingerprints
 
 
 @dataclass
 class UnitResults:
-    """What the stages found out about a unit."""
+    """The results of all stages for a unit."""
 
     results: dict[str, dict[str, Any]]  # stage -> recording id -> result
     rejections: list[Rejection]  # of whole recordings
@@ -127,11 +128,11 @@ def run_unit(
     timeout_factor: float = 20.0,
     progress: Progress = lambda stage, seconds: None,
 ) -> UnitReport:
-    """Does what is not done of `unit`.
+    """Runs the stages of `unit` that are not done.
 
     Raises:
-        UnitLocked: another process is at it.
-        OSError, RuntimeError: the disk is full, the device is dead, or a stage fails whatever it is given.
+        UnitLocked: another process is working on it.
+        OSError, RuntimeError: the disk is full, the device is dead, or a stage fails for every recording.
     """
     folder = unit_folder(work, unit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def run_unit(
         with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
             return _Run(folder, unit, recordings, stages, max_attempts, timeout_factor, progress).run()
     except Timeout as error:
-        raise UnitLocked(f"{folder}: another process works on this unit") from error
+        raise UnitLocked(f"{folder}: another process is working on this unit") from error
 
 
 class _Run:
@@ -204,7 +205,7 @@ class _Run:
         return found, rejections
 
     def _groups(self, stage: Stage, recordings: Sequence[Recording]) -> Iterator[list[Recording]]:
-        """Recordings to be processed together; what was begun and not ended before goes alone."""
+        """Groups of recordings to process together; one that was started before but did not end is processed alone."""
         group: list[Recording] = []
         for recording in recordings:
             alone = recording.id in self.suspects
@@ -220,12 +221,12 @@ class _Run:
             yield group
 
     def _try(self, stage: Stage, items: list[Item], found: dict[str, Any], rejections: list[Rejection]) -> None:
-        """Processes items together, or, where that does not work, each alone."""
+        """Processes items together, or each alone if that fails."""
         names = [item.recording.id for item in items]
         alone = items[0].recording if len(items) == 1 else None
         if alone and self.attempts.unended[alone.id] >= self.max_attempts:
             reason = Reason.timeout if self.attempts.timeouts[alone.id] else Reason.crashed
-            message = f"work on it died {self.attempts.unended[alone.id]} times; `retry` tries it again"
+            message = f"its worker died {self.attempts.unended[alone.id]} times; `retry` re-queues it"
             rejections.append(Rejection(reason=reason, message=message).located(alone, stage.name))
             return
         for attempt in range(1, self.max_attempts + 1):
@@ -246,11 +247,11 @@ class _Run:
                     rejections.append(rejection.located(alone, stage.name))
                     return
                 if classify(error) is Failure.transient and attempt < self.max_attempts:
-                    print(f"{alone.id}: {stage.name}: {error!r}; trying again", file=sys.stderr)
+                    print(f"{alone.id}: {stage.name}: {error!r}; retrying", file=sys.stderr)
                     time.sleep(2.0 ** (attempt - 1))
                     continue
                 self._note_failure(stage, alone, error)
-                message = f"{type(error).__name__}: {error} (attempt {attempt}); `retry` tries it again"
+                message = f"{type(error).__name__}: {error} (attempt {attempt}); `retry` re-queues it"
                 rejections.append(Rejection(reason=Reason.failed, message=message).located(alone, stage.name))
                 return
             self.attempts.end(names)
@@ -268,12 +269,12 @@ class _Run:
 
     @contextmanager
     def _watched(self, names: list[str], seconds: float) -> Iterator[None]:
-        """Ends the process if the block takes too long: code of a library that hangs cannot be stopped otherwise."""
+        """Exits the process if the block takes too long: library code that hangs cannot be stopped otherwise."""
         limit = max(MIN_TIMEOUT_SECONDS, self.timeout_factor * seconds)
 
         def end() -> None:
             self.attempts.timeout(names)
-            print(f"{', '.join(names)}: took more than {limit:.0f} s; this process ends", file=sys.stderr, flush=True)
+            print(f"{', '.join(names)}: took more than {limit:.0f} s; exiting", file=sys.stderr, flush=True)
             os._exit(EXIT_TIMEOUT)
 
         timer = threading.Timer(limit, end)

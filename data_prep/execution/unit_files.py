@@ -1,14 +1,13 @@
-"""The books of a unit: its stages' files, the attempts on its recordings, and how their failures count; see unit.py.
+"""The files of a unit, the log of attempts at its recordings, and the classification of failures; see unit.py.
 
-`attempts.jsonl` says how often each recording was begun and not ended. It is written before the work, so that a file
-which kills its process is known to have done so; one line for an event:
+`attempts.jsonl` tells how often work on a recording was started but did not end. An entry is written before the work,
+so that a file that kills its process can be identified; one line per event:
 
-    {"begin": ["pod/ep1"], "stage": "vad"}      work on these recordings begins
-    {"end": ["pod/ep1"]}                        it ended, with a result or an exception that was dealt with
-    {"timeout": ["pod/ep1"]}                    it took too long; the process ends itself
+    {"begin": ["pod/ep1"], "stage": "vad"}      work on these recordings starts
+    {"end": ["pod/ep1"]}                        it ended, with a result or a handled exception
+    {"timeout": ["pod/ep1"]}                    it took too long; the process exits
 
-Lines are written, not forced to the disk: they survive the process, and a machine that goes down was rarely brought
-down by a recording.
+Lines are not synced to disk: they survive the death of the process, and a recording rarely takes down the machine.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from data_prep.tables import from_dict, read_rows, schema_of, write_rows
 ATTEMPTS_FILE = "attempts.jsonl"
 
 TRANSIENT_REASONS = (Reason.crashed, Reason.failed, Reason.timeout)
-"""Rejections that another attempt may undo."""
+"""Reasons of rejections that another attempt may avoid."""
 
 
 class StageFiles:
-    """Files of one stage with one fingerprint in a unit's folder."""
+    """The files of one stage with one fingerprint, in a unit's folder."""
 
     def __init__(self, folder: Path, stage: str, fingerprint: str, result: type) -> None:
         self.folder, self.result = folder, result
@@ -47,7 +46,7 @@ class StageFiles:
         self.marker = folder / f"{stage}-{fingerprint}.json"
 
     def complete(self) -> bool:
-        """Whether both files are there as they were written, byte for byte."""
+        """Whether both files exist and match the hashes in the marker."""
         try:
             hashes = json.loads(self.marker.read_text(encoding="utf-8"))["sha256"]
         except (FileNotFoundError, ValueError, KeyError):
@@ -67,20 +66,21 @@ class StageFiles:
     def read(self) -> tuple[dict[str, Any], list[Rejection], StageTime]:
         """Inverse of `write`."""
         rows = pq.read_table(self.results_path).to_pylist()
-        results = {row["recording"]: from_dict(self.result, row) for row in rows}
+        results: dict[str, Any] = {row["recording"]: from_dict(self.result, row) for row in rows}
         took = from_dict(StageTime, json.loads(self.marker.read_text(encoding="utf-8"))["took"])
         return results, self.rejections(), took
 
     def rejections(self) -> list[Rejection]:
+        """The rejections alone."""
         return read_rows(self.rejects_path, Rejection)
 
     def forget(self) -> None:
-        """The stage is not done any more."""
+        """Removes the marker, so that the stage is repeated."""
         self.marker.unlink(missing_ok=True)
 
 
 class Attempts:
-    """Of one unit; only one process writes at a time."""
+    """The log of attempts of one unit; only one process writes at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ATTEMPTS_FILE
@@ -94,7 +94,7 @@ class Attempts:
     def _count(self, line: str) -> None:
         try:
             event = json.loads(line)
-        except ValueError:  # the process died within the line: the last one, of an event that was not to be
+        except ValueError:  # the process died while writing the last line: the event did not happen
             return
         self.unended.update(event.get("begin", []))
         self.unended.subtract(event.get("end", []))
@@ -116,12 +116,12 @@ class Attempts:
 
 
 class Failure(Enum):
-    transient = "transient"  # may pass: tried again
-    permanent = "permanent"  # of the recording or the program: not tried again in this run
-    fatal = "fatal"  # the process, or the whole run, cannot go on
+    transient = "transient"  # retried
+    permanent = "permanent"  # caused by the recording or a bug: not retried in this run
+    fatal = "fatal"  # the process, or the whole run, cannot continue
 
 
-_WAIT_AND_TRY = {
+_TRANSIENT_ERRNOS = {
     errno.EIO,
     errno.ESTALE,
     errno.EAGAIN,
@@ -134,22 +134,25 @@ _WAIT_AND_TRY = {
     errno.ENETUNREACH,
     errno.EPIPE,
 }
-_NOTHING_HELPS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_FATAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 def classify(error: BaseException) -> Failure:
-    """Fatal: a full disk; a missing model or library (missing audio is `RejectedRecording`); and every CUDA fault but
-    lack of memory, after which a process's device context is dead."""
+    """Classifies an exception of a stage.
+
+    Fatal are a full disk, a missing model or library (missing audio raises `RejectedRecording`), and every CUDA error
+    other than out-of-memory, since it leaves the CUDA context of the process unusable.
+    """
     if isinstance(error, (ImportError, FileNotFoundError, ModelUnavailable)):
         return Failure.fatal
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return Failure.transient
     if isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA" in str(error)):
         return Failure.transient if "out of memory" in str(error) else Failure.fatal
-    if isinstance(error, OSError) and error.errno in _NOTHING_HELPS:
+    if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
         return Failure.fatal
     if isinstance(error, (ConnectionError, TimeoutError)) or (
-        isinstance(error, OSError) and error.errno in _WAIT_AND_TRY
+        isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
     ):
         return Failure.transient
     return Failure.permanent

@@ -1,10 +1,10 @@
-"""`pack`: the units of a finished run -> a dataset folder.
+"""`pack`: writes a dataset folder from the units of a finished run.
 
-pack.py         all of it
-dedup.py        duplicates of a whole set
+pack.py         the command
+dedup.py        duplicates in the whole set
 conversation.py turns -> conversations
-ledger.py       what became of every millisecond
-staging.py      conversations set down on disk
-shards.py       -> shuffled shards
-output.py       the output folder: all or nothing
+ledger.py       the outcome of every millisecond of audio
+staging.py      conversations on disk, not yet shuffled
+shards.py       staged conversations -> shuffled shards
+output.py       the output folder, written atomically
 """

@@ -1,8 +1,8 @@
-"""Encoded turns of a recording -> conversations, the samples of the dataset.
+"""Groups the encoded turns of a recording into conversations, the samples of the dataset.
 
-Consecutive turns are joined as long as they fit into a row of training. Whatever is missing between two turns (a turn
-that was left out, a long silence, a switch of language) ends the conversation, so that what was said before and after
-it is never joined; every turn ends up in one sample, or with a reason.
+Consecutive turns are joined as long as they fit into a row of training. A gap between two turns (a rejected turn, a
+long silence, a change of language) ends the conversation, so that speech from before and after a gap is never joined.
+Every turn ends up in exactly one sample, or is rejected with a reason.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from data_prep.records import (
 )
 
 BYTES_PER_TOKEN = 3.2
-"""UTF-8 bytes of text for a token of a Llama-3-like tokenizer: an estimate, since preparing needs no tokenizer."""
+"""UTF-8 bytes of text per token of a Llama-3-like tokenizer: an estimate, since data preparation has no tokenizer."""
 
 TURN_OVERHEAD = 6
-"""Positions of a turn besides text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
+"""Positions of a turn without text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
 
 _SCORES = ("lufs", "clipped", "bandwidth", "ovrl", "sig", "bak")  # of TurnScore
 _RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio")  # of DraftTurn
@@ -47,7 +47,7 @@ _RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio
 
 @dataclass(frozen=True)
 class EncodedRecording:
-    """A recording and all that the stages found out about it."""
+    """A recording and the results of the stages for it."""
 
     recording: Recording
     turns: Turns
@@ -57,7 +57,7 @@ class EncodedRecording:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A turn that is kept, with what is known of it."""
+    """A turn that is kept, with the results of the stages for it."""
 
     draft: DraftTurn
     encoded: EncodedTurn
@@ -81,14 +81,15 @@ def conversations(
     prep: str,
     cfg: ConversationConfig,
 ) -> tuple[list[Sample], dict[int, Rejection]]:
-    """The conversations of a recording, in order, and all rejections, by the numbers of turns.
+    """Returns the conversations of a recording, in order, and the rejections of its turns, by number.
 
-    rejections: of limits and duplicates so far; those of stages need not be in there
-    split: "train" or "val", see `split_of`
-    prep:  hash of the options that the recording was prepared with
+    A turn is rejected here because of its overlap, or along with its conversation, if that is too short or contains no
+    turn to predict.
 
-    A turn is rejected here for its overlap, or with its whole conversation: because that is too short, or because
-    nothing in it is predicted.
+    Args:
+        rejections: of turns, from limits and duplicates; those of stages are added here.
+        split: "train" or "val", see `split_of`.
+        prep: hash of the options that the recording was prepared with.
     """
     rejected = {**stage_rejections(given), **rejections}
     encoded = {turn.number: turn for turn in given.encoded.turns}
@@ -100,7 +101,7 @@ def conversations(
             pieces.append(_piece(draft, encoded[draft.number], scores.get(draft.number), cfg))
             continue
         rejected[draft.number] = rejection
-        if rejection.reason != Reason.backchannel:  # it lies inside another's turn: the conversation goes on around it
+        if rejection.reason != Reason.backchannel:  # a backchannel does not interrupt the conversation
             pieces.append(None)
     samples: list[Sample] = []
     for conversation in _divide(pieces, cfg):
@@ -116,7 +117,7 @@ def conversations(
 
 
 def stage_rejections(given: EncodedRecording) -> dict[int, Rejection]:
-    """Rejections of stages, by the numbers of turns."""
+    """Rejections of turns by the stages, by the number of the turn."""
     recording, turns = given.recording, {turn.number: turn for turn in given.turns.turns}
     rejected = {
         number: turn.rejection.located(recording, "turns", turn) for number, turn in turns.items() if turn.rejection
@@ -128,7 +129,7 @@ def stage_rejections(given: EncodedRecording) -> dict[int, Rejection]:
 
 
 def split_of(group: str, split: str | None, val_fraction: float, seed: int) -> str:
-    """The split that was given, else one drawn from the hash of the group: a group is never on both sides."""
+    """The given split, or one drawn from the hash of the group, so that a group is never in both splits."""
     if split:
         return split
     draw = int.from_bytes(hashlib.sha256(f"{seed}/{group}".encode()).digest()[:8], "big") / 2**64
@@ -136,21 +137,21 @@ def split_of(group: str, split: str | None, val_fraction: float, seed: int) -> s
 
 
 def positions_of(text: str, frames: int) -> int:
-    """Positions of a training row that a turn takes, estimated."""
+    """Estimated number of positions that a turn takes in a training row."""
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN) + TURN_OVERHEAD + frames
 
 
 def key_stem(recording: Recording) -> str:
-    """What the keys of a recording's samples begin with: readable, and its own by the hash."""
+    """The prefix of the keys of a recording's samples: readable, and unique by its hash."""
     name = recording.id.removeprefix(recording.source + "/")
     digest = hashlib.sha256(recording.id.encode()).hexdigest()[:16]
     return f"{slug(recording.source, 20)}-{slug(name, 32)}-{digest}"
 
 
 def number_speakers(speakers: list[str | int]) -> list[int]:
-    """Speakers of a conversation's turns as stored: whole numbers as they are, names by order of appearance.
+    """Numbers of the speakers of a conversation's turns: integers are kept; names are numbered by order of appearance.
 
-    Where both kinds occur, all are numbered by order of appearance.
+    If both kinds occur, all are numbered by order of appearance.
     """
     if all(isinstance(speaker, int) for speaker in speakers):
         return [int(speaker) for speaker in speakers]
@@ -159,11 +160,11 @@ def number_speakers(speakers: list[str | int]) -> list[int]:
 
 
 def slug(name: str, length: int) -> str:
-    """`name` reduced to a-z, 0-9, _ and -, at most `length` characters."""
+    """`name` with only the characters a-z, 0-9, _ and -, at most `length` of them."""
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:length] or "x"
 
 
-# ---------------------------------------------------------------------------------------- which turns, joined how
+# --------------------------------------------------------------------------------------------- joining turns
 
 
 def _overlap_share(draft: DraftTurn) -> float:
@@ -174,7 +175,7 @@ def _too_much_overlap(draft: DraftTurn, cfg: ConversationConfig) -> Rejection | 
     share = _overlap_share(draft)
     if cfg.max_overlap is None or share <= cfg.max_overlap:
         return None
-    message = f"someone else speaks during {share:.2f} of it, more than conversation.max_overlap={cfg.max_overlap}"
+    message = f"other speech overlaps {share:.2f} of it, more than conversation.max_overlap={cfg.max_overlap}"
     return Rejection(reason=Reason.overlap, message=message)
 
 
@@ -186,7 +187,7 @@ def _piece(draft: DraftTurn, encoded: EncodedTurn, score: TurnScore | None, cfg:
 
 
 def _divide(pieces: list[_Piece | None], cfg: ConversationConfig) -> Iterator[list[_Piece]]:
-    """Joins consecutive turns up to the limits; None ends a conversation. A turn beyond a limit is one by itself."""
+    """Joins consecutive turns up to the limits; None ends a conversation. A turn beyond a limit stays alone."""
     current: list[_Piece] = []
     for piece in pieces:
         if current and (piece is None or not _joins(current, piece, cfg)):
@@ -210,7 +211,7 @@ def _joins(conversation: list[_Piece], piece: _Piece, cfg: ConversationConfig) -
 
 
 def _gap(conversation: list[_Piece], piece: _Piece) -> float:
-    """Silence before a turn; negative if it begins before everyone has ended."""
+    """Silence before a turn, in seconds; negative if it starts before all earlier turns have ended."""
     return piece.draft.start - max(earlier.draft.end for earlier in conversation)
 
 
@@ -226,7 +227,7 @@ def _rejection(conversation: list[_Piece], cfg: ConversationConfig) -> Rejection
     return None
 
 
-# ------------------------------------------------------------------------------------------------- the samples
+# ------------------------------------------------------------------------------------------------------ samples
 
 
 def _sample(key: str, pieces: list[_Piece], given: EncodedRecording, codec: CodecInfo, split: str, prep: str) -> Sample:
@@ -284,7 +285,7 @@ def _word(word: Word) -> list[Any]:
 
 
 def _measures(piece: _Piece) -> dict[str, float]:
-    """What was measured of a turn, by the fields' names in data_prep/records.py."""
+    """Measures of a turn, by their field names in data_prep/records.py."""
     measured = {name: getattr(piece.score, name) for name in _SCORES} if piece.score else {}
     measured |= {name: getattr(piece.draft, name) for name in _RECOGNITION} | {"gain_db": piece.encoded.gain_db}
     return {name: round(value, 4) for name, value in measured.items() if value is not None}
@@ -296,7 +297,7 @@ def _codes(turn: EncodedTurn, codec: CodecInfo) -> np.ndarray:
 
 
 def _language(pieces: list[_Piece], recording: Recording) -> tuple[str, float | None]:
-    """Of a conversation, whose turns are all of one; the probability is the mean over its speech."""
+    """Language of a conversation, the same for all its turns, and its mean probability, weighted by duration."""
     langs = [piece.draft.lang for piece in pieces if piece.draft.lang]
     lang = recording.lang or (langs[0] if langs else UNKNOWN_LANGUAGE)
     known = [(piece.draft.lang_prob, piece.seconds) for piece in pieces if piece.draft.lang_prob is not None]
@@ -305,7 +306,7 @@ def _language(pieces: list[_Piece], recording: Recording) -> tuple[str, float | 
 
 
 def _events(pieces: list[_Piece], numbers: list[int], given: EncodedRecording) -> list[Event]:
-    """Those that fall inside the conversation. Who is heard in no turn of it gets a number of its own."""
+    """Events within the conversation. A speaker without a turn in it gets a new number."""
     start, end = pieces[0].draft.start, max(piece.draft.end for piece in pieces)
     known = {piece.draft.speaker: number for piece, number in zip(pieces, numbers, strict=True)}
     events = []

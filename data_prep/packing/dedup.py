@@ -1,7 +1,7 @@
-"""Duplicates among all recordings of a dataset: equal sound, equal text, and turns that sound the same.
+"""Finds duplicates among all recordings of a dataset: equal audio, equal text, and turns that sound the same.
 
-Of what is equal, the one whose recording's id (and turn's number) comes first is kept, so the result does not depend
-on the order in which recordings come.
+Of equal ones, the one with the first recording id (and turn number) is kept, so that the result does not depend on the
+order of recordings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEED = 1
 
 @dataclass
 class HeardTurn:
-    """What is known of a turn that is otherwise kept."""
+    """A turn that is kept unless it is a duplicate."""
 
     number: int  # DraftTurn.number
     seconds: float
@@ -45,10 +45,10 @@ class HeardRecording:
 
 
 def duplicates(recordings: Iterable[HeardRecording], cfg: DedupConfig) -> list[Duplicate]:
-    """Recordings and turns to be left out, by recording and turn; turns of recordings that are left out are not listed.
+    """Recordings and turns to reject, by recording and turn; turns of rejected recordings are not listed.
 
-    Recordings are read once, in any order; of each, only hashes and fingerprints stay in memory (for a million turns
-    of 8 s 1.3 GB at the peak, without cfg.text).
+    `recordings` is iterated once, in any order; only hashes and fingerprints stay in memory (for a million turns of
+    8 s, 1.3 GB at the peak, without cfg.text).
 
     Raises:
         ValueError: two recordings have the same id.
@@ -67,7 +67,7 @@ def duplicates(recordings: Iterable[HeardRecording], cfg: DedupConfig) -> list[D
 
 
 class _Heard:
-    """What is kept in memory of all recordings."""
+    """Hashes and fingerprints of all recordings."""
 
     def __init__(self, cfg: DedupConfig) -> None:
         self.cfg = cfg
@@ -78,7 +78,7 @@ class _Heard:
 
     def add(self, recording: HeardRecording) -> None:
         if recording.id in self.hashes:
-            raise ValueError(f"recording {recording.id!r} comes twice; ids must be unique")
+            raise ValueError(f"recording {recording.id!r} occurs twice; ids must be unique")
         self.hashes[recording.id] = recording.pcm_sha256
         for turn in recording.turns:
             if self.cfg.fingerprint and turn.fingerprint and turn.seconds >= self.cfg.fingerprint_min_seconds:
@@ -99,7 +99,7 @@ class _Heard:
         return found
 
     def equal_texts(self, repeated: dict[str, Duplicate]) -> dict[str, Duplicate]:
-        """In the order of ids, each recording is kept, or repeats the kept one that is most like it."""
+        """In the order of ids, each recording is kept, or is a duplicate of the most similar kept one."""
         if not self.signatures:
             return {}
         from datasketch import MinHashLSH
@@ -117,7 +117,7 @@ class _Heard:
         return found
 
     def equal_turns(self, repeated: dict[str, Duplicate]) -> list[Duplicate]:
-        """In the order of recordings and turns, each is kept, or repeats the kept one that is most like it."""
+        """In the order of recordings and turns, each turn is kept, or is a duplicate of the most similar kept one."""
         turns = sorted(turn for turn in self.turns if turn[0] not in repeated)
         lengths = np.array([n for *_, n in turns], dtype=np.int64)
         ordered = np.empty(lengths.sum(), dtype=np.uint32)
@@ -126,7 +126,7 @@ class _Heard:
             ordered[place : place + n] = heard[first : first + n]
             place += n
         del heard
-        self.codes = array("I")  # the search takes as much memory again
+        self.codes = array("I")  # freed before the search, which needs as much memory
         repeats = same_sound(ordered, lengths, self.cfg.max_bit_error)
         return [
             Duplicate(*turns[i][:2], Reason.duplicate_audio, *turns[twin][:2], 1.0 - error)
@@ -135,8 +135,8 @@ class _Heard:
 
 
 def _signature(spoken: list[str]) -> LeanMinHash:
-    """MinHash of a text's distinct shingles of five words."""
-    try:  # not above: only this needs it, and it is not always installed
+    """MinHash of the distinct five-word shingles of a text."""
+    try:  # optional package
         from datasketch import LeanMinHash, MinHash
     except ImportError:
         raise FileNotFoundError("dedup.text=true needs the package datasketch: pip install datasketch") from None

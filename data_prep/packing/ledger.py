@@ -1,18 +1,17 @@
-"""What became of every millisecond of a recording's tracks: hours in = hours kept + hours lost, by stage and reason."""
+"""The ledger: the outcome of every millisecond of audio. Hours in = hours kept + hours lost, by stage and reason."""
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 
 from data_prep.reasons import Reason
 from data_prep.records import UNKNOWN_LANGUAGE, LedgerRow, Recording, Rejection, Speech, Turns
 
 Account = tuple[str, str]
-"""What a millisecond is booked to: the stage and the reason of its loss, or `KEPT`."""
+"""The outcome of a millisecond: stage and reason of its loss, or `KEPT`."""
 
 KEPT: Account = ("kept", "")
 NO_WORDS: Account = ("transcribe", Reason.no_words.value)
@@ -26,17 +25,17 @@ def account(
     rejections: Mapping[int, Rejection | None],
     rejected: Rejection | None,
 ) -> list[LedgerRow]:
-    """Rows of a recording, by stage and reason; they add up to round(seconds * 1000) for each of its tracks.
+    """Returns the rows of a recording, by stage and reason; they add up to round(seconds * 1000) for each track.
 
-    Every millisecond of a track counts once: kept if any kept turn covers it, else for the first rejected turn that
-    does, else as speech without words if it is speech, else as no speech. What lies outside the recording, or on
-    a channel that it does not have, counts nothing.
+    Every millisecond of a track counts once: as kept if a kept turn covers it, else for the first rejected turn that
+    covers it, else as speech without words if it is speech, else as no speech. Time outside the recording, or on a
+    channel that it does not have, does not count.
 
     Args:
-        speech: None if it was never searched for; all that is outside turns then counts as no speech.
-        turns: None if none were made.
-        rejections: of every turn in `turns`, by number; None: it is kept.
-        rejected: of the recording as a whole, which is then one row.
+        speech: None if stage `vad` did not run; all time outside turns then counts as no speech.
+        turns: None if stage `turns` did not run.
+        rejections: of every turn in `turns`, by number; None: the turn is kept.
+        rejected: of the whole recording, which is then one row.
     """
     tracks = tracks_of(recording, speech, turns)
     length = round(recording.seconds * 1000)
@@ -70,9 +69,9 @@ def account(
 
 
 def tracks_of(recording: Recording, speech: Speech | None, turns: Turns | None) -> list[int | None]:
-    """What of a recording is listened to by itself: the channels (None: the mean) that were searched or have turns.
+    """Tracks of a recording: the channels (None: their mean) with detected speech or turns.
 
-    The mean alone where nothing is known yet. Channels that the recording does not have are none of its tracks.
+    Only the mean if there are neither. Channels that the recording does not have are not tracks.
     """
     named = {track.channel for track in speech.tracks} if speech is not None else set()
     named |= {turn.channel for turn in recording.turns or []}
@@ -81,46 +80,12 @@ def tracks_of(recording: Recording, speech: Speech | None, turns: Turns | None) 
     return sorted(tracks, key=lambda channel: -1 if channel is None else channel) or [None]
 
 
-@dataclass
-class Sums:
-    """Milliseconds of tracks."""
-
-    total: int = 0
-    kept: int = 0
-    lost: Counter[Account] = field(default_factory=Counter)
-
-    def add(self, row: LedgerRow) -> None:
-        self.total += row.ms
-        if (row.stage, row.reason) == KEPT:
-            self.kept += row.ms
-        else:
-            self.lost[row.stage, row.reason] += row.ms
-
-
-@dataclass
-class Totals:
-    """A ledger in sum; `total == kept + lost.total()` in every part of it."""
-
-    all: Sums
-    by_source: dict[str, Sums]
-    by_lang: dict[str, Sums]
-
-
-def totals(rows: Iterable[LedgerRow]) -> Totals:
-    """Sums of a ledger, sources and languages in alphabetical order."""
-    everything, by_source, by_lang = Sums(), defaultdict(Sums), defaultdict(Sums)
-    for row in rows:
-        for sums in (everything, by_source[row.source], by_lang[row.lang]):
-            sums.add(row)
-    return Totals(everything, dict(sorted(by_source.items())), dict(sorted(by_lang.items())))
-
-
 def _account(rejection: Rejection | None) -> Account:
     return KEPT if rejection is None else (rejection.stage, rejection.reason.value)
 
 
 def _cover(spans: list[tuple[tuple[int, int], Account, float, float]], length: int) -> Counter[Account]:
-    """Milliseconds of 0..length by account. Spans are (rank, account, start, end) in s; low ranks hide higher ones."""
+    """Milliseconds of 0..length by account. Spans are (rank, account, start, end) in s; the lowest rank counts."""
     cut = [
         (max(0, round(start * 1000)), rank, min(length, round(end * 1000)), account)
         for rank, account, start, end in spans
@@ -128,7 +93,7 @@ def _cover(spans: list[tuple[tuple[int, int], Account, float, float]], length: i
     waiting = sorted((span for span in cut if span[0] < span[2]), reverse=True)
     edges = sorted({edge for start, _, end, _ in waiting for edge in (start, end)})
     covered: Counter[Account] = Counter()
-    active: list[tuple[tuple[int, int], int, Account]] = []  # heap by rank; ended spans stay until they come up
+    active: list[tuple[tuple[int, int], int, Account]] = []  # heap by rank; ended spans are removed at the top
     for edge, following in pairwise(edges):
         while waiting and waiting[-1][0] == edge:
             _, rank, end, account = waiting.pop()
@@ -141,7 +106,7 @@ def _cover(spans: list[tuple[tuple[int, int], Account, float, float]], length: i
 
 
 def _language(recording: Recording, turns: Turns | None) -> str:
-    """The recording's language as given, or the one that is spoken longest in it."""
+    """The given language of the recording, or the one spoken longest in it."""
     if recording.lang is not None:
         return recording.lang
     spoken: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""The output folder: built under another name, and renamed once it is complete.
+"""The output folder: built under a temporary name, and renamed once it is complete.
 
-Whatever ends a run early, `<output>` is either absent, or the dataset that was there before, or the new one whole.
+However a run ends, `<output>` is absent, the previous dataset, or the complete new one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from csm.files import atomic_directory, exclusive, partial, remove, restore
 
 @contextmanager
 def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields an empty folder `<output>.partial` that becomes `<output>` if the block ends without an error.
+    """Yields an empty folder `<output>.partial` that is renamed to `<output>` if the block ends without an exception.
 
     Raises:
-        ValueError: `output` holds a dataset and `overwrite` is not set, or holds something else, or another process
-            is preparing the same dataset.
+        ValueError: `output` is a dataset and `overwrite` is not set, or is not a dataset, or another process is
+            preparing the same dataset.
     """
     output = output.absolute()
     restore(output)
@@ -39,7 +39,7 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def check_replaceable(output: str | Path, overwrite: bool) -> None:
-    """Raises ValueError as `output_folder` does, before any work."""
+    """Raises ValueError if `output_folder` would refuse to replace `output`."""
     output = Path(output)
     if not output.exists():
         return

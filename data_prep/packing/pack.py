@@ -1,9 +1,9 @@
-"""`pack`: the units of a finished run -> a dataset folder.
+"""`pack`: writes a dataset folder from the units of a finished run.
 
     units' tables -> duplicates and speech rates of the whole set -> for each unit: strict limits, conversations,
     ledger -> staging -> shuffled shards -> index.parquet, rejects, ledger, duplicates, stages -> dataset.json
 
-Audio is not read and nothing is encoded: limits and conversations can be chosen anew in minutes.
+No audio is read and nothing is encoded, so that changing limits and conversations takes minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,16 @@ LEDGER_FILE = "ledger.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 STAGES_FILE = "stages.parquet"
 _STAGING = "staging"
-_UNIT_BYTES = 1000  # that stages leave of a second of audio, about
-_STAGE = "pack"  # as the stage in which something was lost
+_UNIT_BYTES = 1000  # of stage results for a second of audio, about
+_STAGE = "pack"  # of rejections made here
 
 
 def pack(cfg: DataPrepConfig) -> DatasetInfo:
-    """Writes the dataset `cfg.output` from units that are all done with `cfg`'s options.
+    """Writes the dataset `cfg.output`; all units must be done with the options of `cfg`.
 
     Raises:
         FileNotFoundError: there is no plan, or no codec.
-        ValueError: units are not done, the output exists, or nothing can be kept; the message says more.
+        ValueError: units are not done, the output exists, or nothing is kept.
     """
     work = work_folder(cfg)
     plan = load_plan(work)
@@ -67,7 +67,7 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
     _check_done(work, plan, stages)
     tables = stage_tables(stages)
     units = [unit.id for unit in plan.units]
-    repeated, rates = _look_at_all(cfg, plan, tables, units)
+    repeated, rates = _measure_whole_set(cfg, plan, tables, units)
     prep = _prep_hash(cfg, stages)
     with output_folder(Path(cfg.output), cfg.overwrite) as folder:
         codec_file = None
@@ -81,8 +81,8 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
         size = round(sum(unit.seconds for unit in plan.units) * _UNIT_BYTES)
         jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
         done = track(
-            ordered_map(_assemble, jobs, cfg.pack.workers, size),
-            "Making conversations",
+            ordered_map(_stage_unit, jobs, cfg.pack.workers, size),
+            "Building conversations",
             len(jobs),
             console=Console(stderr=True),
         )
@@ -116,24 +116,24 @@ def _check_done(work: Path, plan: Plan, stages: list[Stage]) -> None:
 
 
 def _prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
-    """What the samples depend on besides the recordings."""
+    """Hash of the options that the samples depend on, 12 hex digits."""
     options = [asdict(cfg.strict), asdict(cfg.dedup), asdict(cfg.conversation), cfg.seed, fingerprints(stages)]
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-# ----------------------------------------------------------------------------------- what needs the whole set
+# ------------------------------------------------------------------------------------------------ the whole set
 
 
-def _look_at_all(
+def _measure_whole_set(
     cfg: DataPrepConfig, plan: Plan, tables: list[StageTable], units: list[str]
 ) -> tuple[list[Duplicate], dict[str, SourceRates | None]]:
-    """Duplicates of the whole set, and each source's speech rates, from the tables of turns and scores alone."""
+    """Duplicates in the whole set, and the speech rates of each source, from the tables of turns and scores."""
     counts: dict[str, RateCounts] = defaultdict(RateCounts)
     work = work_folder(cfg)
     needed = [table for table in tables if table.stage in ("turns", "score")]
 
     def heard() -> Iterator[HeardRecording]:
-        for unit in track(units, "Looking for duplicates", console=Console(stderr=True)):
+        for unit in track(units, "Finding duplicates", console=Console(stderr=True)):
             source_of = {recording.id: recording.source for recording in plan.recordings(unit)}
             results = unit_results(work, unit, needed).results
             for name, scores in results["score"].items():
@@ -158,7 +158,7 @@ class _Job:
     cfg: DataPrepConfig
     unit: str
     tables: list[StageTable]
-    folder: Path  # of the dataset, being made
+    folder: Path  # of the new dataset
     codec: CodecInfo
     prep: str
     rates: dict[str, SourceRates | None]
@@ -166,15 +166,15 @@ class _Job:
 
 @dataclass
 class _Accounts:
-    """What became of a unit."""
+    """The outcome of a unit apart from its conversations."""
 
     rejections: list[Rejection]
     ledger: list[LedgerRow]
     times: list[StageTime]
 
 
-def _assemble(job: _Job) -> _Accounts:
-    """Stages the conversations of a unit; returns what became of all the rest."""
+def _stage_unit(job: _Job) -> _Accounts:
+    """Stages the conversations of a unit; returns its rejections, ledger and stage times."""
     work = work_folder(job.cfg)
     found = unit_results(work, job.unit, job.tables)
     rejected = {rejection.recording: rejection for rejection in found.rejections}
@@ -183,26 +183,27 @@ def _assemble(job: _Job) -> _Accounts:
     accounts = _Accounts([], [], found.times)
     with StagedUnit(job.folder / _STAGING, job.unit) as staged:
         for recording in recordings:
-            speech, turns = (found.results[stage].get(recording.id) for stage in ("vad", "turns"))
+            speech, turns = found.results["vad"].get(recording.id), found.results["turns"].get(recording.id)
             repeats = {duplicate.turn: _rejection(duplicate) for duplicate in duplicates[recording.id]}
-            whole = rejected.get(recording.id)
-            if whole is None and None in repeats:
-                whole = repeats[None].located(recording, _STAGE)
+            rejection = rejected.get(recording.id)
+            if rejection is None and None in repeats:
+                rejection = repeats[None].located(recording, _STAGE)
             outcomes: dict[int, Rejection | None] = {}
-            if whole is None:
+            if rejection is None:
+                assert turns is not None, "a recording that no stage rejected has results of all stages"
                 samples, rejections = _conversations(recording, found, repeats, job)
                 accounts.rejections += [rejections[number] for number in sorted(rejections)]
                 outcomes = {turn.number: rejections.get(turn.number) for turn in turns.turns}
                 for sample in samples:
                     staged.add(sample)
             else:
-                accounts.rejections.append(whole)
-            accounts.ledger += account(recording, speech, turns, outcomes, whole)
+                accounts.rejections.append(rejection)
+            accounts.ledger += account(recording, speech, turns, outcomes, rejection)
     return accounts
 
 
 def _read_duplicates(folder: Path, recordings: list[Recording]) -> dict[str, list[Duplicate]]:
-    """What repeats something else, for each recording."""
+    """Duplicates by recording, an empty list for a recording without any."""
     found: dict[str, list[Duplicate]] = {recording.id: [] for recording in recordings}
     chosen = pc.field("recording").isin(list(found))
     for row in pq.read_table(folder / DUPLICATES_FILE, filters=chosen).to_pylist():
@@ -220,7 +221,7 @@ def _rejection(duplicate: Duplicate) -> Rejection:
 def _conversations(
     recording: Recording, found: UnitResults, repeats: dict[int | None, Rejection], job: _Job
 ) -> tuple[list[Sample], dict[int, Rejection]]:
-    """The samples of a recording, and its turns that are in none."""
+    """The samples of a recording, and the rejections of its other turns, by number."""
     cfg = job.cfg
     turns, scores, encoded = (found.results[stage][recording.id] for stage in ("turns", "score", "encode"))
     given = EncodedRecording(recording, turns, scores, encoded)
@@ -245,8 +246,8 @@ def _conversations(
 # -------------------------------------------------------------------------------------------------- accounts
 
 
-def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterator[_Accounts]) -> Counter[str]:
-    """Writes rejections, ledger and stage times unit by unit; returns the number of rejections by reason."""
+def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterable[_Accounts]) -> Counter[str]:
+    """Writes rejections, ledger and stage times, unit by unit; returns the number of rejections by reason."""
     planned = plan.rejections
     rejected = Counter(rejection.reason.value for rejection in planned)
     files = {REJECTS_FILE: Rejection, LEDGER_FILE: LedgerRow, STAGES_FILE: StageTime}
@@ -270,7 +271,7 @@ def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterat
 
 
 def _planned_loss(cfg: DataPrepConfig, rejection: Rejection) -> LedgerRow:
-    """A recording that never came into a unit: its length, as far as it is known, on one track."""
+    """The ledger row of a recording that the plan rejected: its length, if known, on one track."""
     source = cfg.sources.get(rejection.source)
     return LedgerRow(
         source=rejection.source,
@@ -283,9 +284,9 @@ def _planned_loss(cfg: DataPrepConfig, rejection: Rejection) -> LedgerRow:
 
 
 def _audio_root(cfg: DataPrepConfig) -> str:
-    """What the samples' `audio` is relative to; of several sources, or of files that lie elsewhere, nothing is said."""
-    inputs = [source.input for source in cfg.sources.values()] or [cfg.input]
-    if len(inputs) != 1 or not Path(inputs[0]).exists():
+    """The folder that the samples' `audio` is relative to; empty for several sources, or a remote one."""
+    inputs: list[str | None] = [source.input for source in cfg.sources.values()] or [cfg.input]
+    if len(inputs) != 1 or inputs[0] is None or not Path(inputs[0]).exists():
         return ""
     path = Path(inputs[0]).resolve()
     return str(path if path.is_dir() else path.parent)
@@ -294,4 +295,4 @@ def _audio_root(cfg: DataPrepConfig) -> str:
 def _nothing_kept(folder: Path, rejected: Counter[str]) -> str:
     counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
     first = read_rows(folder / REJECTS_FILE, Rejection)[0]
-    return f"{folder.with_suffix('')}: nothing could be kept ({counts}); the first: {first.recording}: {first.message}"
+    return f"{folder.with_suffix('')}: nothing was kept ({counts}); the first: {first.recording}: {first.message}"

@@ -1,8 +1,8 @@
-"""Staged samples -> tar shards and their index, shuffled over the whole dataset.
+"""Writes staged samples to tar shards, shuffled over the whole dataset, and indexes them.
 
-The order is drawn from the seed and the samples' keys alone: neighbours in a shard come from all over the dataset, and
-neither the units, nor the order in which they were staged, nor the number of processes make a difference to a byte.
-An interrupted pack starts again: what it wrote lies in a folder that data_prep/packing/output.py clears.
+The order depends only on the seed and the samples' keys: neighbours in a shard come from anywhere in the dataset, and
+units, staging order and number of processes do not affect a single byte. An interrupted pack starts over, in a folder
+that data_prep/packing/output.py clears.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_prep.packing.staging import StagedSamples, read_staging, staged_file
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one process writes: samples by the place of their bytes, in the order written."""
+    """A shard to write: the locations of its samples in the staging files, in order."""
 
     staging: Path
     path: Path
@@ -44,13 +44,13 @@ class ShardPlan:
 def write_shards(
     staging: Path, folder: Path, source: str, shard_bytes: int, seed: int, workers: int
 ) -> tuple[list[ShardInfo], IndexInfo]:
-    """Writes every staged sample into `<source>-<content id>-<split>-<number>.tar` in `folder`, each split by itself,
-    and the index beside them.
+    """Writes all staged samples to `<source>-<content id>-<split>-<number>.tar` in `folder`, one split per shard, and
+    their index next to them.
 
-    The content id makes shard names unique among datasets: caches of WebDataset shards go by the name alone. A shard
+    The content id makes shard names unique among datasets, since caches of WebDataset shards are keyed by name. A shard
     is closed once it holds `shard_bytes`. workers: processes, see `ordered_map`.
 
-    Raises ValueError if nothing is staged, or two samples have one key.
+    Raises ValueError if nothing is staged, or two samples have the same key.
     """
     shards = plan_shards(staging, folder, source, shard_bytes, seed)
     infos: list[ShardInfo] = []
@@ -67,7 +67,7 @@ def write_shards(
 
 
 def plan_shards(staging: Path, folder: Path, source: str, shard_bytes: int, seed: int) -> list[ShardPlan]:
-    """Which samples go into which shard, in which order; arguments and errors as of `write_shards`."""
+    """Assigns samples to shards, in order; arguments and errors as for `write_shards`."""
     samples = read_staging(staging, seed)
     order = np.lexsort((samples.order[:, 1], samples.order[:, 0]))
     _check_unique(samples, order)
@@ -86,7 +86,7 @@ def plan_shards(staging: Path, folder: Path, source: str, shard_bytes: int, seed
 
 
 def _ends(sizes: np.ndarray, shard_bytes: int) -> list[int]:
-    """Where each shard ends, as a number of samples: with the sample that brings it to `shard_bytes`, or the last."""
+    """The end of each shard, as a number of samples: the sample that brings it to `shard_bytes`, or the last."""
     total, ends = np.cumsum(sizes), [0]
     while ends[-1] < len(sizes):
         begin = int(total[ends[-1] - 1]) if ends[-1] else 0
@@ -95,7 +95,7 @@ def _ends(sizes: np.ndarray, shard_bytes: int) -> list[int]:
 
 
 def _check_unique(samples: StagedSamples, order: np.ndarray) -> None:
-    """Equal keys have equal hashes, and so lie beside each other."""
+    """Equal keys have equal hashes, so they are adjacent in `order`."""
     hashes = samples.order[order]
     (twice,) = np.nonzero((hashes[1:] == hashes[:-1]).all(axis=1))
     if len(twice):
@@ -110,8 +110,8 @@ def _write_shard(shard: ShardPlan) -> IndexedShard:
 
 def _write_tar(shard: ShardPlan, path: Path) -> None:
     staged = LocalFolder(shard.staging)
-    files = [FileInfo(staged_file(unit), 0, "") for unit in shard.units]  # read by name and offset alone
-    # A fixed time stamp: equal samples give equal shards.
+    files = [FileInfo(staged_file(unit), 0, "") for unit in shard.units]  # read by name and offset only
+    # A fixed timestamp, so that equal samples give equal shards.
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for unit, offset, *sizes in zip(shard.unit, shard.offset, *shard.sizes, strict=True):
             key_end, codes_end, end = (int(size) for size in np.cumsum(sizes, dtype=np.int64))

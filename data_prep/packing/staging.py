@@ -1,7 +1,7 @@
-"""Samples set down on disk between making them and shuffling them: one file of bytes and one table for each unit.
+"""Staging of samples on disk before they are shuffled: one file of bytes and one table per unit.
 
-Memory never holds more than a few thousand samples' places as Python objects: writers hand them to the table as they
-go, and packing reads the tables into numpy columns of some 50 bytes a sample.
+Memory never holds more than a few thousand rows as Python objects: writers flush them to the table, and packing reads
+the tables into numpy columns of about 50 bytes per sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BYTES, _TABLE = ".samples", ".parquet"
 
 
 class StagedUnit:
-    """Writes the samples of one unit into `folder`, to be used in a `with` block; units may be written in parallel.
+    """Context manager that writes the samples of one unit to `folder`; units may be written in parallel.
 
     name: of the unit, unique in the folder
     """
@@ -53,7 +53,7 @@ class StagedUnit:
         self._table.close()
 
     def add(self, sample: Sample) -> None:
-        """Raises ValueError if the sample breaks a rule of csm/data/sample.py."""
+        """Raises ValueError if the sample is not valid, see csm/data/sample.py."""
         members = sample_to_members(sample)
         codes, record = members[CODES_MEMBER], members[JSON_MEMBER]
         self._file.write(sample.key.encode() + codes + record)
@@ -79,17 +79,17 @@ class StagedUnit:
 
 @dataclass(frozen=True)
 class StagedSamples:
-    """All samples of a staging folder, as columns with one entry for each.
+    """All samples of a staging folder, as columns with one entry per sample.
 
     units:      names of the units, ascending
     splits:     names of the splits, ascending
     unit:       int32 [n], position in `units`
     split:      int8 [n], position in `splits`
-    offset:     int64 [n], bytes into the unit's file, where the key begins
+    offset:     int64 [n], of the key, in bytes from the start of the unit's file
     key_size:   uint8 [n], bytes
     codes_size: int32 [n], bytes, right after the key
     json_size:  int32 [n], bytes, right after the codes
-    order:      uint64 [n, 2], what the samples are shuffled by: a hash of seed and key
+    order:      uint64 [n, 2], sort key of the shuffle: a hash of seed and sample key
     digest:     uint64 [n, 2], hash of the members
     """
 
@@ -114,7 +114,10 @@ def staged_file(unit: str) -> str:
 
 
 def read_staging(folder: Path, seed: int) -> StagedSamples:
-    """The columns of all units; which unit wrote first makes no difference."""
+    """The columns of all units, whatever the order in which they were written.
+
+    Raises ValueError if no sample is staged.
+    """
     units = sorted(path.name.removesuffix(_TABLE) for path in folder.glob("*" + _TABLE))
     parts: list[dict[str, np.ndarray]] = []
     found: dict[str, int] = {}  # split -> number, by appearance
@@ -140,7 +143,7 @@ def read_staging(folder: Path, seed: int) -> StagedSamples:
             )
             end += int(sizes.sum())
     if not parts:
-        raise ValueError(f"{folder}: no conversation was made, so there is nothing to pack")
+        raise ValueError(f"{folder}: no conversations, so there is nothing to pack")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     splits = sorted(found)
     renumbered = np.array([splits.index(name) for name in found], np.int8)

@@ -1,1 +1,1 @@
-"""A page to look at before training, and every number of it. Starts at report.py."""
+"""`report`: a page to review before training, and its numbers as JSON. The entry point is report.py."""

@@ -1,6 +1,6 @@
-"""Rules of thumb about a dataset: what each compares, with which limit, and what to say where it is broken.
+"""Rules of thumb for a dataset: the measure that each compares, its limit, and the warning if it is broken.
 
-The limits tell what deserves a look before GPUs are spent; none of them is a law. A rule whose number is not known is
+A broken rule deserves a look before GPU time is spent; none of them is strict. A rule whose measure is not known is
 listed as not checked.
 """
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.execution.unit_files import TRANSIENT_REASONS
-from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, Packing, TurnMeasures
+from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, RowFill, TurnMeasures
 from data_prep.report.tables import Flow, RejectionGroup
 
 MAX_FAILED = 0.05
 MIN_KEPT = 1 / 3
 MIN_ENTRIES_USED = 0.10
 MIN_FRAMES_PER_ENTRY = 5
-"""Frames looked at for each entry of a codebook, below which unused entries say nothing about the codec."""
+"""Frames read per codebook entry, below which unused entries are not significant."""
 MAX_GROUP = 0.20
 MAX_ONE_SPEAKER = 0.50
 MAX_CONTEXT = 0.25
 MAX_SHORTENED = 0.01
 MIN_EFFICIENCY = 0.90
-MIN_ROWS = 20  # of a window
+MIN_ROWS = 20  # per window
 MAX_NARROW = 0.20
 MIN_MEDIAN_OVRL = 2.5
 MAX_UNKNOWN_LICENCE = 0.0
@@ -36,16 +36,16 @@ class Check:
     """One rule, applied."""
 
     rule: str
-    found: str  # in words
+    found: str  # the measure, in words
     broken: bool | None  # None: not checked
-    warning: str  # what it means and what to do; shown where the rule is broken
+    warning: str  # consequence and remedy, shown if the rule is broken
 
 
 def check_dataset(
     flow: Flow | None,
     rejections: list[RejectionGroup] | None,
     contents: Contents,
-    packing: Packing,
+    fill: RowFill,
     turns: TurnMeasures,
     codebooks: Codebooks,
 ) -> list[Check]:
@@ -57,8 +57,8 @@ def check_dataset(
         _largest_group(contents),
         _monologues(contents),
         _context(contents),
-        _too_long(packing, contents),
-        _padding(packing),
+        _too_long(fill, contents),
+        _padding(fill),
         _narrow(turns),
         _quality(turns),
         _codebook_use(codebooks),
@@ -67,7 +67,7 @@ def check_dataset(
 
 
 def percent(share: float) -> str:
-    """One decimal, or two at either end, so that neither a little nor all but a little is rounded away."""
+    """One decimal, or two near 0 and 100 %, so that small shares are not rounded away."""
     digits = 0 if share in (0, 1) else 2 if share < 0.01 or share > 0.99 else 1
     return f"{100 * share:.{digits}f} %"
 
@@ -83,7 +83,7 @@ def _share(rule: str, share: float | None, broken: Callable[[float], bool], what
 
 
 def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Check:
-    """By hours and by recordings, whichever is more: a few long ones that crash are many hours."""
+    """By hours or by recordings, whichever share is larger: a few long recordings can be many hours."""
     share = None
     if flow is not None:
         failed = sum(loss.ms for loss in flow.losses if loss.reason in TRANSIENT_REASONS)
@@ -96,8 +96,8 @@ def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Che
         share,
         lambda value: value > MAX_FAILED,
         "of the recordings, or of their hours, failed",
-        "That is a fault of the run rather than of the recordings: look at the messages below, mend the cause, then "
-        "run python -m data_prep retry, run and pack.",
+        "The cause is probably the run and not the recordings: see the messages below, fix the cause, then run "
+        "python -m data_prep retry, run and pack.",
     )
 
 
@@ -122,7 +122,7 @@ def _validation(contents: Contents) -> Check:
         "There is a validation split",
         found,
         val is None,
-        "Nothing will tell overfitting from learning. Give some groups to validation: pack.val_fraction=0.01.",
+        "Overfitting will go unnoticed. Use some groups for validation: pack.val_fraction=0.01.",
     )
 
 
@@ -132,9 +132,9 @@ def _leak(contents: Contents) -> Check:
     count = contents.groups_on_both_sides
     return Check(
         "Training and validation share no group (show, caller)",
-        f"{count} of {contents.groups} groups are on both sides of the split",
+        f"{count} of {contents.groups} groups are in both splits",
         count > 0,
-        "Validation hears voices it was trained on, and will look too good. Give such recordings one split.",
+        "Validation contains voices of the training set, so its loss is too low. Give such recordings one split.",
     )
 
 
@@ -145,8 +145,8 @@ def _largest_group(contents: Contents) -> Check:
         share,
         lambda value: value > MAX_GROUP,
         f"of the speech is of the largest of {contents.groups} groups, “{contents.largest_group}”",
-        "The model will lean towards its voices and manners. If that is not one show but all, recordings have no "
-        "groups of their own: set the source's group_pattern, or group in the manifest.",
+        "The model will be biased towards its voices and style. If this group is not a single show, the recordings "
+        "have no groups of their own: set the source's group_pattern, or group in the manifest.",
     )
 
 
@@ -156,8 +156,8 @@ def _monologues(contents: Contents) -> Check:
         contents.one_speaker / contents.conversations,
         lambda value: value > MAX_ONE_SPEAKER,
         "of the conversations have one speaker only",
-        "There is little turn-taking to learn from. If more than one person speaks in the recordings, listen below "
-        "whether diarization keeps them apart.",
+        "There is little turn-taking to learn from. If the recordings have several speakers, listen below to check "
+        "that diarization tells them apart.",
     )
 
 
@@ -167,31 +167,31 @@ def _context(contents: Contents) -> Check:
         1 - contents.loss_frames / contents.frames,
         lambda value: value > MAX_CONTEXT,
         "of the speech is context only",
-        "It costs compute and teaches nothing by itself. See conversation.context_overlap and context_ovrl.",
+        "It costs compute without being trained on. See conversation.context_overlap and context_ovrl.",
     )
 
 
-def _too_long(packing: Packing, contents: Contents) -> Check:
-    total = contents.splits[packing.split]["samples"]
+def _too_long(fill: RowFill, contents: Contents) -> Check:
+    total = contents.splits[fill.split]["samples"]
     return _share(
         f"At most {_limit(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
-        (packing.shortened + packing.left_out) / total,
+        (fill.shortened + fill.left_out) / total,
         lambda value: value > MAX_SHORTENED,
-        f"of the conversations are longer than a row ({packing.shortened} lose turns, {packing.left_out} are left out)",
-        "Training drops what does not fit. Prepare with a lower conversation.max_seq_len or max_seconds.",
+        f"of the conversations are longer than a row ({fill.shortened} lose turns, {fill.left_out} are dropped)",
+        "Training drops the turns that do not fit. Prepare with a lower conversation.max_seq_len or max_seconds.",
     )
 
 
-def _padding(packing: Packing) -> Check:
+def _padding(fill: RowFill) -> Check:
     rule = f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled"
-    if packing.rows < MIN_ROWS * packing.windows:  # the last row of a window, filled by chance, is too many of them
-        return Check(rule, f"{packing.rows} rows in {packing.windows} windows are too few to tell", None, "")
+    if fill.rows < MIN_ROWS * fill.windows:  # the last row of each window, filled by chance, would weigh too much
+        return Check(rule, f"{fill.rows} rows in {fill.windows} windows are too few to tell", None, "")
     return _share(
         rule,
-        packing.efficiency,
+        fill.efficiency,
         lambda value: value < MIN_EFFICIENCY,
         "of the positions of packed rows are filled",
-        "The rest is padding that GPUs compute for nothing: conversations of just over half a row fit badly. See "
+        "The rest is padding, which wastes compute: conversations of just over half a row pack badly. See "
         "conversation.max_seq_len and max_seconds.",
     )
 
@@ -202,8 +202,8 @@ def _narrow(turns: TurnMeasures) -> Check:
         turns.narrow_share,
         lambda value: value > MAX_NARROW,
         f"of the speech ends below {NARROW_BAND / 1000:g} kHz",
-        "The model learns to sound like a telephone, and cannot tell when not to. Prepare it as a dataset of its own "
-        "and give it a smaller weight in the mixture, or set strict.min_bandwidth.",
+        "The model will learn to sound like a telephone. Prepare this speech as a dataset of its own with a smaller "
+        "weight in the mixture, or set strict.min_bandwidth.",
     )
 
 
@@ -213,7 +213,7 @@ def _quality(turns: TurnMeasures) -> Check:
     if not len(known):
         return Check(rule, "not measured (score.dnsmos=true)", None, "")
     middle = float(np.median(known))
-    warning = "Half of the turns are noisy or distorted, and the model will sound like them. See strict.min_ovrl."
+    warning = "Half of the turns are noisy or distorted, and so will be the model's speech. See strict.min_ovrl."
     return Check(rule, f"The median DNSMOS OVRL is {middle:.2f}", middle < MIN_MEDIAN_OVRL, warning)
 
 
@@ -228,8 +228,8 @@ def _codebook_use(codebooks: Codebooks) -> Check:
         rule,
         found,
         bool(poor),
-        f"Levels {', '.join(map(str, poor))} say next to nothing: the wrong codec weights, audio that is nearly silent "
-        "throughout, or a codec fitted to too little.",
+        f"Levels {', '.join(map(str, poor))} carry almost no information. Possible causes: wrong codec weights, almost "
+        "silent audio, or a codec fitted to too little audio.",
     )
 
 
@@ -240,5 +240,5 @@ def _licences(contents: Contents) -> Check:
         unknown / contents.frames,
         lambda value: value > MAX_UNKNOWN_LICENCE,
         "of the speech has no licence",
-        "Nobody will be able to say later what the model may be used for. Set licence of the sources.",
+        "The permitted uses of the model will be unknown. Set licence of the sources.",
     )

@@ -1,9 +1,8 @@
-"""What a dataset holds, in numbers: its index as a whole, and a random part of its conversations and codes.
+"""Statistics of a dataset: its whole index, and a random part of its conversations and codes.
 
-Totals, positions and the counts of turns and speakers are exact: they come from the index, batch by batch. What only
-the samples themselves say (times, measures, codes) is looked up in at most `MAX_CONVERSATIONS` of them, drawn from the
-seed, which are all of a smaller dataset. Memory holds some 20 bytes for each conversation and 40 for each turn looked
-at, however many shards there are.
+Totals, positions and the counts of turns and speakers are exact: they come from the index, read in batches. Times,
+measures and codes are read from at most `MAX_CONVERSATIONS` samples, drawn from the seed (all of them in a smaller
+dataset). Memory use is about 20 bytes per conversation and 40 bytes per turn read, for any number of shards.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from data_prep.packing.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
 from data_prep.report.tables import GroupedSums, batches
 
 TURNS_FILE = "report_turns.parquet"
-MAX_CONVERSATIONS = 200_000  # looked at for times and measures
-MAX_CODE_FRAMES = 4_000_000  # looked at for the codebooks: 89 hours at 12.5 frames/s
+MAX_CONVERSATIONS = 200_000  # read for times and measures
+MAX_CODE_FRAMES = 4_000_000  # read for the codebooks: 89 hours at 12.5 frames/s
 MAX_WINDOWS = 4  # of an epoch, packed as training packs them
 
 NARROW_BAND = 4_500.0
@@ -44,22 +43,22 @@ _WRITE_ROWS = 1 << 16
 
 @dataclass
 class Distribution:
-    """A measure over many things. Values beyond the outer edges count in the outermost bins."""
+    """The distribution of a measure. Values beyond the outer edges count in the outermost bins."""
 
     name: str
     unit: str
-    of: str  # what has the measure: "turns", "conversations"
+    of: str  # unit of `count`: "turns" or "conversations"
     count: int
     mean: float
     quantiles: dict[str, float]  # p1 p5 p25 p50 p75 p95 p99
     edges: list[float]
     counts: list[int]
-    below: int  # of the first bin, those that lie before it
-    above: int  # of the last bin, those that lie after it
+    below: int  # values of the first bin that lie below its edge
+    above: int  # values of the last bin that lie above its edge
 
 
 def distribution(name: str, unit: str, of: str, values: np.ndarray, edges: np.ndarray) -> Distribution | None:
-    """None if there are no values; NaN are things without the measure."""
+    """None if there are no values; NaN values are ignored."""
     values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     if not len(values):
         return None
@@ -77,7 +76,7 @@ def distribution(name: str, unit: str, of: str, values: np.ndarray, edges: np.nd
 
 @dataclass
 class Contents:
-    """Of all conversations."""
+    """Totals over all conversations."""
 
     conversations: int
     turns: int
@@ -85,7 +84,7 @@ class Contents:
     loss_frames: int  # of the turns that are predicted
     hours: float
     recordings: int
-    speakers: int  # for each recording the most that are heard in one conversation, added up
+    speakers: int  # sum over recordings of the largest number of speakers in a conversation
     one_speaker: int  # conversations with a single speaker
     groups: int
     largest_group: str
@@ -99,7 +98,7 @@ class Contents:
 
 @dataclass
 class Columns:
-    """An entry for each conversation, in the order of the index."""
+    """Columns with one entry per conversation, in the order of the index."""
 
     turns: np.ndarray  # int32
     speakers: np.ndarray  # int32
@@ -107,6 +106,7 @@ class Columns:
 
 
 def read_index(dataset: ShardedDataset) -> tuple[Contents, Columns]:
+    """Reads the whole index, in batches. Raises ValueError if it is damaged."""
     info, total = dataset.info, len(dataset)
     found = Columns(*(np.zeros(total, np.int32) for _ in range(3)))
     groups = GroupedSums(["group", "split"], {"n_frames": "sum"})
@@ -155,30 +155,30 @@ def read_index(dataset: ShardedDataset) -> tuple[Contents, Columns]:
 
 
 @dataclass
-class Packing:
-    """How the conversations of a split fill rows of `ROW_POSITIONS`, packed as training packs them."""
+class RowFill:
+    """How well the conversations of a split fill rows of `ROW_POSITIONS`, packed as in training."""
 
     split: str
-    exact: bool  # lengths counted by a tokenizer; else estimated
+    exact: bool  # lengths were counted by a tokenizer, not estimated
     tokenizer: str | None  # identity of that tokenizer
-    positions: int  # of all conversations, of all splits
-    rows: int  # looked at
-    windows: int  # looked at
+    positions: int  # of all conversations in all splits
+    rows: int  # that were packed
+    windows: int  # that were packed
     windows_in_epoch: int
-    efficiency: float  # share of the rows' positions that hold something
-    shortened: int  # conversations of the split longer than a row: they keep their leading turns
-    left_out: int  # whose first turn alone is longer than a row
+    efficiency: float  # share of positions that are not padding
+    shortened: int  # conversations of the split longer than a row, which lose their last turns
+    left_out: int  # conversations dropped because their first turn alone is longer
 
 
-def measure_packing(dataset: ShardedDataset, columns: Columns, seed: int) -> tuple[Packing, np.ndarray]:
-    """Also the positions of each conversation, int32: from the lengths beside the dataset, else estimated."""
+def measure_row_fill(dataset: ShardedDataset, columns: Columns, seed: int) -> tuple[RowFill, np.ndarray]:
+    """Also returns the positions of each conversation, int32: from the dataset's lengths file, or estimated."""
     counted = sorted(dataset.local_path.glob(f"lengths-{dataset.info.fingerprint}-*.npy"))
     if counted:
         lengths = open_lengths(counted[0], len(dataset))
         tokenizer = counted[0].stem.rpartition("-")[2]
     else:
-        # The index does not say how long the first of several turns is. It is taken to fit: while preparing, only a
-        # turn by itself may take more than a row.
+        # The index does not tell the length of the first of several turns. We assume that it fits: data preparation
+        # makes a turn longer than a row a conversation of its own.
         first = np.where(columns.turns == 1, columns.positions, 1)
         lengths, tokenizer = np.stack([columns.positions, first]), None
     split = "train" if "train" in dataset.info.totals else next(iter(dataset.info.totals))
@@ -191,7 +191,7 @@ def measure_packing(dataset: ShardedDataset, columns: Columns, seed: int) -> tup
         rows += len(packed)
         used += int(np.minimum(lengths[0][packed.samples], ROW_POSITIONS).sum(dtype=np.int64))
     fitted = fit(shards, lengths, ROW_POSITIONS)
-    return Packing(
+    return RowFill(
         split=split,
         exact=tokenizer is not None,
         tokenizer=tokenizer,
@@ -217,14 +217,14 @@ _TURNS_SCHEMA = pa.schema(
         **dict.fromkeys(_MEASURES, pa.float32()),
     }
 )
-"""Of report_turns.parquet: a row for each turn looked at. gap: null for the first turn of a conversation."""
+"""Schema of report_turns.parquet: a row per turn read. gap: null for the first turn of a conversation."""
 
 
 @dataclass
 class TurnMeasures:
-    """Of the turns looked at; NaN: not measured.
+    """Measures of the turns read.
 
-    columns: name in `_MEASURES` -> float32 [turns]
+    columns: name in `_MEASURES` -> float32 [turns], NaN if not measured
     """
 
     conversations: int
@@ -234,7 +234,7 @@ class TurnMeasures:
 
 
 def choose(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` of the numbers below `total`, ascending: int64."""
+    """At most `count` random numbers below `total`, ascending: int64."""
     if total <= count:
         return np.arange(total)
     return np.sort(rng.choice(total, count, replace=False, shuffle=False))
@@ -268,7 +268,7 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
 
 def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    # What was recorded at 8 kHz is narrow, measured or not; at a higher rate only measuring tells.
+    # Audio recorded at 8 kHz is narrow-band even if not measured; at a higher rate it may be.
     rate = record["sample_rate"]
     ceiling = rate / 2 if rate and rate / 2 < NARROW_BAND else None
     for number, turn in enumerate(record["turns"]):
@@ -303,7 +303,7 @@ def _flush(writer: pq.ParquetWriter, rows: list[dict[str, Any]], columns: dict[s
 
 @dataclass
 class Level:
-    """One codebook. perplexity: exp of the entropy of its codes; as many entries, used equally, would have it."""
+    """One codebook. perplexity: exp of the entropy of its codes, the effective number of entries."""
 
     used: int  # entries that occur
     perplexity: float
@@ -311,16 +311,18 @@ class Level:
 
 @dataclass
 class Codebooks:
-    conversations: int  # looked at
+    """Usage of all codebooks."""
+
+    conversations: int  # read
     frames: int
     size: int  # entries of each codebook
     levels: list[Level]
 
 
 def measure_codebooks(dataset: ShardedDataset, numbers: np.ndarray, rng: np.random.Generator) -> Codebooks:
-    """Counts the codes of so many of samples `numbers`, drawn anew, that about `MAX_CODE_FRAMES` are seen.
+    """Counts the codes of a random subset of samples `numbers` with about `MAX_CODE_FRAMES` frames.
 
-    Raises ValueError naming shard and key for a sample that cannot be read.
+    Raises ValueError, naming shard and key, for a sample that cannot be read.
     """
     levels, size = dataset.codec.num_codebooks, dataset.codec.codebook_size
     mean_frames = sum(split["frames"] for split in dataset.info.totals.values()) / len(dataset)

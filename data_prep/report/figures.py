@@ -1,7 +1,6 @@
-"""The figures of a dataset's report, as inline SVG that takes its colours from the page (light or dark).
+"""The figures of a dataset's report, as inline SVG with the colours of the page (light or dark).
 
-Drawn by hand, as they are bars on an axis: so the page needs no plotting library, and every bar can say its number
-when pointed at.
+They are bars on an axis, drawn here, so that the page needs no plotting library and every bar has a tooltip.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def _bar(x: float, y: float, width: float, height: float, kind: str, title: str)
 
 
 def number(value: float) -> str:
-    """As short as it can be read: 3 significant digits, thousands apart."""
+    """3 significant digits, with thousands separators."""
     if value == 0:
         return "0"
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -56,7 +55,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def histogram(measure: Distribution, mark: float | None = None) -> Markup:
-    """Bars, the median and the middle 90 %; `mark` is a limit to be seen on the axis."""
+    """Bars, the median and the middle 90 %; `mark` is a limit shown on the axis."""
     low, high = measure.edges[0], measure.edges[-1]
     plot = _WIDTH - _LEFT - _RIGHT
     base = _HEIGHT - _BOTTOM
@@ -79,7 +78,7 @@ def histogram(measure: Distribution, mark: float | None = None) -> Markup:
         title = f"{name}: {count:,} {measure.of} ({100 * count / measure.count:.1f} %)"
         bar = _bar(x(left) + gap / 2, base - height, x(right) - x(left) - gap, height, "bar", title)
         parts.append(bar)
-        # So that single ones, too low to see, can be pointed at.
+        # A transparent bar of full height, so that bars too low to see have a tooltip.
         parts.append(_bar(x(left), _TOP, x(right) - x(left), base - _TOP, "hover", title))
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     for value in ticks(low, high):
@@ -96,9 +95,9 @@ def histogram(measure: Distribution, mark: float | None = None) -> Markup:
 
 
 def waterfall(steps: list[tuple[str, float, float, str, str]]) -> Markup:
-    """Horizontal bars, each from where the one above ends.
+    """Horizontal bars, each of which starts where the one above ends.
 
-    steps: label, begin and end as shares of the whole, the number beside it, kind ("in", "lost" or "kept")
+    steps: label, begin and end as shares of the total, text next to the bar, kind ("in", "lost" or "kept")
     """
     row, left, right, width = 26, 130, 170, 1060
     plot = width - left - right
@@ -118,7 +117,7 @@ def waterfall(steps: list[tuple[str, float, float, str, str]]) -> Markup:
 
 
 def levels(books: Codebooks, what: str) -> Markup:
-    """One bar for each level of the codec; what: "used" or "perplexity"."""
+    """One bar per level of the codec; what: "used" or "perplexity"."""
     width, height = 520, 170
     left, top, bottom = 40, 10, 24
     base, plot = height - bottom, width - left - 8

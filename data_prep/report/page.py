@@ -1,4 +1,4 @@
-"""What the page of a dataset's report shows, as text, and the page itself."""
+"""The page of a dataset's report: its values as text, and the rendered HTML."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from data_prep.report.data import (
     Codebooks,
     Contents,
     Distribution,
-    Packing,
+    RowFill,
     TurnMeasures,
 )
 from data_prep.report.samples import Heard, view
 from data_prep.report.tables import Duplicates, Flow, Part, RejectionGroup, StageRate, stage_order
 
 JSON_FILE = "report.json"
-_LISTED = 12  # sources and languages with a row of their own
+_LISTED = 12  # sources, and languages, with a row of their own
 _MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND}
 _NOTES = {
-    "gap_seconds": "negative: it begins before the others have ended",
-    "overlap": "on the same track; calls with a channel for each speaker have none",
+    "gap_seconds": "negative: it starts before the others have ended",
+    "overlap": "on the same track; calls with one channel per speaker have none",
 }
 
 
 @dataclass
 class Report:
-    """All that the page says, but for the speech. `flow`, `rejections`, `duplicates` and `rates` are None where the
-    dataset has no such table."""
+    """Everything on the page except the speech. `flow`, `rejections`, `duplicates` and `rates` are None if the dataset
+    has no such table."""
 
     info: DatasetInfo
     seed: int
@@ -45,7 +45,7 @@ class Report:
     duplicates: Duplicates | None
     rates: list[StageRate] | None
     contents: Contents
-    packing: Packing
+    fill: RowFill
     turns: TurnMeasures
     codebooks: Codebooks
     distributions: dict[str, Distribution]
@@ -55,7 +55,7 @@ class Report:
 
 
 def render(report: Report, heard: list[Heard]) -> str:
-    """The page; every text in it is escaped, since transcripts are not ours."""
+    """The HTML page; all text is escaped, since transcripts are untrusted."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("data_prep.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -65,7 +65,7 @@ def render(report: Report, heard: list[Heard]) -> str:
 
 
 class _Time:
-    """Track time in one unit over the whole page, so that columns can be compared and added."""
+    """Formats track time in one unit on the whole page, so that columns can be compared and added."""
 
     def __init__(self, total_ms: int) -> None:
         self.unit, self._ms = ("h", 3_600_000) if total_ms >= 7_200_000 else ("min", 60_000)
@@ -95,15 +95,15 @@ def _view(report: Report) -> dict[str, Any]:
             ("Speech", f"{time(speech_ms)} {time.unit}", f"{contents.frames:,} frames"),
             ("Conversations", f"{contents.conversations:,}", f"of {contents.recordings:,} recordings"),
             ("Turns", f"{contents.turns:,}", f"median {median:.1f} s"),
-            ("Speakers", f"{contents.speakers:,}", "counted in each recording by itself"),
+            ("Speakers", f"{contents.speakers:,}", "counted per recording"),
             (
                 "Positions",
-                _short(report.packing.positions),
-                "counted by a tokenizer" if report.packing.exact else "estimated, no tokenizer yet",
+                _short(report.fill.positions),
+                "counted by a tokenizer" if report.fill.exact else "estimated without a tokenizer",
             ),
             (
                 "Padding",
-                percent(1 - report.packing.efficiency),
+                percent(1 - report.fill.efficiency),
                 f"of rows of {ROW_POSITIONS} positions",
             ),
             (
@@ -123,13 +123,13 @@ def _view(report: Report) -> dict[str, Any]:
             _plot_view(name, measure, figures.histogram(measure, _MARKS.get(name)))
             for name, measure in report.distributions.items()
         ],
-        "looked_at": f"{report.turns.conversations:,} of {contents.conversations:,} conversations",
+        "turns_read": f"{report.turns.conversations:,} of {contents.conversations:,} conversations",
         "turns_file": TURNS_FILE,
         "codebooks": report.codebooks,
         "codebook_plots": {what: figures.levels(report.codebooks, what) for what in ("used", "perplexity")},
         "code_hours": f"{report.codebooks.frames / info.codec.frame_rate / 3600:,.2f}",
-        "packing": report.packing,
-        "efficiency": percent(report.packing.efficiency),
+        "fill": report.fill,
+        "efficiency": percent(report.fill.efficiency),
         "row_positions": ROW_POSITIONS,
         "rejects": report.rejections,
         "duplicates": report.duplicates,
@@ -154,7 +154,7 @@ def _plot_view(name: str, measure: Distribution, figure: str) -> dict[str, Any]:
 
 
 def _strip(flow: Flow, time: _Time) -> list[dict[str, Any]]:
-    """Parts of one bar: what is kept, then what is lost, by stage."""
+    """Segments of one bar: the time kept, then the time lost in each stage."""
     whole = flow.whole
     parts = [("kept", "kept", whole.ms_kept)]
     parts += [(stage, "lost", ms) for stage, ms in sorted(whole.lost.items(), key=lambda item: stage_order(item[0]))]
@@ -204,7 +204,7 @@ def _flow_view(flow: Flow, time: _Time) -> dict[str, Any]:
 
 
 def _listed(parts: dict[str, Part]) -> dict[str, Part]:
-    """The largest; the others as one."""
+    """The largest parts; the others are added up."""
     names = list(parts)
     shown = {name: parts[name] for name in names[:_LISTED]}
     if len(names) > _LISTED:

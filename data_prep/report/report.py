@@ -1,13 +1,11 @@
-"""A dataset's report: `report.html` for people deciding whether to train on it, `report.json` with every number of it.
+"""Writes a dataset's report: `report.html`, a self-contained page to review before training, and `report.json`.
 
-The page is one file that works from disk.
-
-    tables.py    ledger, rejects, duplicates and stage times, in sums
-    data.py      index, turns, positions, codes
-    checks.py    rules of thumb, applied
-    samples.py   random conversations with their speech
-    figures.py   bars
-    page.py      all of it as a page
+tables.py    totals of ledger, rejects, duplicates and stage times
+data.py      statistics of index, turns, row fill and codes
+checks.py    rules of thumb
+samples.py   random conversations with their speech
+figures.py   SVG figures
+page.py      the HTML page
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from data_prep.report.data import (
     ROW_POSITIONS,
     Columns,
     Distribution,
-    Packing,
+    RowFill,
     TurnMeasures,
     choose,
     distribution,
     measure_codebooks,
-    measure_packing,
+    measure_row_fill,
     measure_turns,
     read_index,
 )
@@ -48,19 +46,20 @@ SCHEMA_VERSION = 1
 def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) -> Path:
     """Writes report.html, report.json and report_turns.parquet into the dataset `path`; returns report.html's path.
 
-    seed: draws what is looked at and what is listened to; equal seeds give equal reports.
-    conversations: how many to listen to, at most.
+    Args:
+        seed: of the random choice of conversations to read and to listen to; equal seeds give equal reports.
+        conversations: largest number of conversations to listen to.
 
     Raises:
-        FileNotFoundError: no dataset is there, or a file it names is missing.
-        ValueError: it is remote, or one of its files is damaged.
+        FileNotFoundError: there is no dataset, or a file that it names is missing.
+        ValueError: the dataset is remote, or one of its files is damaged.
     """
     if is_remote(path):
         raise ValueError(f"{path}: report reads local folders; run it where the dataset is stored")
     dataset = ShardedDataset(path)
     rng = np.random.default_rng(seed)
     contents, columns = read_index(dataset)
-    packing, positions = measure_packing(dataset, columns, seed)
+    fill, positions = measure_row_fill(dataset, columns, seed)
     numbers = choose(len(dataset), MAX_CONVERSATIONS, rng)
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
@@ -74,11 +73,11 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
         duplicates=read_duplicates(dataset.local_path),
         rates=read_rates(dataset.local_path),
         contents=contents,
-        packing=packing,
+        fill=fill,
         turns=turns,
         codebooks=codebooks,
-        distributions=_distributions(columns, positions, packing, turns),
-        checks=check_dataset(flow, rejections, contents, packing, turns, codebooks),
+        distributions=_distributions(columns, positions, fill, turns),
+        checks=check_dataset(flow, rejections, contents, fill, turns, codebooks),
         heard=[entry.sample.key for entry in heard],
         heard_as=heard_as,
     )
@@ -91,18 +90,18 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
 
 
 def _distributions(
-    columns: Columns, positions: np.ndarray, packing: Packing, turns: TurnMeasures
+    columns: Columns, positions: np.ndarray, fill: RowFill, turns: TurnMeasures
 ) -> dict[str, Distribution]:
-    """By name; those with no values are left out."""
+    """Distributions by name; those without values are omitted."""
     of_turns, found = turns.columns, "turns"
-    exact = "counted" if packing.exact else "estimated"
+    exact = "counted" if fill.exact else "estimated"
     made = {
         "turn_seconds": distribution("Turn length", "s", found, of_turns["seconds"], np.arange(0, 30.1, 0.5)),
         "gap_seconds": distribution(
             "Gap before a turn", "s", found, of_turns["gap"], np.arange(-3, 8.1, 0.25)
         ),
         "overlap": distribution(
-            "Share of a turn that someone talks over", "", found, of_turns["overlap"], np.linspace(0, 1, 21)
+            "Share of a turn that other speech overlaps", "", found, of_turns["overlap"], np.linspace(0, 1, 21)
         ),
         "chars_per_second": distribution(
             "Characters per second", "/s", found, of_turns["chars_per_second"], np.arange(0.0, 41)
@@ -123,7 +122,7 @@ def _distributions(
 
 
 def _numbers(report: Report) -> dict[str, Any]:
-    """report.json."""
+    """The contents of report.json."""
     info = report.info
 
     def optional(entries: list[Any] | None) -> list[dict[str, Any]] | None:
@@ -148,7 +147,7 @@ def _numbers(report: Report) -> dict[str, Any]:
         and [
             asdict(rate) | {"real_time": rate.real_time, "real_time_cpu": rate.real_time_cpu} for rate in report.rates
         ],
-        "packing": asdict(report.packing) | {"row_positions": ROW_POSITIONS},
+        "packing": asdict(report.fill) | {"row_positions": ROW_POSITIONS},
         "turns_looked_at": {
             "conversations": report.turns.conversations,
             "turns": len(report.turns.columns["seconds"]),

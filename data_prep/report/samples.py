@@ -1,7 +1,7 @@
-"""Random conversations of a dataset to look at and to listen to.
+"""Random conversations of a dataset, to read and to listen to.
 
-Speech is decoded from the codes where the codec can be loaded: that is what a model learns. Else it is cut from the
-original recordings, where they still are; else there is only text.
+Speech is decoded from the codes if the codec can be loaded, since that is what a model learns from. Otherwise it is cut
+from the original recordings, if they still exist; otherwise there is only text.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample, Turn
 
 MAX_AUDIO_SECONDS = 30.0
-"""Of a player. At 4 kB/s, and a third more as base64, 20 such players are 3.2 MB; the spectral codec decodes 11 s of
-them in a second of one processor."""
+"""Longest audio of a player. At 4 kB/s, and a third more as base64, 20 players take 3.2 MB; the spectral codec decodes
+11 s of audio per second on one processor."""
 
-_MP3_COMPRESSION = 0.8  # of libsndfile, 0..1: about 4 kB/s for speech at 24 kHz
+_MP3_COMPRESSION = 0.8  # libsndfile's, 0..1: about 4 kB/s for speech at 24 kHz
 
 Voice = Callable[[Sample, Turn], np.ndarray | None]
-"""A turn's audio, float32 [N] at the codec's rate; None if there is none."""
+"""Returns a turn's audio, float32 [N] at the codec's rate, or None if it is not available."""
 
 
 @dataclass
@@ -39,25 +39,25 @@ class Heard:
     sample: Sample
     audio: bytes | None  # MP3
     seconds: float  # of `audio`
-    offsets: list[float]  # where each turn begins in `audio`
+    offsets: list[float]  # start of each turn in `audio`, in seconds
 
 
 def listen(dataset: ShardedDataset, numbers: np.ndarray) -> tuple[list[Heard], str]:
-    """Samples `numbers` with their speech, and a sentence about where it comes from."""
+    """Samples `numbers` with their speech, and a sentence about its origin."""
     codec, problem = _load_codec(dataset)
     voice = _decoder(codec) if codec is not None else _cutter(dataset)
     heard = [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
     if codec is not None:
-        return heard, f"Speech is decoded from the dataset's codes ({codec.name}), as a model would hear it."
+        return heard, f"Speech is decoded from the dataset's codes ({codec.name}), which is what a model learns from."
     found, root = sum(entry.audio is not None for entry in heard), dataset.info.audio_root
     if found:
-        where = f"the original recordings in {root}, where {found} of {len(heard)} were found"
+        where = f"the original recordings in {root}, {found} of {len(heard)} of which were found"
         return heard, f"Speech is cut from {where}, not decoded: {problem}."
     return heard, f"Text only: {problem}, and the original recordings are not on this machine."
 
 
 def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
-    """The dataset's codec, or why there is none. Nothing is fetched."""
+    """The dataset's codec, or None and the reason. Nothing is downloaded."""
     codec: Codec
     if dataset.codec_file is not None:
         codec = SpectralCodec.load(dataset.codec_file)
@@ -72,9 +72,9 @@ def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
             return None, "Mimi's weights are not on this machine"
         codec = MimiCodec.load(cached, num_codebooks=dataset.codec.num_codebooks)
     else:
-        return None, f"the {dataset.codec.name} codec it was made with is not beside it"
+        return None, f"its {dataset.codec.name} codec is missing from the dataset"
     if codec.info != dataset.codec:
-        return None, f"the {codec.name} weights on this machine are not those it was made with"
+        return None, f"the {codec.name} weights on this machine are not those of the dataset"
     return codec, ""
 
 
@@ -97,7 +97,7 @@ def _cutter(dataset: ShardedDataset) -> Voice:
                 audio = file.read(round((turn.end - turn.start) * file.samplerate), dtype="float32", always_2d=True)
                 rate = file.samplerate
         except soundfile.LibsndfileError:
-            return None  # a container that it does not know; the page says that there is no audio
+            return None  # an unsupported format; the page says that there is no audio
         if turn.channel is not None and turn.channel >= audio.shape[1]:
             return None
         track = audio.mean(axis=1) if turn.channel is None else audio[:, turn.channel]
@@ -107,8 +107,7 @@ def _cutter(dataset: ShardedDataset) -> Voice:
 
 
 def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
-    """Turns where they were spoken, over each other where they overlap; silence between them, as the rest is not in
-    the dataset."""
+    """Mixes the turns at their original times, with silence between them, since that audio is not in the dataset."""
     offsets = [turn.start - sample.start for turn in sample.turns]
     pieces: list[tuple[int, np.ndarray]] = []
     for turn, offset in zip(sample.turns, offsets, strict=True):
@@ -123,7 +122,7 @@ def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
         part = mixed[begin : begin + len(audio)]
         part += audio[: len(part)]
     buffer = io.BytesIO()
-    # MP3 is what every browser plays.
+    # Every browser plays MP3.
     soundfile.write(
         buffer, mixed.clip(-1, 1), rate, format="MP3", bitrate_mode="VARIABLE", compression_level=_MP3_COMPRESSION
     )
@@ -131,7 +130,7 @@ def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
 
 
 def view(heard: Heard) -> dict[str, Any]:
-    """What the page shows of a conversation: its lines are turns and events, by time."""
+    """The values that the page shows of a conversation; its lines are turns and events, by time."""
     sample = heard.sample
     lines = [_turn_line(number, turn, heard) for number, turn in enumerate(sample.turns)]
     lines += [

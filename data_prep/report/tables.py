@@ -1,6 +1,6 @@
-"""The tables beside a dataset, summed up for its report: ledger, rejects, duplicates, stage times.
+"""Totals of the tables of a dataset, for its report: ledger, rejects, duplicates, stage times.
 
-All but the last are read in batches: memory holds sums, not rows. A table that is not there gives None.
+All but the last are read in batches, so that memory holds sums and not rows. A missing table gives None.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from data_prep.records import StageTime
 from data_prep.tables import read_rows
 
 STAGES = ("plan", "vad", "diarize", "transcribe", "turns", "score", "encode", "pack")
-"""In the order in which audio passes them."""
+"""Stages, in order."""
 
 EXAMPLES = 3  # of each reason
 CLUSTERS = 10  # of duplicates
 _BATCH_ROWS = 1 << 18
 _COMPACT_ROWS = 1 << 21
-_LOOK_FOR_EXAMPLES = 200  # rejects of a batch and reason
+_EXAMPLE_ROWS = 200  # per batch and reason, searched for examples
 
 
 class GroupedSums:
     """Sums (or maxima) by group over any number of tables.
 
-    keys:   columns that make a group
+    keys:   columns to group by
     values: column -> "sum" or "max"
     """
 
@@ -44,7 +44,7 @@ class GroupedSums:
 
     def add(self, table: pa.Table) -> None:
         grouped = self._group(table.select([*self._keys, *self._values]))
-        # Dictionaries of several tables differ, and cannot be grouped together.
+        # The dictionaries of several tables differ, so they cannot be grouped together.
         for place, entry in enumerate(grouped.schema):
             if pa.types.is_dictionary(entry.type):
                 column = grouped[entry.name].cast(entry.type.value_type)
@@ -55,7 +55,7 @@ class GroupedSums:
             self._compacted = len(self._parts[0])
 
     def result(self) -> pa.Table:
-        """A row for each group: keys, then values under their own names."""
+        """One row per group: keys, then values, under the names of their columns."""
         return self._group(pa.concat_tables(self._parts))
 
     def _group(self, table: pa.Table) -> pa.Table:
@@ -65,9 +65,9 @@ class GroupedSums:
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The columns of a parquet file, some rows at a time; strings are dictionaries.
+    """Columns of a parquet file, in batches of rows; strings are dictionary-encoded.
 
-    Raises ValueError if it is damaged or has no such columns.
+    Raises ValueError if the file is damaged or lacks a column.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -89,13 +89,13 @@ class Loss:
 
     stage: str
     reason: str
-    recordings: int  # that lost something so
+    recordings: int  # affected
     ms: int
 
 
 @dataclass
 class Part:
-    """What became of a part of the input: `ms_in` = `ms_kept` + all of `lost`, exactly."""
+    """The outcome of a part of the input: `ms_in` = `ms_kept` + all of `lost`, exactly."""
 
     ms_in: int = 0
     ms_kept: int = 0
@@ -121,6 +121,7 @@ class Flow:
 
 
 def read_flow(folder: Path) -> Flow | None:
+    """Sums of ledger.parquet."""
     path = folder / LEDGER_FILE
     if not path.is_file():
         return None
@@ -131,7 +132,9 @@ def read_flow(folder: Path) -> Flow | None:
         table = table.append_column("rows", pa.repeat(pa.scalar(1, pa.int64()), len(table)))
         sums.add(table)
         recordings.add(table)
-    whole, sources, langs = Part(), defaultdict(Part), defaultdict(Part)
+    whole = Part()
+    sources: dict[str, Part] = defaultdict(Part)
+    langs: dict[str, Part] = defaultdict(Part)
     losses: dict[tuple[str, str], Loss] = {}
     for row in sums.result().to_pylist():
         stage, reason, ms = row["stage"], row["reason"], row["ms"]
@@ -158,17 +161,17 @@ def _largest_first(parts: dict[str, Part]) -> dict[str, Part]:
 
 @dataclass
 class RejectionGroup:
-    """What was left out for one reason in one stage."""
+    """Rejections for one reason in one stage."""
 
     stage: str
     reason: str
-    recordings: int  # whole recordings, or what of them is listed by no turn
+    recordings: int  # whole recordings, or their parts outside all listed turns
     turns: int
-    examples: list[dict[str, Any]]  # audio, turn, start, end, message; of different recordings if there are enough
+    examples: list[dict[str, Any]]  # audio, turn, start, end, message; of different recordings if possible
 
 
 def read_rejections(folder: Path) -> list[RejectionGroup] | None:
-    """By stage, then the largest first."""
+    """Groups of rejects.parquet, by stage, then the largest first."""
     path = folder / REJECTS_FILE
     if not path.is_file():
         return None
@@ -183,7 +186,7 @@ def read_rejections(folder: Path) -> list[RejectionGroup] | None:
             group.recordings += row["count_all"] - row["turn_count"]
             if len(found[key]) < EXAMPLES:
                 mine = pc.and_(pc.equal(table["stage"], key[0]), pc.equal(table["reason"], key[1]))
-                for example in table.filter(mine).slice(0, _LOOK_FOR_EXAMPLES).to_pylist():
+                for example in table.filter(mine).slice(0, _EXAMPLE_ROWS).to_pylist():
                     if len(found[key]) < EXAMPLES:
                         found[key].setdefault(example["recording"], example)
     for key, group in groups.items():
@@ -203,7 +206,7 @@ def _size(group: RejectionGroup) -> int:
 
 @dataclass
 class Cluster:
-    """One recording or turn that is kept, and what repeats it."""
+    """A recording or turn that is kept, and its duplicates."""
 
     recording: str
     turn: int | None
@@ -214,12 +217,13 @@ class Cluster:
 
 @dataclass
 class Duplicates:
-    recordings: dict[str, int]  # reason -> whole recordings that repeat another
-    turns: dict[str, int]  # reason -> turns that do
+    recordings: dict[str, int]  # reason -> whole recordings that are duplicates
+    turns: dict[str, int]  # reason -> turns that are
     clusters: list[Cluster]  # those with the most copies
 
 
 def read_duplicates(folder: Path) -> Duplicates | None:
+    """Counts and largest clusters of duplicates.parquet."""
     path = folder / DUPLICATES_FILE
     if not path.is_file():
         return None
@@ -257,7 +261,7 @@ def _nonzero(counts: Counter[str]) -> dict[str, int]:
 
 @dataclass
 class StageRate:
-    """What a stage took over all units; seconds of several workers add up."""
+    """The time of a stage over all units; seconds of several workers add up."""
 
     stage: str
     backends: list[str]
@@ -269,16 +273,17 @@ class StageRate:
 
     @property
     def real_time(self) -> float | None:
-        """Seconds of audio in a second of one worker."""
+        """Seconds of audio per second of one worker."""
         return self.audio_seconds / self.wall_seconds if self.wall_seconds else None
 
     @property
     def real_time_cpu(self) -> float | None:
-        """Seconds of audio in a second of one processor."""
+        """Seconds of audio per second of one processor."""
         return self.audio_seconds / self.cpu_seconds if self.cpu_seconds else None
 
 
 def read_rates(folder: Path) -> list[StageRate] | None:
+    """Throughput by stage, from stages.parquet."""
     path = folder / STAGES_FILE
     if not path.is_file():
         return None

@@ -37,6 +37,11 @@ class Stage(Protocol, Generic[Result]):
     device: str
     group_seconds: float  # audio to be processed together at most; 0: one recording at a time
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Earlier stages whose results it needs."""
+        ...
+
     def process(self, items: Sequence[Item]) -> list[Result]:
         """One result for each item, in order, which does not depend on the other items.
 

@@ -1,4 +1,4 @@
-"""A dataset of the demo recordings with all the tables beside it, made without running any stage."""
+"""A dataset of the demo recordings with all of its tables, made without running any stage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fitted_codec() -> SpectralCodec:
 
 
 def write_report_dataset(folder: Path, samples: list[Sample], codec: SpectralCodec | None) -> Path:
-    """The dataset alone, with the codec beside it if there is one."""
+    """The dataset without its tables, with the codec if there is one."""
     write_dataset(folder, samples, shard_bytes=8_000)
     if codec is not None:
         codec.save(folder / CODEC_FILE)

@@ -1,4 +1,4 @@
-"""Which turns become which conversation, and what is said of each; one test for each rule."""
+"""Assignment of turns to conversations, and the samples made of them; one test for each rule."""
 
 from __future__ import annotations
 

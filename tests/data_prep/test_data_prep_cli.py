@@ -72,9 +72,47 @@ def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, pr
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["lang=english"],
+            "lang=english: not a language code of the speech recognizer; set lang=en, or transcribe=none",
+        ),
+        (["lang=en-US"], "lang=en-US: not a language code of the speech recognizer; set lang=en, or transcribe=none"),
+        (["lang=DE"], "lang=DE: not a language code of the speech recognizer; set lang=de, or transcribe=none"),
+        (["lang=klingon"], "lang=klingon: not a language code of the speech recognizer; set one of af, am, ar, "),
+        (
+            ["+sources={a: {input: x, lang: en}, b: {input: y, lang: pt_BR}}"],
+            "sources.b.lang=pt_BR: not a language code of the speech recognizer; set sources.b.lang=pt, or",
+        ),
+        (
+            ["lang=de", "transcribe.model=bundled"],
+            "lang=de: transcribe.model=bundled knows only English; set another model, or transcribe=none",
+        ),
+        (["lang=de", "transcribe.model=small.en"], "lang=de: transcribe.model=small.en knows only English"),
+    ],
+)
+def test_language_that_the_recognizer_does_not_know_is_refused_before_planning(
+    options, message, calls, tmp_path, program
+):
+    source = [] if options[0].startswith("+sources") else [f"input={calls}"]
+    for command in ("all", "plan"):
+        code, stdout, stderr = program(command, *source, f"output={tmp_path / 'out'}", *SMALL, *options)
+        assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1 and not stdout
+        assert not (tmp_path / "out.work").exists()
+
+
+def test_any_language_can_be_given_for_texts_and_known_ones_for_recognition(calls, tmp_path, program):
+    work = f"output={tmp_path / 'out'}"
+    assert program("plan", f"input={calls}", work, *SMALL, "lang=gsw", "transcribe=none")[0] == 0
+    for lang in ("de", "yue", "null"):
+        assert program("plan", f"input={calls}", f"output={tmp_path / lang}", *SMALL, f"lang={lang}")[0] == 0
+
+
 def test_verify_exits_1_for_a_broken_dataset(calls, config, tmp_path, program):
     prepare(config(calls))
-    assert program("verify", f"output={tmp_path / 'out'}")[:2] == (0, f"{tmp_path / 'out'}: whole\n")
+    assert program("verify", f"output={tmp_path / 'out'}")[:2] == (0, f"OK: no problems found in {tmp_path / 'out'}\n")
     file = tmp_path / "out" / "codec.safetensors"
     file.write_bytes(bytes(file.stat().st_size))
     code, _, stderr = program("verify", f"output={tmp_path / 'out'}")
@@ -99,7 +137,7 @@ def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
     assert code == 2 and "not fitted yet" in stderr
     assert program("run", f"output={tmp_path / 'steps'}", *common)[0] == 0
     code, stdout, _ = program("status", f"output={tmp_path / 'steps'}", *common)
-    assert code == 0 and stdout.startswith("1 of 1 units done, 0 begun; 100.0%")
+    assert code == 0 and stdout.startswith("1 of 1 units done, 0 started; 100.0%")
     code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
     assert code == 2 and "1 of 1 units are not done with these options" in stderr
     for command in ("pack", "report", "verify"):

@@ -53,7 +53,7 @@ def samples(codec) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, codec, samples) -> Path:
-    """A dataset with everything beside it, and its report."""
+    """A dataset with all of its tables, and its report."""
     folder = write_report_dataset(tmp_path_factory.mktemp("report") / "demo", samples, codec)
     write_tables(folder, samples)
     assert write_report(folder) == folder / "report.html"

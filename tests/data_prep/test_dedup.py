@@ -38,7 +38,7 @@ RECORDINGS = [
     heard("s/e", "pcm4", (codes(6), text(3)), (codes(6, 0.03), "yes")),  # repeats itself
     heard("s/f", "pcm5", (codes(6, 0.4), text(3, changed=100)), (codes(2, 0.04)[3:], "no")),  # turn 1: turn 1 of s/a
     heard("s/g", "pcm6", (codes(7), "short"), (codes(7), "too")),
-    heard("s/h", "pcm7", (codes(3), "unheard"), seconds=4.9),  # shorter than is looked at
+    heard("s/h", "pcm7", (codes(3), "unheard"), seconds=4.9),  # too short to be compared
 ]
 
 
@@ -86,12 +86,12 @@ def test_each_kind_can_be_left_out():
 
 
 def test_many_copies_have_one_twin():
-    """A jingle in 300 recordings is kept once, the speech beside it is not touched."""
+    """A jingle in 300 recordings is kept once, the speech next to it is not touched."""
     recordings = [heard(f"s/{i:03d}", f"{i}", (codes(9, 0.05), ""), (codes(10_000 + i), "")) for i in range(300)]
     rows = duplicates(recordings, DedupConfig())
     assert pairs(rows) == [(f"s/{i:03d}", 0, "duplicate_audio", "s/000", 0) for i in range(1, 300)]
 
 
 def test_a_recording_must_not_come_twice():
-    with pytest.raises(ValueError, match="'s/a' comes twice"):
+    with pytest.raises(ValueError, match="'s/a' occurs twice"):
         duplicates([RECORDINGS[0], RECORDINGS[0]], ALL)

@@ -1,4 +1,4 @@
-"""Who runs the units, how many at once and in what order changes nothing in the dataset."""
+"""The executor, the number of workers and the order of units do not affect the dataset."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_what_crashed_is_left_out_and_retry_brings_it_in(manifest, make_config, 
     # What three workers leave that died of it, see test_unit.py.
     (folder / ATTEMPTS_FILE).write_text(3 * (json.dumps({"begin": [victim], "stage": "vad"}) + "\n"))
     assert run(cfg).rejected == {"crashed": 1}
-    assert status(cfg).rejected == {"crashed": 1} and status(cfg).again == 1
+    assert status(cfg).rejected == {"crashed": 1} and status(cfg).retryable == 1
     assert retry(cfg) == [victim]
     assert run(cfg).rejected == {} and status(cfg).rejected == {}
     prepare(cfg)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from heard import draft, recording
 
-from data_prep.packing.ledger import KEPT, NO_SPEECH, NO_WORDS, account, totals, tracks_of
+from data_prep.packing.ledger import KEPT, NO_SPEECH, NO_WORDS, account, tracks_of
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Rejection, Span, Speech, TrackSpeech, Turns
 
@@ -79,7 +79,7 @@ def test_kept_hides_rejected_hides_speech_hides_silence():
     }
 
 
-def test_a_recording_left_out_is_one_row_of_all_its_tracks():
+def test_a_rejected_recording_is_one_row_of_all_its_tracks():
     given = [GivenTurn(i, "s", 0.0, 1.0, channel=channel) for i, channel in enumerate([1, 0, 5])]
     rec = recording(12.3456, channels=2, turns=given, lang=None)
     rejected = Rejection(reason=Reason.audio_truncated, message="").located(rec, "vad")
@@ -89,22 +89,21 @@ def test_a_recording_left_out_is_one_row_of_all_its_tracks():
     assert account(replace(rec, seconds=0.0), None, None, {}, rejected) == []
 
 
-def test_totals_add_up_by_source_and_language():
-    rows, expected = [], 0
+def test_rows_carry_the_source_and_the_given_or_longest_spoken_language():
+    langs = set()
     for seed in range(60):
         rec, speech, turns, outcomes = made(seed)
         turns.turns = [replace(turn, lang="fr" if turn.number % 3 else "de") for turn in turns.turns]
         rec = replace(rec, source=f"source{seed % 4}", lang="en" if seed % 2 else None)
-        rows += account(rec, speech, turns, rejections(outcomes), None)
-        expected += round(rec.seconds * 1000) * len(speech.tracks)
-    sums = totals(rows)
-    assert sums.all.total == expected
-    assert list(sums.by_source) == [f"source{i}" for i in range(4)]
-    assert set(sums.by_lang) == {"en", "fr", "de", "und"}
-    for part in (sums.by_source, sums.by_lang):
-        assert sum(one.total for one in part.values()) == expected
-        assert sum((one.lost for one in part.values()), Counter()) == sums.all.lost
-        assert all(one.total == one.kept + one.lost.total() for one in part.values())
+        spoken = Counter({"und": 0})
+        for turn in turns.turns:
+            spoken[turn.lang] += round((turn.end - turn.start) * 1000)
+        lang = rec.lang or max(sorted(spoken), key=lambda name: spoken[name])
+        langs.add(lang)
+        ledger = account(rec, speech, turns, rejections(outcomes), None)
+        assert {(row.source, row.lang) for row in ledger} == {(rec.source, lang)}
+        assert sum(row.ms for row in ledger) == round(rec.seconds * 1000) * len(speech.tracks)
+    assert langs == {"en", "fr", "de", "und"}
 
 
 def test_a_turn_without_an_outcome_is_a_mistake():

@@ -132,6 +132,20 @@ def test_validation_alone_has_nothing_to_fit_a_codec_to(calls, config, tmp_path)
         prepare(config(only_val(calls)))
 
 
+def test_codec_that_can_be_fitted_to_no_file_names_the_reasons(calls, config, tmp_path):
+    for n in range(5):
+        samples = noise(5.0, RATE, n)
+        samples[40_000] = np.nan
+        soundfile.write(tmp_path / f"call{n}.wav", samples, RATE, subtype="FLOAT")
+    rows = [json.loads(line) for line in calls.read_text().splitlines()]
+    (tmp_path / "empty.wav").touch()
+    write_manifest(calls, [*rows, {"audio": "empty.wav"}])
+    with pytest.raises(ValueError, match=r"no audio of split train") as caught:
+        prepare(config(calls))
+    assert "(not_finite 4, audio_empty 1; the first: local/Call " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def only_val(manifest: Path) -> Path:
     rows = [json.loads(line) | {"split": "val"} for line in manifest.read_text().splitlines()]
     return write_manifest(manifest, rows)

@@ -132,7 +132,7 @@ def test_interrupted_takedown_is_finished_by_repeating_it(folder, monkeypatch, s
         patch.setattr(data_prep.dataset.takedown, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             takedown(folder, names)
-    assert len(ShardedDataset(folder)) == 180, "as before, and whole"
+    assert len(ShardedDataset(folder)) == 180, "unchanged"
     (problem,) = verify(folder, workers=1)
     assert "takedown.jsonl: lists other samples than dataset.json says; repeat the takedown" in problem
     assert takedown(folder, names[:1]).samples == 20, "also what the interrupted one was asked for"

@@ -182,7 +182,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
     stage = Doubling()
 
     def inner() -> None:
-        with pytest.raises(UnitLocked, match="another process works on this unit"):
+        with pytest.raises(UnitLocked, match="another process is working on this unit"):
             run_unit(tmp_path, UNIT, recordings("a"), stages())
 
     stage.misbehaves["a"] = inner

@@ -93,7 +93,7 @@ def only(problems: list[str], *patterns: str) -> None:
         assert "\n" not in problem
 
 
-def test_whole_dataset_has_no_problems(folder):
+def test_undamaged_dataset_has_no_problems(folder):
     assert verify(folder, workers=1) == verify(folder, workers=2) == []
 
 
@@ -169,8 +169,8 @@ def test_sample_missing_from_the_index_or_from_the_shard(folder):
     rewrite_index(folder, update)
     only(
         verify(folder, workers=1)[:3],
-        f"sample {keys[0]}: not in the index, or there twice",
-        f"sample {keys[6]}: not in the index, or there twice",
+        f"sample {keys[0]}: not in the index, or a duplicate",
+        f"sample {keys[6]}: not in the index, or a duplicate",
         "sample made-99999: missing from the tar",
     )
 
