@@ -30,7 +30,6 @@ class Stage(Protocol, Generic[Result]):
 
     name: str
     version: int  # incremented when the same options give other results than before
-    reads: tuple[str, ...]  # earlier stages whose results it needs
     result: type[Result]  # a dataclass of records.py
     options: Any  # dataclass of everything that the results depend on
     backend: str  # for reports
