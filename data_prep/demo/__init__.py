@@ -1,5 +1,8 @@
-"""Bundled demo recordings: short dialogues of a phone system (a recorded human voice, speaker 0) and a caller (a
-synthetic voice, speaker 1). Sources and licence: ATTRIBUTION.md."""
+"""Bundled demo recordings: short dialogues of a phone system and a caller.
+
+The phone system is a recorded human voice (speaker 0), the caller a synthetic one (speaker 1). Sources and licence:
+ATTRIBUTION.md.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Parquet files: manifests (column `audio` holds paths), and audio datasets as `datasets` of Hugging Face stores them
-(`audio` is a struct of `bytes` and `path`).
+"""Parquet files: manifests, and audio datasets as the package `datasets` of Hugging Face stores them.
 
-A manifest has the columns of manifest.py. Of a dataset, these columns are used if present:
+The column `audio` holds paths in a manifest, structs of `bytes` and `path` in a dataset. A manifest has the columns of
+manifest.py. Of a dataset, these columns are used if present:
 
     audio.bytes   the file
     text          one turn over the whole recording; or another of TEXT_COLUMNS, or the option `text_column`

@@ -29,7 +29,7 @@ MAX_WINDOWS = 4000  # clustered, as the tree needs memory by their square; the o
 MAX_READ_SECONDS = 60.0
 BALANCED = 0.58
 SURE_WINDOWS = 20  # in each half, for less than the full distance to suffice
-STEADY_SHARE = 0.7  # of the windows, which change least from their first to their last second, is clustered
+STEADY_SHARE = 0.7  # of the windows is clustered: those that change least from their first to their last second
 SWITCH_PENALTY = 0.1
 """Cosine similarity, summed over steps, that a change of speaker must gain."""
 

@@ -14,7 +14,7 @@ from data_prep.speech.grouping import Group, end_of, start_of
 from data_prep.speech.words import SpokenWord
 
 SEARCH_SECONDS = 0.2
-"""Accuracy of word times: a turn that ends in the middle of speech ends at the quietest moment within this distance."""
+"""Accuracy of word times. In the middle of speech, a turn is cut at the quietest moment within this distance."""
 QUIET_FRAME_SECONDS = 0.03
 
 
