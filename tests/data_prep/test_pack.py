@@ -110,7 +110,7 @@ def test_one_key_for_two_samples_is_refused(tmp_path):
     samples.append(replace(samples[3], split="val"))
     with pytest.raises(ValueError, match="1 samples have the key of another one, the first in unit unit-0 and unit-3"):
         write_dataset(tmp_path / "data", samples, units=4)
-    with pytest.raises(ValueError, match="no conversation was made"):
+    with pytest.raises(ValueError, match="no conversations, so there is nothing to pack"):
         (tmp_path / "empty").mkdir()
         write_shards(tmp_path / "empty", tmp_path, "made", 1000, 0, 1)
 
