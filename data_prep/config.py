@@ -322,7 +322,7 @@ class ExecutorConfig:
     """Processes and machines that process the units."""
 
     kind: ExecutorKind = ExecutorKind.local
-    """Where units are processed."""
+    """Executor of the units."""
     workers: int = 0
     """Processes at once; 0: one per GPU, or one per `cpus_per_worker` processors."""
     cpus_per_worker: int = 1

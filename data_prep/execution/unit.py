@@ -169,9 +169,9 @@ class _Run:
         for stage in self.stages:
             files = StageFiles(self.folder, stage.name, current[stage.name], stage.result)
             if not files.complete():
-                begun, cpu = time.perf_counter(), time.process_time()
+                start, cpu = time.perf_counter(), time.process_time()
                 found, rejections = self._run_stage(stage, alive, results)
-                wall, used = time.perf_counter() - begun, time.process_time() - cpu
+                wall, used = time.perf_counter() - start, time.process_time() - cpu
                 audio = sum(recording.seconds for recording in alive)
                 took = StageTime(stage.name, self.unit, stage.backend, len(alive), audio, wall, used, stage.device)
                 files.write(found, rejections, took)

@@ -84,7 +84,7 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ATTEMPTS_FILE
-        self.unended: Counter[str] = Counter()  # recording -> how often work on it died
+        self.unended: Counter[str] = Counter()  # recording -> how often its worker died
         self.timeouts: Counter[str] = Counter()
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         for line in text.splitlines():

@@ -51,7 +51,7 @@ def listen(dataset: ShardedDataset, numbers: np.ndarray) -> tuple[list[Heard], s
         return heard, f"Speech is decoded from the dataset's codes ({codec.name}), which is what a model learns from."
     found, root = sum(entry.audio is not None for entry in heard), dataset.info.audio_root
     if found:
-        where = f"the original recordings in {root}, {found} of {len(heard)} of which were found"
+        where = f"the original recordings in {root}, where {found} of {len(heard)} were found"
         return heard, f"Speech is cut from {where}, not decoded: {problem}."
     return heard, f"Text only: {problem}, and the original recordings are not on this machine."
 

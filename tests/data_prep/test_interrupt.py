@@ -1,4 +1,4 @@
-"""A killed `pack` leaves nothing that passes for a dataset, and running it again gives what it would have given."""
+"""A killed `pack` leaves nothing that looks like a dataset, and running it again gives the same result."""
 
 import multiprocessing
 import shutil

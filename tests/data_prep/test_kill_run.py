@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of a run over 200 files: running it again gives what an uninterrupted run gives."""
+"""Kill -9 at random moments of a run over 200 files: running it again gives the result of an uninterrupted run."""
 
 import multiprocessing
 import random

@@ -1,4 +1,4 @@
-"""A mixture's file is what training reads, and its figures are those of the stream."""
+"""A mixture file is readable by training, and its figures match the stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_training_reads_the_file_as_its_data_option(tmp_path):
         assert parts[name].hours == pytest.approx(source.dataset.info.totals["train"]["hours"], abs=1e-6)
 
 
-def test_epochs_are_those_by_the_time_that_all_were_passed_over(tmp_path):
+def test_epochs_are_counted_until_every_dataset_was_seen_in_full(tmp_path):
     samples = [made_sample(i) for i in range(80)]
     large = write_dataset(tmp_path / "large", samples)
     small = write_dataset(tmp_path / "small", samples[:40])
@@ -40,7 +40,7 @@ def test_epochs_are_those_by_the_time_that_all_were_passed_over(tmp_path):
     assert f"{parts['small'].epochs:.2f} epochs" in text and "weight 3 (75.0 % of the rows)" in text
     total = sum(part.hours * part.epochs for part in parts.values())
     assert total == pytest.approx(4 * parts["large"].hours)  # one of its hours in four
-    assert text.splitlines()[-1] == f"every dataset has been passed over after {total:.3f} hours"
+    assert text.splitlines()[-1] == f"every dataset has been seen in full after {total:.3f} hours"
 
 
 def test_mixtures_that_make_no_sense_are_refused(tmp_path):
@@ -51,7 +51,7 @@ def test_mixtures_that_make_no_sense_are_refused(tmp_path):
     mistakes = {
         "data.sources one and other: made with different codecs": {str(one): 1, str(other): 1},
         "data.sources.one.weight=0.0 must be greater than 0": {str(one): 0},
-        "val: has nothing in split train; leave it out": {str(one): 1, str(val): 1},
+        "val: has nothing in split train; remove it": {str(one): 1, str(val): 1},
         "nowhere: not a prepared dataset": {str(tmp_path / "nowhere"): 1},
         "weights is not set": {},
     }

@@ -1,4 +1,4 @@
-"""Packing: the same bytes whatever the units and workers, and memory for columns, not for objects."""
+"""Packing: the same bytes for any units and workers, and memory for columns, not for objects."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def test_one_key_for_two_samples_is_refused(tmp_path):
     samples.append(replace(samples[3], split="val"))
     with pytest.raises(ValueError, match="1 samples have the key of another one, the first in unit unit-0 and unit-3"):
         write_dataset(tmp_path / "data", samples, units=4)
-    with pytest.raises(ValueError, match="no conversation was made"):
+    with pytest.raises(ValueError, match="no conversations, so there is nothing to pack"):
         (tmp_path / "empty").mkdir()
         write_shards(tmp_path / "empty", tmp_path, "made", 1000, 0, 1)
 
 
 def test_planning_holds_columns_not_objects(tmp_path):
-    """What Python and numpy allocate at most, for 15,000 samples; an object for each would take over 1000 bytes."""
+    """Peak allocation of Python and numpy for 15,000 samples; an object for each would take over 1000 bytes."""
     count = 15_000
     sample = made_sample(0)
     with StagedUnit(tmp_path, "all") as unit:

@@ -1,4 +1,4 @@
-"""Takedown: training, lengths and verify see exactly the rest; the shards stay as they are."""
+"""Takedown: training, lengths and verify see exactly the remaining samples; shards are not changed."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_interrupted_takedown_is_finished_by_repeating_it(folder, monkeypatch, s
     assert verify(folder, workers=1) == [] and len(ShardedDataset(folder)) == 160
 
 
-def test_a_whole_split_can_go(folder):
+def test_an_entire_split_can_be_taken_down(folder):
     takedown(folder, ["show 16", "show 17"])
     dataset = ShardedDataset(folder)
     assert len(dataset.select("val")) == 0 and list(dataset.info.totals) == ["train"]

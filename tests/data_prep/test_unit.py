@@ -1,4 +1,4 @@
-"""Units with stages made for the purpose: what is repeated, what is isolated, what a death costs."""
+"""Units with stages made for the tests: repetition of stages, isolation of failures, and dead workers."""
 
 import multiprocessing
 import os

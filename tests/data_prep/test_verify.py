@@ -209,7 +209,7 @@ def test_links_to_conversations_that_are_not_there(tmp_path, broken):
     samples = [made_sample(i) for i in range(40)]
     samples[8].next = "made-99999" if broken == "gone" else samples[9].key
     folder = write_dataset(tmp_path / "data", samples)
-    only(verify(folder, workers=1), "sample made-00008 names a conversation before or after it that is not there, or")
+    only(verify(folder, workers=1), "sample made-00008 links to a previous or next conversation that is missing, or")
 
 
 def test_group_on_both_sides(tmp_path):
@@ -225,7 +225,7 @@ def test_sample_of_another_codec(tmp_path):
         write_dataset(tmp_path / "mixed", [made_sample(1), other])
     folder = write_dataset(tmp_path / "data", [made_sample(1)])
     change(folder, lambda values: values["codec"].update(weights_hash="f" * 16))
-    only(verify(folder, workers=1), "sample made-00001: made with another codec than dataset.json names")
+    only(verify(folder, workers=1), "sample made-00001: made with another codec than the one in dataset.json")
 
 
 def test_totals_and_fingerprint_of_something_else(folder):
@@ -239,7 +239,7 @@ def test_totals_and_fingerprint_of_something_else(folder):
     change(folder, update)
     only(
         verify(folder, workers=1),
-        "the fingerprint does not belong to the shards it names",
+        "the fingerprint does not match the shards that it names",
         f"says {turns + 1} turns in split val, the index {turns}",
         "says 2 samples in lang xx, the index 0",
     )
