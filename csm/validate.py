@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from csm.config import StrategyName, TrainConfig
+from csm.data.stream import RankShare
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
 
 
@@ -83,8 +84,4 @@ def _validate_data(config: TrainConfig, num_devices: int) -> None:
     if data.window_shards < 1:
         raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
     ranks = num_devices // config.strategy.tensor_parallel_size
-    if data.global_batch_size % (data.micro_batch_size * ranks):
-        raise ValueError(
-            f"data.global_batch_size={data.global_batch_size} is not a multiple of data.micro_batch_size="
-            f"{data.micro_batch_size} x {ranks} ranks"
-        )
+    RankShare(data.global_batch_size, data.micro_batch_size, rank=0, world_size=ranks)  # raises ValueError

@@ -54,7 +54,7 @@ class CSMDataModule(L.LightningDataModule):
     rank, world_size: among the ranks that train on different rows; tensor-parallel ranks share theirs
 
     Construction measures the lengths of the samples if that has not been done yet. Raises ValueError if the data do
-    not fit the model, or options contradict each other.
+    not fit the model.
     """
 
     def __init__(
@@ -71,12 +71,6 @@ class CSMDataModule(L.LightningDataModule):
         self.datasets = {name: source.dataset for name, source in sources.items()}
         for dataset in self.datasets.values():
             check_data_fits_model(dataset, config.model, tokenizer)
-        if data.max_seq_len > config.model.max_seq_len:
-            raise ValueError(
-                f"data.max_seq_len={data.max_seq_len} exceeds model.max_seq_len={config.model.max_seq_len}"
-            )
-        if data.window_shards < 1:
-            raise ValueError(f"data.window_shards={data.window_shards} must be at least 1")
         self.config, self.tokenizer = config, tokenizer
         self.rank, self.world_size = rank, world_size
         self.cursor: Cursor | None = None  # after the last batch trained on

@@ -79,12 +79,12 @@ class TrainingProgress:
             self._bar.start()
             self._bar.update(self._task, completed=step)
 
-    def advance(self, step: int) -> None:
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """step: finished; metrics: of a step that is logged, else empty"""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
-
-    def show(self, step: int, metrics: dict[str, float]) -> None:
-        """Shows a record of training metrics."""
+        if not metrics:
+            return
         text = "  ".join(
             f"{name} {format(metrics[key], form)}" for name, (key, form) in SHOWN.items() if metrics.get(key)
         )

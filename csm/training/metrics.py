@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm.config import ActivationCheckpointing, CSMConfig, LossConfig
+from csm.config import ActivationCheckpointing, LossConfig, TrainConfig
 from csm.data.packing import RowBatch
 from csm.model.flops import Work, find_gpu, training_flops
 from csm.model.loss import LossSums
@@ -230,9 +230,8 @@ class PhaseTimer:
 def throughput_metrics(
     interval: Interval,
     timer: PhaseTimer,
-    model: CSMConfig,
+    config: TrainConfig,
     frame_rate: float,
-    activation_checkpointing: ActivationCheckpointing,
     world_size: int,
     device: torch.device,
 ) -> dict[str, float]:
@@ -252,12 +251,9 @@ def throughput_metrics(
     }
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is not None:
-        flops = training_flops(model, interval.timed_work)
-        executed = (
-            flops.hardware_full_checkpointing
-            if activation_checkpointing is ActivationCheckpointing.full
-            else flops.model
-        )
+        flops = training_flops(config.model, interval.timed_work)
+        recomputed = config.trainer.activation_checkpointing is ActivationCheckpointing.full
+        executed = flops.hardware_full_checkpointing if recomputed else flops.model
         possible = seconds * world_size * gpu.peak_flops
         metrics |= {"throughput/mfu": flops.model / possible, "throughput/hfu": executed / possible}
     return metrics | memory_metrics(device)

@@ -11,7 +11,8 @@ csm/training/train.py.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from csm.config import LossConfig, TrainConfig
 from csm.data.packing import RowBatch
 from csm.model.csm import CSM
 from csm.model.loss import DecoderFrames, LossSums, frame_chunks, join, join_chunks
+from csm.parallel.plan import reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
 from csm.training.optim import build_optimizer
@@ -43,6 +45,22 @@ class CSMTrainingModule(L.LightningModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block the model is in evaluation mode, with `trainer.validate_ema` with its averaged weights."""
+        averaged = self.ema if self.config.trainer.validate_ema else None
+        self.eval()
+        reshard(self.model)
+        if averaged is not None:
+            averaged.swap(self.model)
+        try:
+            yield
+        finally:
+            reshard(self.model)
+            if averaged is not None:
+                averaged.swap(self.model)
+            self.train()
 
     def configure_optimizers(self) -> torch.optim.AdamW:
         return build_optimizer(self.model, self.config.optim)

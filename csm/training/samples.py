@@ -64,14 +64,12 @@ class AudioSamples:
 
     def speak(self, model: CSM, step: int, loggers: list[Logger]) -> None:
         """Speaks every prompt and writes the files. model: with all its weights in this process."""
-        training = model.training
         # Compiled blocks run uncompiled: generation has other shapes in every step.
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             generator = Generator(model, self.codec, self.tokenizer)
             for number in self.numbers:
                 prompt = self._prompt(int(number))
                 self._write(prompt, self._generate(generator, prompt), step, loggers)
-        model.train(training)
 
     def _prompt(self, number: int) -> Prompt:
         sample = self.dataset.read(number)

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from csm.checkpoint.resume import CheckpointFallback
 from csm.checkpoint.writer import CheckpointFolder, CheckpointWriter
 from csm.config import Profile, TrainConfig
 from csm.data.datamodule import CSMDataModule
-from csm.data.packing import StepBatch
+from csm.data.packing import RowBatch, StepBatch
 from csm.model.loss import LossSums
-from csm.parallel.plan import precision, reshard, whole_model
+from csm.parallel.plan import precision, whole_model
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
 from csm.training.health import StepHealth
@@ -55,9 +56,8 @@ class TrainingLoop:
         resume: CheckpointFallback,
         samples: AudioSamples | None,
     ) -> None:
-        self.config, self.options = config, config.trainer
+        self.config, self.options, self.extras, self.samples = config, config.trainer, extras, samples
         self.fabric, self.engine, self.module, self.data = fabric, engine, module, data
-        self.extras, self.samples = extras, samples
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.stop, self.ranks = StopRequest(), RankAgreement()
         self.writer = CheckpointWriter(self.options.async_checkpoint)
@@ -89,28 +89,25 @@ class TrainingLoop:
         progress = TrainingProgress(options.max_steps, enabled=fabric.is_global_zero)
         profiler = step_profiler(Path(self.config.run_dir) / "profile") if options.profile is Profile.steps else None
         train_batches, val_batches = iter(self.data.train_dataloader()), self.data.val_dataloader()
-        has_validation = len(val_batches) > 0
         self._call("on_train_start")
         progress.start(self.step)
+        status = "failed"
         try:
             with profiler or nullcontext():
                 self.timer.enter(Phase.data)
-                if has_validation and self._validation_due:  # the run was stopped in the middle of it
+                if self._validation_due and len(val_batches):  # the run was stopped in the middle of it
                     self._validate_and_save(val_batches)
                 while self.step < options.max_steps and not self.data.finished:
-                    self.timer.enter(Phase.data)
                     batch = next(train_batches).to(fabric.device)
                     self.timer.enter(Phase.step)
                     self.take_step(batch)
                     self.timer.enter(Phase.data)
-                    progress.advance(self.step)
                     metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
-                    if metrics:
-                        progress.show(self.step, metrics)
+                    progress.update(self.step, metrics)
                     self._call("on_train_batch_end", outputs=metrics, batch=batch, batch_idx=self.step - 1)
                     if profiler is not None:
                         profiler.step()
-                    if has_validation and (_due(self.step, options.val_every_steps) or self.data.finished):
+                    if len(val_batches) and (_due(self.step, options.val_every_steps) or self.data.finished):
                         self._validation_due = True
                         self._validate_and_save(val_batches)
                     if _due(self.step, options.checkpoint_every_steps) or _due(self.step, options.keep_every_steps):
@@ -122,12 +119,11 @@ class TrainingLoop:
             self._save_once()
             self._finish_writing()
             self._call("on_train_end")
-            self._finalize("success")
-        except BaseException:
-            self._finalize("failed")
-            raise
+            status = "success"
         finally:
             progress.stop()
+            for logger in fabric.loggers:
+                logger.finalize(status)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
@@ -155,11 +151,32 @@ class TrainingLoop:
         self.step += 1
         self.health.flush()
 
-    def _validate_and_save(self, batches: Any) -> None:
+    def _validate_and_save(self, batches: DataLoader[RowBatch]) -> None:
         """Validates, speaks samples, marks the best checkpoint. A stop request ends it: it is due again on resuming."""
         self.timer.enter(Phase.other)
-        self.module.eval()
-        self._swap_weights()
+        with self.module.evaluating():
+            sums = self._validation_sums(batches)
+        self._end_if_asked()
+        assert sums is not None, "a validation split has batches"
+        metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
+        # For choosing checkpoints: independent of the loss weights of the run.
+        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
+        self._log(metrics)
+        if self.samples is not None and self.samples.due(self.step):
+            with self.module.evaluating():
+                self._speak(self.samples)
+        loss = float(self.fabric.broadcast(metrics["val/loss"]))
+        if best := loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+        self._validation_due = False
+        self._save_once()
+        if best and self.fabric.is_global_zero:
+            self.checkpoints.mark_best()
+        self._call("on_validation_end", metrics=metrics)
+        self.timer.enter(Phase.data)
+
+    def _validation_sums(self, batches: DataLoader[RowBatch]) -> Tensor | None:
+        """`LossSums.stacked` of this rank's batches, all of which are needed unless ranks agree to stop."""
         sums: Tensor | None = None
         for rows in batches:
             rows = rows.to(self.fabric.device)
@@ -168,41 +185,13 @@ class TrainingLoop:
             self._agree()  # all ranks have equally many batches
             if self.stop.agreed is not None:
                 break
-        reshard(self.module.model)
-        self._swap_weights()
-        self.module.train()
-        self._end_if_asked()
-        assert sums is not None, "a validation split has batches"
-        metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
-        # For choosing checkpoints: independent of the loss weights of the run.
-        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
-        self._log(metrics)
-        self._validation_due = False
-        best = float(self.fabric.broadcast(metrics["val/loss"])) < self.best_loss
-        if best:
-            self.best_loss, self.best_step = metrics["val/loss"], self.step
-        self._speak()
-        self._save_once()
-        if best and self.fabric.is_global_zero:
-            self.checkpoints.mark_best()
-        self._call("on_validation_end", metrics=metrics)
-        self.timer.enter(Phase.data)
+        return sums
 
-    def _speak(self) -> None:
-        if self.samples is None or not self.samples.due(self.step):
-            return
-        self._swap_weights()
+    def _speak(self, samples: AudioSamples) -> None:
         dtype = torch.bfloat16 if precision(self.options) == "bf16-mixed" else torch.float32
         model = whole_model(self.module.model, self.config.lora, self.fabric.device, dtype)  # all ranks take part
         if self.fabric.is_global_zero:
-            self.samples.speak(model, self.step, self.fabric.loggers)
-        self._swap_weights()
-
-    def _swap_weights(self) -> None:
-        """Puts the averaged weights in the place of the weights, if `trainer.validate_ema` asks for them; or back."""
-        if self.module.ema is not None and self.options.validate_ema:
-            reshard(self.module.model)
-            self.module.ema.swap(self.module.model)
+            samples.speak(model, self.step, self.fabric.loggers)
 
     # ----------------------------------------------------------------------------------------------- logging
 
@@ -217,15 +206,8 @@ class TrainingLoop:
         metrics["train/skipped_steps"] = self.health.skipped
         metrics["progress/rows"] = batch.cursor["rows"]
         metrics |= {f"progress/epoch_{name}": place[0] for name, place in batch.cursor["sources"].items()}
-        metrics |= throughput_metrics(
-            interval,
-            self.timer,
-            self.config.model,
-            self.extras["codec"]["frame_rate"],
-            self.options.activation_checkpointing,
-            self.fabric.world_size,
-            self.fabric.device,
-        )
+        frame_rate, ranks = self.extras["codec"]["frame_rate"], self.fabric.world_size
+        metrics |= throughput_metrics(interval, self.timer, self.config, frame_rate, ranks, self.fabric.device)
         self.timer.reset()
         self._log(metrics)
         return metrics
@@ -235,10 +217,6 @@ class TrainingLoop:
         for logger in self.fabric.loggers:
             logger.log_metrics(metrics, self.step)
             logger.save()
-
-    def _finalize(self, status: str) -> None:
-        for logger in self.fabric.loggers:
-            logger.finalize(status)
 
     def _call(self, hook: str, **values: Any) -> None:
         """A hook of the callbacks. Fabric passes each the arguments that it takes."""

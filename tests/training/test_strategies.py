@@ -223,6 +223,9 @@ def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one,
         (["trainer.precision=16-mixed"], "precision=16-mixed is unknown; choose bf16-mixed, 32-true or auto"),
         (["strategy=fsdp", "trainer.precision=bf16-true"], "trainer.precision=bf16-true is unknown"),
         (["strategy=deepspeed_zero2"], "strategy=deepspeed_zero2 needs CUDA devices"),
+        (["data.max_seq_len=4096"], "data.max_seq_len=4096 exceeds model.max_seq_len=2048"),
+        (["data.window_shards=0"], "data.window_shards=0 must be at least 1"),
+        (["data.global_batch_size=3", "data.micro_batch_size=2"], "global_batch_size=3 is not a multiple of"),
     ],
 )
 def test_options_that_do_not_go_together(options, expected, overrides, tmp_path):
