@@ -1,11 +1,11 @@
-"""The memory estimate of `csm plan` beside the measured peak of real training steps on a CPU.
+"""The memory estimate of `csm plan` against the measured peak of real training steps on a CPU.
 
     python benchmarks/plan_memory.py [--steps 3]
 
 Every case runs in fresh processes, fp32, AdamW, gradient clipping. Measured is the resident set's high-water mark
-(VmHWM) of the steps, less what the process held before the model was built, after a step of a toy model had loaded all
+(VmHWM) of the steps, less what the process held before the model was built, after steps of a toy model had loaded all
 libraries: so tensors, and what the allocator keeps. Twice: with every block of 64 KiB and more mapped on its own
-and returned when freed ("tensors": what is in use), and as training runs ("process": csm/training/heap.py).
+and returned when freed ("tensors": what is in use), and with the allocator's defaults, as training runs ("process").
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -28,11 +28,12 @@ import torch
 from csm.config import CSMConfig, TrainConfig, TransformerConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
+from csm.kernels import cpu
 from csm.model.csm import CSM
 from csm.planning.estimate import FRAME_RATE, MemoryPlan, make_plan
 from csm.planning.request import read_request
-from csm.training.heap import return_freed_memory
-from csm.training.optim import allocate_state, build_optimizer
+from csm.training.module import LocalEngine, backward_in_chunks
+from csm.training.optim import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["experiment=quickstart", "gpu=cpu", "trainer.precision=32-true"]
@@ -83,22 +84,14 @@ def training_step(config: TrainConfig, batch: RowBatch) -> Callable[[], None]:
     model = CSM(config.model)
     for block in (*model.backbone.layers, *model.decoder.layers):
         block.activation_checkpointing = config.trainer.activation_checkpointing
-    optimizer = build_optimizer(model, config.optim)
-    return_freed_memory(model)
-    allocate_state(optimizer)
+    cpu.install(model)
+    optimizer, engine = build_optimizer(model, config.optim), LocalEngine(model)
+    names = ("tokens", "mask", "positions", "targets", "slots", "slot_weights")
+    inputs = {name: getattr(batch, name) for name in names}
 
     def step() -> None:
-        sums = model(
-            batch.tokens,
-            batch.mask,
-            batch.positions,
-            batch.targets,
-            batch.slots,
-            batch.slot_weights,
-            batch.attention_mask(),
-            config.loss.decoder_chunk,
-        )
-        sums.loss(config.loss, sums.frames).backward()
+        inputs["attention_mask"] = batch.attention_mask()
+        backward_in_chunks(engine, inputs, config.loss, float(batch.targets.sum()))
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
         optimizer.step()
         optimizer.zero_grad()

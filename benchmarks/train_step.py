@@ -1,14 +1,14 @@
-"""One training step: ours beside transformers' CsmForConditionalGeneration, in one run, on one batch.
+"""One training step: ours and transformers' CsmForConditionalGeneration, in one run, on one batch.
 
     python benchmarks/train_step.py                       82M parameters, 4 x 256 positions, fp32, CPU
     python benchmarks/train_step.py --size csm_1b --device cuda --rows 8 --positions 2048      bf16 autocast over fp32
+    python benchmarks/train_step.py --baseline ../before       and the `ours` of another checkout of the project
 
 Each system runs in processes of its own (so that its peak memory is its own), the systems taking turns. Ours has the
 defaults of a training run on that device (configs/train/trainer/); the rest of the command line are other options, such
 as trainer.activation_checkpointing=none loss.decoder_chunk=72. Prints medians over all steps, and ratios to
 transformers. MFU is by csm/model/flops.py against the GPU's dense bf16 peak; HFU is the same here, since no matrix
-product is computed
-twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
+product is computed twice. How long training waits for data is in the metrics of real runs (docs/metrics.md).
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -24,20 +24,22 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from csm.training.heap import return_freed_memory
 
 from csm.compose import TRAIN
 from csm.config import CSMConfig, TrainConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
+from csm.kernels import cpu
 from csm.model.csm import CSM
 from csm.model.flops import Work, find_gpu, training_flops
-from csm.training.optim import allocate_state
+from csm.training.module import LocalEngine, backward_in_chunks
 
-TRANSFORMERS, OURS = "transformers", "ours"
+TRANSFORMERS, OURS, BASELINE = "transformers", "ours", "baseline"
 FRAME_RATE = 12.5
 EMPTY = 0.004  # share of a row that stays empty, as after packing
 SIZES = {
@@ -84,29 +86,18 @@ def our_step(setting: Setting) -> Callable[[], None]:
         block.activation_checkpointing = config.trainer.activation_checkpointing
         if config.trainer.compile:
             block.compile(fullgraph=True, dynamic=False)
+    if device.type == "cpu" and not config.trainer.compile:
+        cpu.install(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if device.type == "cpu":  # as CSMTrainingModule does
-        return_freed_memory(model)
-        allocate_state(optimizer)
-    loss = config.loss
-    batch = our_batch(setting, config.model)
-    for name, tensor in vars(batch).items():
-        setattr(batch, name, tensor.to(device))
+    engine = AutocastEngine(model, device)
+    batch = our_batch(setting, config.model).to(device)
+    names = ("tokens", "mask", "positions", "targets", "slots", "slot_weights")
+    inputs = {name: getattr(batch, name) for name in names}
+    flex = device.type == "cuda" and config.trainer.compile
 
     def step() -> None:
-        mask = batch.block_mask() if device.type == "cuda" else batch.attention_mask()
-        with precision(device):
-            sums = model(
-                batch.tokens,
-                batch.mask,
-                batch.positions,
-                batch.targets,
-                batch.slots,
-                batch.slot_weights,
-                mask,
-                loss.decoder_chunk,
-            )
-        sums.loss(loss, sums.frames).backward()
+        inputs["attention_mask"] = batch.block_mask() if flex else batch.attention_mask()
+        backward_in_chunks(engine, inputs, config.loss, batch.targets.sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -123,6 +114,18 @@ def our_batch(setting: Setting, config: CSMConfig) -> RowBatch:
         frames = conversation_frames([TurnTokens(text, codes)], config.num_codebooks)
         rows.append(pack_row([frames], setting.positions, config.num_codebooks, slots, rng))
     return stack_rows(rows)
+
+
+class AutocastEngine(LocalEngine):
+    """Forward passes under the autocast of the device."""
+
+    def __init__(self, model: CSM, device: torch.device) -> None:
+        super().__init__(model)
+        self.device = device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with precision(self.device):
+            return super().__call__(*args, **kwargs)
 
 
 def precision(device: torch.device) -> torch.autocast | nullcontext:
@@ -206,13 +209,18 @@ def measure(system: str, setting: Setting, steps: int) -> dict[str, list[float] 
 
 def measure_in_turns(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """(seconds of the median step, peak GiB) of each system, in fresh processes that alternate `rounds` times."""
-    seconds: dict[str, list[float]] = {system: [] for system in (OURS, TRANSFORMERS)}
+    scripts = {OURS: Path(__file__), TRANSFORMERS: Path(__file__)}
+    if options.baseline is not None:
+        scripts = {BASELINE: options.baseline.resolve() / "benchmarks" / "train_step.py", **scripts}
+    seconds: dict[str, list[float]] = {system: [] for system in scripts}
     peaks = dict.fromkeys(seconds, 0.0)
     for _ in range(options.rounds):
-        for system in seconds:
-            task = json.dumps({"system": system, "setting": vars(setting), "steps": options.steps})
-            command = [sys.executable, __file__, "--threads", str(options.threads), "--task", task]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for system, script in scripts.items():
+            name = OURS if system == BASELINE else system
+            task = json.dumps({"system": name, "setting": vars(setting), "steps": options.steps})
+            command = [sys.executable, str(script), "--threads", str(options.threads), "--task", task]
+            environment = {**os.environ, "PYTHONPATH": str(script.resolve().parents[1])}
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             result = json.loads(output.splitlines()[-1])
             seconds[system] += result["seconds"]
             peaks[system] = max(peaks[system], result["peak"])
@@ -253,6 +261,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ratios", type=int, nargs="+", default=[16, 1])
+    parser.add_argument(
+        "--baseline", type=Path, help="another checkout, measured in turns with this one; it must know all key=value"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of train.py, for ours")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()

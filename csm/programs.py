@@ -12,6 +12,7 @@ Exit codes:  0   done: trained to the last step, or the report is written.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rich.table import Table
 
 from csm.compose import EVALUATE, TRAIN, config_folder
 from csm.errors import user_errors
+
+log = logging.getLogger(__name__)
 
 
 def train() -> None:
@@ -48,11 +51,12 @@ def evaluate() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(config_folder("train")), config_name="train")
 def _train(config: DictConfig) -> float | None:
-    from csm.training.build import train
-
     job = HydraConfig.get()
     if job.mode is RunMode.MULTIRUN:  # otherwise all jobs of a sweep would share, and resume, one run
         config.run_dir = job.runtime.output_dir
+    log.info("%s: training in %s", config.name, config.run_dir)  # before the seconds that importing PyTorch takes
+    from csm.training.build import train
+
     with user_errors():
         return train(TRAIN.options(config))
 

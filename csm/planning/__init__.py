@@ -1,1 +1,1 @@
-"""`csm plan`: what a training run needs, before it is started: memory, time, storage."""
+"""`csm plan`: memory, time and storage of a training run, before it is started."""

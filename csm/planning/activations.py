@@ -1,11 +1,14 @@
 """Which tensors a training step keeps for its backward pass, and how many bytes they take.
 
 The lists below follow csm/model/transformer.py and csm/model/csm.py line by line; a test counts what autograd really
-saves. Who changes the model changes a line here.
+saves. Whoever changes the model changes a line here.
 
-Three columns of bytes per element: fp32 (CPU kernels), bf16 autocast and bf16 weights (both GPU kernels). Under
+Three columns of bytes per element: fp32 (kernels of a CPU), bf16 autocast and bf16 weights (those of a GPU). Under
 autocast the residual stream and the norms stay in fp32 and every linear layer keeps a bf16 copy of its input, one for
-each layer that reads it. Where weights are bf16 everything is, but for the copy that a norm computes with.
+each layer that reads it. With bf16 weights everything is bf16 but for the copy that a norm computes with.
+
+Compiled blocks and the fused modules of csm/kernels/cpu.py recompute the product inside SwiGLU; plain modules keep
+it.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ class Saved:
     autocast: int
     bf16: int
     kept_by: tuple[ActivationCheckpointing, ...] = (NONE,)
-    split: bool = False  # dealt out to tensor-parallel ranks; what is not exists on each of them
-    only_split: bool = False  # kept under tensor parallelism only
+    split: bool = False  # over tensor-parallel ranks; the others exist on each of them
+    only_plain: bool = False  # kept by plain modules only
 
 
 def _width(stack: TransformerConfig, length: int) -> int:
@@ -72,9 +75,9 @@ BLOCK = (
     Saved("mlp_norm: 1 / root mean square", _one, 4, 4, 4),
     Saved("input of gate_proj and up_proj", _width, 4, 2 * 2, 2),
     Saved("result of gate_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
-    Saved("silu of it", _ffn, 4, 2, 2, split=True, only_split=True),
+    Saved("silu of it", _ffn, 4, 2, 2, split=True, only_plain=True),
     Saved("result of up_proj", _ffn, 4, 2, 2, (NONE, SELECTIVE), split=True),
-    Saved("their product, input of down_proj", _ffn, 4, 2, 2, split=True, only_split=True),
+    Saved("their product, input of down_proj", _ffn, 4, 2, 2, split=True, only_plain=True),
     Saved("result of down_proj", _width, 4, 2, 2, (SELECTIVE,)),
 )
 
@@ -87,6 +90,9 @@ FINAL_NORM = (
     Saved("1 / root mean square", _one, 4, 4, 4),
 )
 
+LOG_PROBABILITIES = 4
+"""Bytes per logit that a cross entropy keeps for its backward pass: fp32, and no copy of the logits."""
+
 HEAD_INPUT = {Precision.fp32: 4, Precision.autocast: 4 + 2, Precision.bf16: 2}  # bytes per element of the final states
 
 
@@ -96,13 +102,18 @@ def saved_bytes(
     length: int,
     precision: Precision,
     activation_checkpointing: ActivationCheckpointing = NONE,
+    fused: bool = True,
     ranks: int = 1,
 ) -> int:
-    """Bytes per position of a list of tensors, on each of `ranks` tensor-parallel ranks."""
+    """Bytes per position of a list of tensors, on each of `ranks` tensor-parallel ranks.
+
+    fused: SwiGLU recomputes its product; matrices that are split over ranks are called as plain modules in any case
+    """
+    plain = ranks > 1 or not fused
     return sum(
         tensor.elements(stack, length) // (ranks if tensor.split else 1) * getattr(tensor, precision.name)
         for tensor in tensors
-        if activation_checkpointing in tensor.kept_by and (ranks > 1 or not tensor.only_split)
+        if activation_checkpointing in tensor.kept_by and (plain or not tensor.only_plain)
     )
 
 
@@ -112,18 +123,19 @@ def stack_bytes(
     precision: Precision,
     activation_checkpointing: ActivationCheckpointing,
     masked: bool,
+    fused: bool = True,
     ranks: int = 1,
 ) -> float:
     """Bytes per position that a transformer stack keeps over sequences of `length` positions, final norm included, on
     each of `ranks` tensor-parallel ranks.
 
-    While a block is computed again, all that it would keep without `activation_checkpointing` is there as well.
+    While a block is recomputed, all that it would keep without `activation_checkpointing` is there as well.
     """
     block = BLOCK + MASKED_BLOCK if masked else BLOCK
-    kept = saved_bytes(block, stack, length, precision, activation_checkpointing, ranks)
+    kept = saved_bytes(block, stack, length, precision, activation_checkpointing, fused, ranks)
     total = stack.layers * kept
     if activation_checkpointing is not NONE:
-        total += saved_bytes(block, stack, length, precision, ranks=ranks) - kept
+        total += saved_bytes(block, stack, length, precision, fused=fused, ranks=ranks) - kept
     return total + saved_bytes(FINAL_NORM, stack, length, precision)
 
 
@@ -132,6 +144,7 @@ def backbone_bytes(
     length: int,
     precision: Precision,
     activation_checkpointing: ActivationCheckpointing,
+    fused: bool = True,
     ranks: int = 1,
 ) -> float:
     """Bytes per position of a row that the backbone, its embeddings and the head of codebook 0 keep, on each of `ranks`
@@ -139,14 +152,18 @@ def backbone_bytes(
     embedding = (8 + 4) * config.num_codebooks  # row of the table (int64) and mask (fp32) of every code
     head_input = config.backbone.dim * HEAD_INPUT[precision]
     rope = 4 * config.backbone.dim // config.backbone.heads  # cosines and sines, shared by the blocks
-    stack = stack_bytes(config.backbone, length, precision, activation_checkpointing, masked=True, ranks=ranks)
+    stack = stack_bytes(
+        config.backbone, length, precision, activation_checkpointing, masked=True, fused=fused, ranks=ranks
+    )
     return stack + embedding + rope + head_input
 
 
-def decoder_bytes(config: CSMConfig, precision: Precision, activation_checkpointing: ActivationCheckpointing) -> float:
+def decoder_bytes(
+    config: CSMConfig, precision: Precision, activation_checkpointing: ActivationCheckpointing, fused: bool = True
+) -> float:
     """Bytes per frame that the depth decoder keeps of one pass, beyond its inputs (`decoder_input_bytes`)."""
     codebooks = config.num_codebooks
-    stack = stack_bytes(config.decoder, codebooks, precision, activation_checkpointing, masked=False)
+    stack = stack_bytes(config.decoder, codebooks, precision, activation_checkpointing, masked=False, fused=fused)
     heads_input = config.decoder.dim * HEAD_INPUT[precision]
     copies = 2 * config.backbone.dim if precision is Precision.autocast else 0  # of the inputs, for `projection`
     return codebooks * (stack + heads_input + copies)
@@ -158,13 +175,13 @@ def decoder_input_bytes(config: CSMConfig, precision: Precision) -> float:
 
 
 def block_transient_bytes(stack: TransformerConfig, precision: Precision, ranks: int = 1) -> float:
-    """Bytes per position of the gradients alive at once while a block is differentiated: those of gate, silu and up,
-    beside that of the residual stream, in place of the product that is gone by then."""
+    """Bytes per position of the gradients alive at once while a block is differentiated: that of the residual stream,
+    and those of gate, silu and up, less the product, which is gone by then."""
     element = 4 if precision is Precision.fp32 else 2
     return 2 * stack.ffn_dim // ranks * element + stack.dim * 4
 
 
 def logits_bytes(precision: Precision) -> int:
-    """Bytes per logit while a cross entropy is differentiated: log-probabilities, their gradient, the logits' gradient
-    in fp32, and with bf16 the bf16 gradient that leaves."""
-    return 3 * 4 + (0 if precision is Precision.fp32 else 2)
+    """Bytes per logit while a cross entropy is differentiated: log-probabilities, their gradient and the logits'
+    gradient, all fp32, and with bf16 the latter's copy in bf16."""
+    return LOG_PROBABILITIES + 2 * 4 + (0 if precision is Precision.fp32 else 2)

@@ -15,9 +15,9 @@ from csm.validate import validate_tensor_parallel
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
-CPU_ALLOCATOR, GPU_ALLOCATOR = 1 / 3, 0.05
-"""What allocators hold beyond what is in use. glibc keeps holes where activations were, and returns blocks of 32 MB and
-more: a share of the activations, measured, see docs/benchmarks.md. For GPUs a share of all, an assumption
+CPU_ALLOCATOR, GPU_ALLOCATOR = 0.25, 0.05
+"""What allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and activations were,
+and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
 (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
@@ -25,13 +25,13 @@ CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; com
 CONVERSATION_SECONDS = 120.0  # of data_prep/config.py, ConversationConfig.max_seconds
 TURN_SECONDS = 5.0
 SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 522  # tar headers and padding, npy header, the sample's own JSON fields
-TURN_OVERHEAD = 195  # JSON of a turn without its text and, where it was recognised, the times of its words
+TURN_OVERHEAD = 195  # JSON of a turn without its text and without the times of words, where it was recognized
 BYTES_PER_TEXT_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device with one kind of recomputation."""
+    """Bytes on one device with one kind of activation checkpointing."""
 
     peak: Memory
     allocator: float
@@ -49,7 +49,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything `csm plan` says; bytes, seconds and FLOPs unless a name says otherwise."""
+    """Everything `csm plan` prints; bytes, seconds and FLOPs unless a name says otherwise."""
 
     parameters: int
     trained_parameters: int
@@ -61,14 +61,14 @@ class Plan:
     global_batch_size: int
     micro_batch_size: int
     microbatches: int  # on one device
-    data_ranks: int  # devices, or groups of tensor-parallel ones, that train on different rows
+    data_ranks: int  # devices, or groups of tensor-parallel devices, that train on different rows
     memory: dict[str, MemoryPlan]  # by trainer.activation_checkpointing
     host_memory_per_node: float
     positions_per_step: int
     audio_frames_per_step: float
     decoder_frames_per_step: float
     flops_per_step: float  # each counted once, as for MFU
-    device_flops_per_step: float  # of one device, what tensor-parallel ranks all compute included
+    device_flops_per_step: float  # of one device, with the parts that every tensor-parallel rank computes
     hardware_flops_per_step: float  # of all devices, with trainer.activation_checkpointing=full
     step_seconds: float | None
     positions_per_second: float | None
@@ -83,7 +83,7 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
-    """Raises ValueError for a processor, strategy, precision or amount that makes no sense, naming the choices."""
+    """Raises ValueError for an unknown processor, strategy or precision, naming the choices, or a wrong amount."""
     gpu = _gpu(options.gpu)
     gpus = _gpus(config, options)
     strategy = config.strategy
@@ -102,9 +102,9 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     data_ranks = gpus // sharing
     if rows % (per_microbatch * data_ranks):
         rows = math.ceil(rows / (per_microbatch * data_ranks)) * per_microbatch * data_ranks
-        dealt = f"{data_ranks} devices" if sharing == 1 else f"{data_ranks} groups of {sharing} devices"
+        groups = f"{data_ranks} devices" if sharing == 1 else f"{data_ranks} groups of {sharing} devices"
         notes.append(
-            f"data.global_batch_size={data.global_batch_size} is no multiple of {dealt} x data.micro_batch_size="
+            f"data.global_batch_size={data.global_batch_size} is no multiple of {groups} x data.micro_batch_size="
             f"{per_microbatch}; planned with data.global_batch_size={rows}"
         )
     microbatches = rows // (per_microbatch * data_ranks)
@@ -119,13 +119,13 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     state = training_state(strategy, own, data_ranks, precision, microbatches > 1)
     audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
     slots = _slots(config, audio_share)
-    # Strategies that exchange weights during the backward pass need the decoder in one piece.
-    chunk = config.loss.decoder_chunk if strategy.name in WHOLE else None
-    microbatch = Microbatch(per_microbatch, data.max_seq_len, per_microbatch * slots, chunk)
+    microbatch = Microbatch(per_microbatch, data.max_seq_len, per_microbatch * slots, config.loss.decoder_chunk)
+    # Adapters are called as plain modules.
+    fused = config.trainer.compile or (gpu is None and not config.lora.rank)
     memory = {}
     for level in ActivationCheckpointing:
-        peak = peak_memory(config.model, own, state, microbatch, precision, level, sharing)
-        allocator = CPU_ALLOCATOR * peak.activations if gpu is None else GPU_ALLOCATOR * peak.total
+        peak = peak_memory(config.model, own, state, microbatch, precision, level, fused, sharing)
+        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
         context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
         available = None if gpu is None else gpu.memory_gib * GIB
         memory[level.value] = MemoryPlan(peak, allocator, context, available)
@@ -210,7 +210,7 @@ def _gpus(config: TrainConfig, options: PlanConfig) -> int:
     if gpus is None:
         devices = config.trainer.devices
         if not isinstance(devices, int) or devices < 1:
-            raise ValueError(f"trainer.devices={devices} says nothing about how many there are; give gpus=N")
+            raise ValueError(f"trainer.devices={devices} does not say how many there are; give gpus=N")
         gpus = devices * config.trainer.num_nodes
     if gpus < 1:
         raise ValueError(f"gpus={gpus} must be at least 1")
@@ -233,7 +233,7 @@ def _slots(config: TrainConfig, audio_share: float) -> int:
 
 
 def _overhead(options: PlanConfig) -> float:
-    """Bytes in shards beside the codes."""
+    """Bytes in shards other than codes."""
     seconds = options.hours * 3600
     per_second = SAMPLE_OVERHEAD / CONVERSATION_SECONDS + TURN_OVERHEAD / TURN_SECONDS
     return seconds * (per_second + options.text_tokens_per_second * BYTES_PER_TEXT_TOKEN)

@@ -1,12 +1,18 @@
 """Peak memory of one device during a training step, from the moments at which the most is alive.
 
-    forward: backbone, codebook 0 head, depth decoder  ->  backward in the opposite order  ->  optimizer step
+The order is that of `backward_in_chunks` (csm/training/module.py):
 
-Where the depth decoder runs in chunks (csm/model/depth.py), each chunk's backward pass is part of its forward pass.
+    backbone, loss of codebook 0: forward
+    depth decoder, for each chunk of frames: forward, and backward but for the last
+    backward: last chunk of the depth decoder, loss of codebook 0, backbone, embeddings
+    optimizer step
 
-For each moment: what is there throughout (weights, optimizer state, communication buffers), the gradients that exist by
-then, the activations not yet used up, logits and their gradients, and the gradients under way inside a block. The
-largest sum is the peak. Gradients are freed between steps, so the forward pass of the first microbatch has none.
+The backbone's activations exist until the last backward pass, which needs them. Of the depth decoder there are the
+activations of one chunk, its inputs for all chunks, and the gradients of the inputs of all chunks so far.
+
+Each moment is the sum of weights, optimizer state, communication buffers, the gradients that exist by then, the
+activations not yet used up, logits and their gradients, and the gradients in flight inside a block. The largest sum is
+the peak. Gradients are freed between steps, so the forward pass of the first microbatch has none.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from csm.model.csm import CSM
 from csm.model.flops import linear_parameters
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
+    LOG_PROBABILITIES,
     Precision,
     backbone_bytes,
     block_transient_bytes,
@@ -97,8 +104,9 @@ class State:
     weights: float
     casts: float  # bf16 copies of weights that autocast keeps from forward to backward pass
     optimizer: float
-    gradient_share: float  # bytes of gradient that a pass leaves on this device per trained element
-    first_gradients: float  # that exist before the last pass of a step begins
+    gradient_share: float  # bytes of gradient that a step's last pass leaves on this device per trained element
+    unsummed_share: float  # the same of a pass whose gradients are not summed over ranks yet: a chunk's but the last
+    first_gradients: float  # that exist before the last microbatch of a step begins
     buffers: Buffers
     host: float  # bytes of host memory for this device's share
 
@@ -115,16 +123,17 @@ def training_state(
     if name in (StrategyName.single, StrategyName.ddp):
         casts = 2 * parameters.linear if precision is Precision.autocast else 0
         # DDP's gradients are views of its buckets, which are never freed.
-        first = 4 * trained if accumulates or name is StrategyName.ddp else 0
-        return State(4 * total, casts, 8 * trained, 4, first, Buffers(), 0)
+        first = 4.0 * trained if accumulates or name is StrategyName.ddp else 0.0
+        return State(4 * total, casts, 8 * trained, 4, 4, first, Buffers(), 0)
     if name is StrategyName.fsdp:
         buffers = _fsdp_buffers(parameters, precision)
-        whole = accumulates and not strategy.reduce_every_microbatch
+        share = 0.0 if strategy.cpu_offload else 4 / devices
+        unsummed = share if strategy.reduce_every_microbatch else 4  # whole, in fp32, until the step's last pass
+        first = unsummed * trained if accumulates else 0.0
         if strategy.cpu_offload:  # weights, gradients and moments live on the host
             host = (4 * total + 12 * trained) / devices
-            return State(0, 0, 0, 0, 4 * trained if whole else 0, buffers, host)
-        first = 4 * trained if whole else 4 * trained / devices if accumulates else 0
-        return State(4 * total / devices, 0, 8 * trained / devices, 4 / devices, first, buffers, 0)
+            return State(0, 0, 0, share, unsummed, first, buffers, host)
+        return State(4 * total / devices, 0, 8 * trained / devices, share, unsummed, first, buffers, 0)
     return _deepspeed_state(strategy, total, trained, devices, precision, accumulates)
 
 
@@ -148,9 +157,9 @@ def _fsdp_buffers(parameters: Parameters, precision: Precision) -> Buffers:
 def _deepspeed_state(
     strategy: StrategyConfig, total: int, trained: int, devices: int, precision: Precision, accumulates: bool
 ) -> State:
-    """Weights in the type of computation, beside an fp32 copy that belongs to the optimizer."""
+    """Weights in the type of computation, and an fp32 copy that belongs to the optimizer."""
     element = 4 if precision is Precision.fp32 else 2
-    buckets, weights = 2 * min(DEEPSPEED_BUCKET, trained) * element, element * total
+    buckets, weights = 2 * min(DEEPSPEED_BUCKET, trained) * element, float(element * total)
     third = strategy.name is StrategyName.deepspeed_zero3
     if third:
         buckets += min(DEEPSPEED_LIVE, total) * element
@@ -158,10 +167,12 @@ def _deepspeed_state(
     buffers = Buffers(buckets, buckets, buckets)
     if strategy.cpu_offload:  # fp32 weights, moments and gradients on the host; under ZeRO-3 the bf16 weights too
         host = 16 * trained / devices + (weights if third else 0)
-        return State(0 if third else weights, 0, 0, 0, 0, buffers, host)
-    # Gradients: the partition in the type of computation, and in fp32 for sums over microbatches and the optimizer.
+        return State(0 if third else weights, 0, 0, 0, 0, 0, buffers, host)
+    # Every pass leaves a partition of the summed gradients: in the type of computation and, for sums over passes and
+    # the optimizer, in fp32.
     share = (element + 4) / devices
-    return State(weights, 0, 12 * trained / devices, share, share * trained if accumulates else 0, buffers, 0)
+    first = share * trained if accumulates else 0
+    return State(weights, 0, 12 * trained / devices, share, share, first, buffers, 0)
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class Microbatch:
     rows: int
     length: int  # positions of a row, empty ones included
     frames: int  # slots of the depth decoder
-    chunk: int | None  # frames of one pass of the depth decoder; None: all, differentiated with everything else
+    chunk: int  # at most so many of them in one pass of the depth decoder
 
     @property
     def positions(self) -> int:
@@ -197,11 +208,6 @@ class Memory:
     def total(self) -> float:
         return sum(self.parts().values())
 
-    @property
-    def activations(self) -> float:
-        """What a step makes and frees again, other than gradients of weights."""
-        return self.backbone_activations + self.decoder_activations + self.logits + self.block_gradients
-
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
@@ -213,41 +219,44 @@ def peak_memory(
     microbatch: Microbatch,
     precision: Precision,
     activation_checkpointing: ActivationCheckpointing,
+    fused: bool = True,
     ranks: int = 1,
 ) -> Memory:
     """The moment of an optimizer step at which the most memory is in use.
 
+    fused: whether SwiGLU recomputes its product, see csm/planning/activations.py
     parameters, state: of one of the `ranks` that share the backbone's matrices (tensor parallelism)
     """
     vocab, codebooks, positions = config.audio_vocab_size, config.num_codebooks, microbatch.positions
-    chunk = min(microbatch.chunk or microbatch.frames, microbatch.frames)
+    chunk = min(microbatch.chunk, microbatch.frames)
     chunks = -(-microbatch.frames // chunk)
     frames = chunks * chunk  # the last chunk is filled up
-    backbone = positions * backbone_bytes(config, microbatch.length, precision, activation_checkpointing, ranks)
-    decoder = chunk * decoder_bytes(config, precision, activation_checkpointing)
-    inputs = frames * decoder_input_bytes(config, precision)
+    input_bytes = decoder_input_bytes(config, precision)
+    copied = microbatch.frames if frames > microbatch.frames else 0  # filling up makes a copy
+    inputs = (copied + frames) * input_bytes
+    collected = (frames - chunk) * input_bytes  # gradients of the earlier chunks' inputs
+    backbone = positions * backbone_bytes(config, microbatch.length, precision, activation_checkpointing, fused, ranks)
+    decoder = chunk * decoder_bytes(config, precision, activation_checkpointing, fused)
     c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
     softmax = logits_bytes(precision)
+    c0_kept = LOG_PROBABILITIES * c0_logits
     decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision)
     backbone_blocks = positions * block_transient_bytes(config.backbone, precision, ranks)
+    element = 4 if precision is Precision.fp32 else 2
 
-    def gradients(*parts: str) -> float:
-        return state.gradient_share * sum(parameters.trained[part] for part in parts)
-
-    every = gradients(*parameters.trained)
+    trained = parameters.trained
+    of_decoder = trained["audio_head"] + trained["decoder"] + trained["projection"]
     first = state.first_gradients
-    of_decoder = gradients("audio_head", "decoder", "projection")
-    # Added to the first one. Sharded strategies have a whole gradient of the table among their buffers.
-    table = 4 * parameters.trained["audio_embeddings"] if first and state.buffers == Buffers() else 0
-    if microbatch.chunk is None:
-        inputs_and_gradients, found = inputs, gradients("audio_head")
-    else:
-        if frames > microbatch.frames:
-            inputs += microbatch.frames * decoder_input_bytes(config, precision)  # filled up in a copy
-        inputs_and_gradients = inputs + frames * decoder_input_bytes(config, precision)
-        # The head's is added up in place. Of the rest, those of earlier chunks; the present one's are added at its end.
-        found = of_decoder if chunks > 1 else gradients("audio_head")
-    input_gradients = frames * decoder_input_bytes(config, precision)
+    earlier = max(first, state.unsummed_share * of_decoder) if chunks > 1 else first
+    # A pass has the head's gradient as a tensor of its own, until it is added to the one that exists.
+    new_head = 4 * trained["audio_head"]
+    with_head = earlier + (0 if earlier else new_head)
+    with_decoder = max(earlier, state.gradient_share * of_decoder)
+    every = state.gradient_share * parameters.trained_count
+    # Further gradients of the table until they are added up: fused CPU kernels make one in a pass, autograd one for
+    # each of two lookups. Sharded strategies have the table's gradient among their buffers.
+    tables = (precision is not Precision.fp32) + (first > 0 and state.buffers == Buffers())
+    table = tables * trained["audio_embeddings"] * (2 if precision is Precision.bf16 else 4)
 
     def moment(
         name: str,
@@ -271,47 +280,58 @@ def peak_memory(
             buffers=buffers,
         )
 
-    reading = decoder + inputs_and_gradients
-    differentiated = microbatch.chunk is not None  # the decoder, when the backward pass begins, with codebook 0
+    last_chunk = decoder + inputs + collected
+    # The gradients of all chunks' inputs are joined in one tensor for the backbone and the embeddings.
+    joined = inputs + collected + frames * input_bytes
     buffers = state.buffers
     return max(
         (
             moment(
                 "decoder's loss, backward",
-                gradients=first + found,
+                gradients=earlier,
                 backbone=backbone,
-                decoder=reading,
-                logits=softmax * decoder_logits,
+                decoder=last_chunk,
+                logits=c0_kept + softmax * decoder_logits,
+                buffers=buffers.decoder,
+            ),
+            moment(
+                "decoder's head, backward",
+                gradients=earlier + new_head,
+                backbone=backbone,
+                decoder=last_chunk,
+                logits=c0_kept + element * decoder_logits,
+                block_gradients=element * chunk * codebooks * config.decoder.dim,
                 buffers=buffers.decoder,
             ),
             moment(
                 "decoder's blocks, backward",
-                gradients=first + found,
+                gradients=with_head,
                 backbone=backbone,
-                decoder=reading,
+                decoder=last_chunk,
+                logits=c0_kept,
                 block_gradients=decoder_blocks,
                 buffers=buffers.decoder,
             ),
             moment(
                 "codebook 0's loss, backward",
-                gradients=first + (of_decoder if differentiated else 0),
+                gradients=with_decoder,
                 backbone=backbone,
-                decoder=input_gradients if differentiated else reading,
-                logits=softmax * c0_logits + (0 if differentiated else 4 * decoder_logits),
+                decoder=joined,
+                logits=softmax * c0_logits,
                 buffers=buffers.backbone,
             ),
             moment(
                 "backbone's blocks, backward",
-                gradients=max(first, of_decoder),
+                gradients=with_decoder,
                 backbone=backbone,
-                decoder=input_gradients,
+                decoder=joined,
                 block_gradients=backbone_blocks,
                 buffers=buffers.backbone,
             ),
             moment(
                 "embeddings, backward",
                 gradients=max(first, every) + table,
-                decoder=input_gradients,
+                decoder=joined,
                 block_gradients=3 * 4 * positions * config.backbone.dim,
                 buffers=buffers.embeddings,
             ),

@@ -48,6 +48,7 @@ def verdict(plan: Plan, remedy: str | None) -> str:
         change = f"it would fit with {remedy}" if remedy else "take more or larger GPUs, or a smaller model"
         return f"Does not fit into the memory of {plan.gpu}, even with trainer.activation_checkpointing=full: {change}."
     memory = plan.memory[fitting[0]]
+    assert memory.available is not None  # of a GPU
     spare = (memory.available - memory.total) / GIB
     return f"Fits into {plan.gpu} with trainer.activation_checkpointing={fitting[0]}, {spare:.1f} GiB to spare."
 
@@ -111,9 +112,9 @@ def _work_table(plan: Plan, options: PlanConfig) -> Table:
     table.add_row("model FLOPs per step", f"{plan.flops_per_step:.3e}")
     computed = plan.gpus * plan.device_flops_per_step
     if plan.strategy.tensor_parallel_size > 1:
-        table.add_row("with what tensor-parallel devices all compute", f"{computed:.3e}")
+        table.add_row("with parts that all tensor-parallel devices compute", f"{computed:.3e}")
     table.add_row("with trainer.activation_checkpointing=full", f"{plan.hardware_flops_per_step:.3e}")
-    if plan.step_seconds is not None:
+    if plan.step_seconds is not None and plan.positions_per_second is not None:
         mfu = options.mfu * plan.flops_per_step / computed
         table.add_row(f"step time at {mfu:.0%} MFU", f"{plan.step_seconds:.3f} s")
         table.add_row(

@@ -85,6 +85,8 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     if global_rank() == 0:
         OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
 
+    for package in ("pytorch", "fabric"):  # advertisements, and the precision, which is in a line of ours
+        logging.getLogger(f"lightning.{package}.utilities.rank_zero").setLevel(logging.WARNING)
     callbacks = [instantiate(node) for node in config.callbacks.values()]
     fabric = build_fabric(config, num_devices, build_loggers(config.logger), callbacks)
     fabric.launch()

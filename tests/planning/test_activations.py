@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from csm.config import ActivationCheckpointing, RopeConfig, TransformerConfig
-from csm.model.transformer import Transformer
+from csm.kernels import cpu
+from csm.model.transformer import FeedForward, Transformer
 from csm.planning.activations import (
     BLOCK,
+    LOG_PROBABILITIES,
     Precision,
     backbone_bytes,
     decoder_bytes,
-    decoder_input_bytes,
     saved_bytes,
     stack_bytes,
 )
-from tests.tiny import conversation, rows, tiny_config, tiny_model
+from tests.tiny import conversation, inputs, rows, tiny_config, tiny_model
 
 STACK = TransformerConfig(layers=3, dim=48, heads=6, kv_heads=3, ffn_dim=72)
 
@@ -42,56 +43,66 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return sum(tensor.untyped_storage().nbytes() for tensor in self.kept.values())
 
 
-def weight_casts(module: nn.Module) -> int:
-    """Bytes of the bf16 copies that autocast makes of the linear layers' weights, and that are kept: down_proj's is
-    made again."""
-    layers = [layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and "down" not in name]
+def weight_casts(module: nn.Module, fused: bool) -> int:
+    """Bytes of the bf16 copies that autocast makes and keeps of the linear layers' weights: the fused SwiGLU does not
+    keep that of down_proj."""
+    layers = [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and not (fused and "down" in name)
+    ]
     return sum(2 * layer.weight.numel() for layer in layers)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("precision", list(Precision))
-def test_a_stack_saves_what_the_list_says(precision, masked):
+def test_a_stack_saves_what_the_list_says(precision, masked, fused):
+    """fused: with the CPU's SwiGLU; norms and attention are the CPU's in any case, and keep what a GPU's keep."""
     torch.manual_seed(0)
     batch, length = 2, 80  # longer than what the CPU's attention handles by plain products under autocast
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     stack = Transformer(STACK, RopeConfig(), 1e-5).to(dtype)
+    cpu.install(stack)
+    for layer in () if fused else stack.layers:
+        layer.mlp.__class__ = FeedForward
     x = torch.randn(batch, length, STACK.dim, dtype=dtype, requires_grad=True)
     positions = torch.arange(length)[None]
     mask = torch.ones(batch, 1, length, length, dtype=torch.bool).tril() if masked else None
     autocast = torch.autocast("cpu", torch.bfloat16) if precision is Precision.autocast else nullcontext()
     with (saved := SavedBytes(*stack.parameters())), autocast:
         stack(x, positions, mask)
-    expected = stack_bytes(STACK, length, precision, ActivationCheckpointing.none, masked) * batch * length
+    expected = stack_bytes(STACK, length, precision, ActivationCheckpointing.none, masked, fused) * batch * length
     expected += length * 4 * STACK.dim // STACK.heads  # rotary positions: cosines and sines, the same for both rows
     norms = 2 * STACK.layers + 1
     if precision is not Precision.fp32 and masked:  # the list is a GPU's; this CPU also keeps the mask, in bf16
         expected += STACK.layers * batch * length * length * 2
     if precision is Precision.autocast:
-        expected += weight_casts(stack)
+        expected += weight_casts(stack, fused)
     if precision is Precision.bf16:
         expected += norms * STACK.dim * 4  # fp32 copies of the norms' weights
     assert saved.total == expected
 
 
 def test_the_model_saves_what_the_lists_say():
-    """Backbone with embeddings, and depth decoder, as CSM calls them."""
+    """Both halves of a training step's forward pass, losses included."""
     model, config = tiny_model(), tiny_config()
+    cpu.install(model)
     batch = rows([[conversation(0)], [conversation(1)]], max_seq_len=64)
-    with (saved := SavedBytes(*model.parameters())):
-        states = model.backbone_states(batch.tokens, batch.mask, batch.positions, batch.attention_mask())
-        model.codebook0_head(states)
+    arguments = inputs(batch)
+    known = (*model.parameters(), batch.mask, batch.slots)
+    with (saved := SavedBytes(*known)):
+        _, frames = model(**arguments, method="backbone_losses")
+    count = len(frames.weights)
     expected = backbone_bytes(config, 64, Precision.fp32, ActivationCheckpointing.none) * 2 * 64
+    expected += (LOG_PROBABILITIES * config.audio_vocab_size + 8) * 2 * 63  # and the code of every target
+    expected += 8 * count * (config.num_codebooks - 1)  # rows of the table
     assert saved.total == pytest.approx(expected, rel=0.01)
-    codes = torch.randint(0, 13, (50, config.num_codebooks - 1))
-    states = torch.randn(50, config.backbone.dim, requires_grad=True)
-    with (saved := SavedBytes(*model.parameters())):
-        model.decoder_logits(states, codes)
-    expected = (
-        decoder_bytes(config, Precision.fp32, ActivationCheckpointing.none)
-        + decoder_input_bytes(config, Precision.fp32)
-    ) * 50
-    assert saved.total == pytest.approx(expected, rel=0.01)
+    with (saved := SavedBytes(*known, *frames)):
+        model(frames, method="decoder_losses")
+    expected = decoder_bytes(config, Precision.fp32, ActivationCheckpointing.none)
+    expected += (LOG_PROBABILITIES * config.audio_vocab_size + 8) * (config.num_codebooks - 1)
+    assert saved.total == pytest.approx(expected * count, rel=0.01)
 
 
 def test_checkpointing_keeps_less():
