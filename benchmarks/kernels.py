@@ -90,7 +90,8 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {options.threads} CPU threads, torch {torch.__version__}, 82m, 4 x 256 positions")
     print(
-        f"{'depth':>5} {'precision':>9} {'without':>16} {'s/step':>8}{'peak GiB':>10}{'speed gain':>12}{'memory gain':>13}"
+        f"{'depth':>5} {'precision':>9} {'without':>16} {'s/step':>8}{'peak GiB':>10}"
+        f"{'speed gain':>12}{'memory gain':>13}"
     )
     for ratio in options.ratios:
         for bf16 in (False, True):
