@@ -24,7 +24,7 @@ from torch import Tensor
 from csm.config import LossConfig, TrainConfig
 from csm.data.packing import RowBatch
 from csm.model.csm import CSM
-from csm.model.loss import DecoderFrames, LossSums, frame_chunks, join, join_chunks
+from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, join, join_chunks
 from csm.parallel.plan import reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
@@ -150,21 +150,29 @@ def backward_in_chunks(
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
     *earlier, last = frame_chunks(frames, config.decoder_chunk)
-    sums, leaves = [], []
+    sums: list[DecoderSums] = []
+    leaves: list[DecoderFrames] = []
     with engine.local_gradients():
         for chunk in earlier:
             leaf = _detached(chunk)
-            sums.append(engine(leaf, method="decoder_losses"))
-            engine.backward(share(0.0, sums[-1].decoder))
+            part: DecoderSums = engine(leaf, method="decoder_losses")
+            engine.backward(share(0.0, part.decoder))
+            # Without its graph, whose nodes would keep a CPU's heap from joining the holes that activations leave.
+            sums.append(_without_graph(part))
             leaves.append(leaf)
+            del part
     with nullcontext() if sum_over_ranks else engine.local_gradients():
-        sums.append(engine(last, method="decoder_losses"))
-        loss = share(backbone.c0, sums[-1].decoder)
+        part = engine(last, method="decoder_losses")
+        sums.append(_without_graph(part))
+        loss = share(backbone.c0, part.decoder)
         for chunk, leaf in zip(earlier, leaves, strict=True):
             loss = _with_gradients(loss, chunk, leaf)
         engine.backward(loss)
-    detached = [type(part)(*(tensor.detach() for tensor in part)) for part in sums]
-    return join(backbone, join_chunks(detached, len(frames.weights)))
+    return join(backbone, join_chunks(sums, len(frames.weights)))
+
+
+def _without_graph(sums: DecoderSums) -> DecoderSums:
+    return DecoderSums(*(tensor.detach() for tensor in sums))
 
 
 def _detached(chunk: DecoderFrames) -> DecoderFrames:
