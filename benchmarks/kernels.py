@@ -5,7 +5,7 @@
 The model and batch are those of benchmarks/train_step.py: 82M parameters, 4 x 256 positions, the depth decoder at 1/16
 and at all positions. Short bf16 attention is measured under bf16 autocast, the only place where it differs; the others
 in fp32. Each variant runs in fresh processes, the variants taking turns. Peak is the process's resident set, libraries
-included. Gains are ratios of "without it" to "all": above 1, the kernel saves time or memory.
+included. The last columns are the gains, ratios of "without it" to "all": above 1, the kernel saves time or memory.
 Record results in docs/benchmarks.md with hardware and versions.
 """
 
@@ -89,9 +89,7 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(options.task))))
         return
     print(f"{platform.machine()}, {options.threads} CPU threads, torch {torch.__version__}, 82m, 4 x 256 positions")
-    print(
-        f"{'depth':>5} {'precision':>9} {'without':>16} {'s/step':>8}{'peak GiB':>10}{'speed gain':>12}{'memory gain':>13}"
-    )
+    print(f"{'depth':>5} {'precision':>9} {'without':>16} {'s/step':>8}{'peak GiB':>10}{'time':>12}{'memory':>13}")
     for ratio in options.ratios:
         for bf16 in (False, True):
             results = measure_in_turns(ratio, bf16, options)
