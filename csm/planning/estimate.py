@@ -15,7 +15,7 @@ from csm.validate import validate_tensor_parallel
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
-CPU_ALLOCATOR, GPU_ALLOCATOR = 0.25, 0.05
+CPU_ALLOCATOR, GPU_ALLOCATOR = 0.27, 0.05
 """What allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and activations were,
 and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
 (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
