@@ -74,6 +74,7 @@ def test_report_says_where_its_numbers_come_from(report, checkpoint, dataset_pat
     assert not any("training data" in note for note in results["notes"])
 
 
+@pytest.mark.slow
 def test_same_request_gives_the_same_numbers_and_replaces_the_report(checkpoint, tmp_path):
     results = []
     for _ in range(2):

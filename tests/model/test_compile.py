@@ -40,6 +40,7 @@ def gradients(model: CSM, batch) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same():
     """With activations recomputed selectively, which the compiler has to follow into the block."""
     batch = rows([[conversation(1)], [conversation(2, (5,))]], ratio=4)
@@ -49,6 +50,7 @@ def test_compiled_blocks_compute_the_same():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attention_mask", "block_mask"])
 def test_nothing_is_compiled_again_after_the_first_step(kind):
     """Training steps and validation batches of ever different content; validation has a varying number of frames."""

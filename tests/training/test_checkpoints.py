@@ -224,6 +224,7 @@ def test_checkpoint_that_cannot_be_written_ends_the_run(background, small_datase
 # ------------------------------------------------------------------------------------------ the command itself
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_command_that_started_the_other_process(small_dataset, tmp_path):
     """`train.py` starts its second rank itself; only the first gets the signal, and both save and end."""
     more = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=100000", "trainer.val_every_steps=100000"]

@@ -80,6 +80,7 @@ def test_ranks_end_together_and_a_killed_run_goes_on_with_fewer(tiny_overrides, 
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_finished_run_is_left_as_it_is_until_given_more_epochs(tiny_overrides, small_dataset, tmp_path, caplog):
     overrides = [*tiny_overrides, *LONG]
     caplog.set_level("INFO")

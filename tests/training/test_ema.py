@@ -31,6 +31,7 @@ def averages(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("ema."): tensor for name, tensor in state.items() if name.startswith("ema.")}
 
 
+@pytest.mark.slow
 def test_formula_skip_resume_validation_and_export(tiny_overrides, tmp_path):
     """Four steps, one of them skipped, at once and in two parts, validating the averages."""
     average = ["trainer.ema_decay=0.7", "trainer.validate_ema=true"]

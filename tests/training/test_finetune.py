@@ -84,6 +84,7 @@ def test_lora_run_from_start_to_adapter(base, tiny_overrides, tmp_path):
         torch.testing.assert_close(ours, depth.logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_lora_resumes_bit_for_bit_and_only_with_the_same_options(base, tiny_overrides, tmp_path):
     def run(name: str, steps: int, *more: str) -> Path:
         run_dir = tmp_path / name

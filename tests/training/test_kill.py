@@ -124,6 +124,7 @@ def test_killed_twenty_times_at_random_moments(small_dataset, tmp_path):
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_killed(small_dataset, whole_of_two, tmp_path):
     command = overrides(small_dataset, tmp_path / "run")
     run = Run(command, tmp_path / "log", ranks=2)
@@ -211,6 +212,7 @@ def count_validations() -> None:
     CSMTrainingModule.validation_step = validation_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "number"), [("max_steps", signal.SIGKILL), ("max_epochs", signal.SIGTERM)])
 def test_validation_of_the_last_step_is_done_after_all_and_once(end, number, small_dataset, tmp_path):
     """Stopped in the middle of it, the run has nothing left to train. The last step of the data is validated whatever

@@ -70,6 +70,7 @@ def test_lines_equal_the_steps_done_by_hand(tiny_overrides, tmp_path):
         assert line["train/skipped_steps"] == 0 and "throughput/mfu" not in line  # no peak is known for a CPU
 
 
+@pytest.mark.slow
 def test_interval_goes_on_where_a_checkpoint_cut_it(tiny_overrides, tmp_path):
     steady = ["optim.schedule=wsd", "trainer.log_every_steps=2", "ckpt_path=last"]
     whole = [*tiny_overrides, *steady, "trainer.max_steps=4", f"run_dir={tmp_path / 'whole'}"]

@@ -64,6 +64,7 @@ def test_run_leaves_checkpoints_metrics_samples_and_a_model_that_speaks(tiny_ove
     assert segment.segment.codes.shape[0] == 5
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tiny_overrides, tmp_path):
     """1 process x 2 microbatches = 2 gloo processes x 1: same losses, same weights, rows of unequal length.
 
