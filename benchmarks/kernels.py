@@ -1,4 +1,4 @@
-"""What each fused module of csm/kernels/cpu.py saves: training steps with all of them, and with all but one.
+"""Savings of each fused module of csm/kernels/cpu.py: training steps with all of them, and with all but one.
 
     python benchmarks/kernels.py [--steps 3] [--rounds 3]
 

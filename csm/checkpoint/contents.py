@@ -44,7 +44,7 @@ AVERAGE_PREFIX = "ema."  # of the averages of the trained ones, with trainer.ema
 def checkpoint_extras(
     config: TrainConfig, datasets: dict[str, str], codec: CodecInfo, codec_file: Path | None, tokenizer: TextTokenizer
 ) -> dict[str, Any]:
-    """What the module's docstring describes, as plain values and tensors (loads with weights_only=True)."""
+    """The entry that the module's docstring describes, as plain values and tensors (loads with weights_only=True)."""
     files: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))

@@ -43,7 +43,7 @@ FIXED = (
     *("seed", "data.max_seq_len", "data.window_shards", "dataset", "tokenizer", "codec"),
     *(AVERAGE, ORDER),
 )
-"""What no run can change midway: which tensors there are, and the order of the data, where a checkpoint has a place."""
+"""Options that no run can change midway: they decide which tensors there are, and the order of the data."""
 
 
 def find_checkpoints(config: TrainConfig) -> list[Path]:
@@ -92,7 +92,7 @@ def check_same_run(path: Path, extras: dict[str, Any], config: TrainConfig) -> N
 
 
 def _identity(extras: dict[str, Any], config: TrainConfig) -> dict[str, str]:
-    """What makes two runs the same one, as {name: value}."""
+    """Settings in which two checkpoints of one run agree, as {name: value}."""
     values = _flat(plain_config(config))
     options = {name: str(value) for name, value in values.items() if not _within(name, CHANGEABLE)}
     codec = {f"codec.{name}": str(value) for name, value in extras["codec"].items()}
@@ -174,7 +174,7 @@ class CheckpointFallback:
             self._verified = self._number
 
     def _problem_on_any(self, agreement: RankAgreement, task: Callable[[], None]) -> str | None:
-        """What the first rank that has a problem says."""
+        """The problem of the first rank that has one."""
         problem = self._problem_of(task)
         problems = agreement.gather(None if problem is None else str(problem))
         return next((text for text in problems if text is not None), None)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 Layout = Literal["native", "sesame", "hf"]
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "ckpt.pt", "pytorch_model.bin")
-"""Where a model directory or a hub repository may keep its weights; the first that exists is read."""
+"""Files in which a model directory or a hub repository may keep its weights; the first that exists is read."""
 
 _MARKS: dict[Layout, str] = {
     "native": "backbone.norm.weight",

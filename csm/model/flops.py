@@ -26,7 +26,7 @@ from csm.config import CSMConfig, TransformerConfig
 
 @dataclass(frozen=True)
 class Work:
-    """What a microbatch or an optimizer step (add them up) asks of the model."""
+    """The work of a microbatch, or of an optimizer step (the sum of its microbatches)."""
 
     positions: int  # non-empty positions
     squared_lengths: int  # sum over documents of length^2
@@ -53,19 +53,19 @@ class TrainingFlops:
 
     @property
     def model(self) -> float:
-        """What MFU counts."""
+        """FLOPs that MFU counts."""
         return self.blocks + self.codebook0_head + self.projection + self.audio_head
 
     @property
     def hardware_full_checkpointing(self) -> float:
-        """What HFU counts if every block is computed again in the backward pass (a third of its training FLOPs).
+        """FLOPs that HFU counts if every block is computed again in the backward pass (a third of its training FLOPs).
 
         Selective checkpointing keeps the results of matrix products, so there HFU equals MFU.
         """
         return self.model + self.blocks / 3
 
     def on_each_of(self, ranks: int) -> TrainingFlops:
-        """What each of `ranks` tensor-parallel ranks computes of it: a share of the backbone, and all the rest."""
+        """The part that each of `ranks` tensor-parallel ranks computes: a share of the backbone, and all the rest."""
         return replace(self, backbone=self.backbone / ranks, backbone_attention=self.backbone_attention / ranks)
 
 

@@ -52,7 +52,7 @@ class LossSums(NamedTuple):
         return (config.c0_weight * self.c0 + config.decoder_weight * self.decoder) / total_frames
 
     def stacked(self) -> Tensor:
-        """What is reported, in one detached vector `[2K + 5]`, for adding up and for a single all-reduce."""
+        """The reported sums in one detached vector `[2K + 5]`, for adding up and for a single all-reduce."""
         single = torch.stack((self.top5, self.entropy, self.frames))
         return torch.cat((self.losses, self.correct, single, self.eos)).detach()
 

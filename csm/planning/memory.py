@@ -177,7 +177,7 @@ def _deepspeed_state(
 
 @dataclass(frozen=True)
 class Microbatch:
-    """What one forward and backward pass on one device holds."""
+    """Sizes of one forward and backward pass on one device."""
 
     rows: int
     length: int  # positions of a row, empty ones included

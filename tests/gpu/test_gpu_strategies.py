@@ -1,4 +1,4 @@
-"""What only GPUs show of the strategies: bf16 over fp32 shards, offloading, and DeepSpeed under Lightning."""
+"""Strategies on GPUs: bf16 over fp32 shards, offloading, and DeepSpeed under Lightning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the predictions may depend on, by perturbation: the known bugs of this model family are shifts by one."""
+"""Dependencies of the predictions, by perturbation: the known bugs of this model family are shifts by one."""
 
 from __future__ import annotations
 

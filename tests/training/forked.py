@@ -86,7 +86,7 @@ def wait_for(condition: Callable[[], bool], run: Run, seconds: float = 60) -> No
 
 
 def launcher_variables(ranks: int) -> dict[str, str]:
-    """What torchrun sets."""
+    """The variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -62,7 +62,7 @@ def recorded(bad_steps: tuple[int, ...] = ()) -> Iterator[Recording]:
 
 @dataclass
 class Step:
-    """What one optimizer step comes to: sums of its microbatches, gradient norms, the weights after it."""
+    """The result of one optimizer step: sums of its microbatches, gradient norms, the weights after it."""
 
     sums: Tensor  # LossSums.stacked
     norms: dict[str, float]

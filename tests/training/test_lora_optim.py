@@ -1,4 +1,4 @@
-"""What an optimizer step makes of LoRA adapters: which parameters it sees, and over two processes."""
+"""LoRA adapters in an optimizer step: which parameters it sees, and over two processes."""
 
 from __future__ import annotations
 
