@@ -1,6 +1,6 @@
 """Sharded training checkpoints: folders that Lightning's ModelParallelStrategy (FSDP2) writes, every rank its own part.
 
-    meta.pt       what a .ckpt file holds beside tensors (our "csm" entry, the step, the loops), and the CRC-32 of
+    meta.pt       the part of a .ckpt file that is not tensors (our "csm" entry, the step, the loops), and the CRC-32 of
     .metadata     which file holds which part of which tensor, a pickle of torch.distributed.checkpoint
     *.distcp      the parts, each a record with a CRC-32 of its own (csm/checkpoint/checksums.py)
 

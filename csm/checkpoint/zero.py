@@ -1,7 +1,7 @@
 """DeepSpeed's checkpoints: folders in which every rank leaves its part of the fp32 weights and the optimizer's state.
 
     latest                                   the name of the subfolder, here always "checkpoint"
-    checkpoint/*mp_rank_00_model_states.pt   what a .ckpt file holds beside tensors, and the weights as computed with
+    checkpoint/*mp_rank_00_model_states.pt   the part of a .ckpt file that is not tensors, and the weights as computed with
     checkpoint/*_optim_states.pt             a rank's part of the fp32 weights, flattened
 
 DeepSpeed's own `zero_to_fp32` puts the weights together. It unpickles without restrictions, so the files are looked
@@ -36,7 +36,7 @@ def is_zero(path: Path) -> bool:
 
 
 def read_zero(path: Path) -> tuple[dict[str, Any], Weights]:
-    """(what the checkpoint holds beside tensors, the module's fp32 weights under their names in the LightningModule).
+    """(the checkpoint without its tensors, the module's fp32 weights under their names in the LightningModule).
 
     All parts are memory-mapped at once, and a weight is put together when it is read. Raises ValueError naming the file
     that is damaged or refers to other classes.

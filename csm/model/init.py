@@ -2,7 +2,7 @@
 
 A value is always drawn or read as a whole tensor, in the same order everywhere; where a parameter is a DTensor, a rank
 keeps its own part of it. So a model starts from the same weights whatever the number of processes, and a rank holds
-one whole tensor at a time beside its share of the model.
+one whole tensor at a time in addition to its share.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class LoraLinear(nn.Linear):
 
 
 def apply_lora(model: CSM, config: LoraConfig) -> None:
-    """Freezes the model and puts adapters beside the layers that `config` names; `train_modules` stay trainable.
+    """Freezes the model and adds adapters to the layers that `config` names; `train_modules` stay trainable.
 
     Raises ValueError for an unknown layer, stack or module, naming the choices.
     """

@@ -65,7 +65,7 @@ class LossSums(NamedTuple):
 
 
 class BackboneSums(NamedTuple):
-    """The backbone's half of `LossSums`. Fields of the same names are the same; beside them:
+    """The backbone's half of `LossSums`. Fields of the same names are the same; in addition:
 
     c0_correct: [] fp32, number of frames whose most likely code of codebook 0 is right
     ends:       [B*N] bool, slots that hold an end-of-speech frame
