@@ -1,7 +1,7 @@
 """DeepSpeed's checkpoints: folders in which every rank leaves its part of the fp32 weights and the optimizer's state.
 
     latest                                   the name of the subfolder, here always "checkpoint"
-    checkpoint/*mp_rank_00_model_states.pt   the part of a .ckpt file that is not tensors, and the weights as computed with
+    checkpoint/*mp_rank_00_model_states.pt   what is not a tensor in a .ckpt file, and the weights as computed with
     checkpoint/*_optim_states.pt             a rank's part of the fp32 weights, flattened
 
 DeepSpeed's own `zero_to_fp32` puts the weights together. It unpickles without restrictions, so the files are looked

@@ -16,8 +16,8 @@ FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
 CPU_ALLOCATOR, GPU_ALLOCATOR = 0.27, 0.05
-"""Memory that allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and activations
-were, and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
+"""Memory that allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and
+activations were, and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
 (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
