@@ -139,6 +139,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 def test_preparation_finds_an_awkward_folder_and_writes_to_one(tmp_path):
     source = tmp_path / "été (2024) a=b"
     source.mkdir()

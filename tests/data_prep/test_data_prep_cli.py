@@ -119,6 +119,7 @@ def test_verify_exits_1_for_a_broken_dataset(calls, config, tmp_path, program):
     assert code == 1 and f"{file}: content differs" in stderr
 
 
+@pytest.mark.slow
 def test_module_runs_as_a_program(calls, tmp_path):
     command = [sys.executable, "-m", "data_prep", f"input={calls}", f"output={tmp_path / 'out'}"]
     command += ["codec=spectral", "codec.num_codebooks=5", "codec.codebook_size=23", "strict=off"]

@@ -131,6 +131,7 @@ def voices(tmp_path: Path) -> list[Item]:
     return made
 
 
+@pytest.mark.slow
 def test_voices_are_counted_whatever_they_are_grouped_with(cluster, tmp_path):
     items = voices(tmp_path)
     one, both = cluster.process(items)

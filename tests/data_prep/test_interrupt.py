@@ -80,6 +80,7 @@ def units(calls, make_config, tmp_path_factory) -> Callable[..., DataPrepConfig]
     return make
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_then_run_again(units, server, tmp_path):
     pack(units(tmp_path / "reference"))
     expected = comparable(tmp_path / "reference")

@@ -31,6 +31,7 @@ def test_round_trip_bit_for_bit(moshi_weights, hf_weights):
     assert all(torch.equal(again[name], tensor) for name, tensor in hf_weights.items())
 
 
+@pytest.mark.slow
 def test_same_codes_and_same_sound(mimi_weights, hf_weights):
     assert AutoConfig.for_model(**HF_CODEC_CONFIG).num_quantizers == 32
     theirs = MimiModel(AutoConfig.for_model(**HF_CODEC_CONFIG)).eval()

@@ -202,6 +202,7 @@ def test_generate_with_topk_0_draws_from_all_codes(model_directory, csm, tmp_pat
     assert load_audio(tmp_path / "all.wav", 24_000).shape == (2 * 1920,)
 
 
+@pytest.mark.slow
 def test_example_conversation(model_directory, tmp_path):
     """Two voices from recordings, two turns, the second with the first in its context."""
     path, _ = model_directory

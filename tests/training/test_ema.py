@@ -89,6 +89,7 @@ def test_refusals(tiny_overrides, tmp_path):
             train(compose_train([*tiny_overrides, *option.strip("[]").split(",")]))
 
 
+@pytest.mark.slow
 def test_lora_averages_the_adapters_only(tiny_overrides, tmp_path):
     options = ["lora.rank=2", "trainer.ema_decay=0.5", "optim.warmup_steps=1", "trainer.max_steps=2"]
     train(compose_train([*tiny_overrides, *options]))

@@ -42,6 +42,7 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in read_lines(run / "metrics.jsonl") if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_lora_run_from_start_to_adapter(base, tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, *LORA, f"init_from={base}", "trainer.max_steps=8", "trainer.checkpoint_every_steps=4"]
     train(compose_train(overrides))

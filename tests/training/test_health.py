@@ -51,6 +51,7 @@ def test_skipped_step_changes_nothing(tiny_overrides, tmp_path):
     assert any(key.startswith("demo-") for row in record["ranks"][0]["keys"] for key in row)
 
 
+@pytest.mark.slow
 def test_nan_on_one_rank_is_skipped_by_both_and_the_third_in_a_row_stops_both(tiny_overrides, tmp_path):
     options = ["strategy=ddp", "trainer.devices=2", "trainer.max_steps=9", "trainer.max_skipped_in_a_row=3"]
     options += ["data.micro_batch_size=1", "trainer.checkpoint_every_steps=1", "trainer.log_every_steps=9"]

@@ -144,6 +144,7 @@ def fake_slurm(folder: Path) -> dict[str, str]:
     return {"SLURM_JOB_ID": "4711", "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(small_dataset, whole_of_two, tmp_path):
     """SIGUSR1 to the one that does not write checkpoints, under Slurm, between two checkpoints."""
     command = overrides(small_dataset, tmp_path / "run")

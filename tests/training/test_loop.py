@@ -45,6 +45,7 @@ class Recorder:
         CALLS.append(("end", None))
 
 
+@pytest.mark.slow
 def test_callbacks_are_called_and_a_profile_is_written(tiny_overrides, tmp_path):
     calls = importlib.import_module("tests.training.test_loop").CALLS  # where the configuration finds the class
     options = ["+callbacks.recorder._target_=tests.training.test_loop.Recorder", "trainer.profile=steps"]
@@ -76,6 +77,7 @@ def test_intervals_of_zero_switch_off(tiny_overrides, tmp_path):
         train(compose_train([*tiny_overrides, "trainer.val_every_steps=0", "trainer.sample_every_steps=5"]))
 
 
+@pytest.mark.slow
 def test_second_training_in_a_folder_is_refused(tiny_overrides, tmp_path):
     (tmp_path / "run").mkdir()
     lock = FileLock(tmp_path / "run" / "train.lock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import soundfile
 import torch
 
@@ -14,6 +15,7 @@ from tests.training.recorded import recorded
 STEPS = ["trainer.max_steps=5", "trainer.val_every_steps=2", "trainer.ema_decay=0.5", "trainer.validate_ema=true"]
 
 
+@pytest.mark.slow
 def test_samples_have_references_and_an_index_and_leave_training_alone(tiny_overrides, tmp_path):
     samples = ["trainer.sample_every_steps=3", "trainer.sample_prompts=2"]
     with recorded() as speaking:

@@ -18,6 +18,9 @@ from csm.training.optim import build_optimizer
 CODEBOOKS, SIZE, FRAMES = 32, 17, 24
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A model with all 32 codebooks that has learned two short turns by heart, and those turns."""

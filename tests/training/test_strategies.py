@@ -180,6 +180,7 @@ def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
         train(compose_train([*overrides, f"run_dir={folder / 'zero2'}"]))
 
 
+@pytest.mark.slow
 def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one, folder, overrides):
     more = ["strategy=deepspeed_zero3_offload", "trainer.activation_checkpointing=full", *TWO]
     launch([*overrides, f"run_dir={folder / 'zero3'}", *more], ZERO)

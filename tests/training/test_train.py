@@ -100,6 +100,7 @@ def test_refusals_name_the_key_and_the_remedy(tiny_overrides, tmp_path):
             train(compose_train([*tiny_overrides, override]))
 
 
+@pytest.mark.slow
 def test_the_end_is_kept_whatever_the_cadence_and_without_validation(tiny_overrides, tmp_path):
     """Five steps, a checkpoint every three, no split "val"."""
     output = str(tmp_path / "train-only")
