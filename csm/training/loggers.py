@@ -148,22 +148,22 @@ class JsonLines:
             os.close(descriptor)
 
     def _go_back_to(self, record: dict[str, Any]) -> None:
-        """Removes what an earlier process wrote about this step and later ones, which are run again."""
+        """Cuts the file at the first line that is written again: of this kind and step, or of a later step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.is_file():
             return
         before = read_lines(self.path)
-        # A line of the same step may be another kind of record: training and validation share the file.
-        kept = [
-            line
-            for line in before
-            if line["step"] < record["step"]
-            or (line["step"] == record["step"] and not (line.keys() & record.keys()) - {"step"})
-        ]
+        # Training and validation share the file: of one step, the lines before this kind of record stay.
+        again = (line["step"] > record["step"] or _same_kind(line, record) for line in before)
+        kept = before[: next((number for number, replaced in enumerate(again) if replaced), len(before))]
         if len(kept) < len(before):
             log.info("%s: %d lines removed, their steps are run again", self.path, len(before) - len(kept))
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _same_kind(line: dict[str, Any], record: dict[str, Any]) -> bool:
+    return line["step"] == record["step"] and bool((line.keys() & record.keys()) - {"step"})
 
 
 class JsonLinesLogger(Logger):
