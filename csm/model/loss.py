@@ -168,15 +168,15 @@ def join(backbone: BackboneSums, decoder: DecoderSums) -> LossSums:
 def frame_chunks(frames: DecoderFrames, size: int) -> list[DecoderFrames]:
     """`frames` in pieces of `size`, the last one filled up with empty frames: one shape, so nothing compiles twice."""
     size = min(size, len(frames.weights))
-    padding = -len(frames.weights) % size
-    if padding:
-        frames = DecoderFrames(
-            F.pad(frames.states, (0, 0, 0, padding)),
-            F.pad(frames.embeddings, (0, 0, 0, 0, 0, padding)),
-            F.pad(frames.codes, (0, 0, 0, padding)),
-            F.pad(frames.weights, (0, padding)),
+    *chunks, last = [DecoderFrames(*parts) for parts in zip(*(tensor.split(size) for tensor in frames), strict=True)]
+    if padding := size - len(last.weights):
+        last = DecoderFrames(
+            F.pad(last.states, (0, 0, 0, padding)),
+            F.pad(last.embeddings, (0, 0, 0, 0, 0, padding)),
+            F.pad(last.codes, (0, 0, 0, padding)),
+            F.pad(last.weights, (0, padding)),
         )
-    return [DecoderFrames(*parts) for parts in zip(*(tensor.split(size) for tensor in frames), strict=True)]
+    return [*chunks, last]
 
 
 def join_chunks(chunks: list[DecoderSums], num_frames: int) -> DecoderSums:
