@@ -61,6 +61,7 @@ def checkpoints(small_dataset, tmp_path_factory) -> tuple[Path, Path]:
     return whole, sharded
 
 
+@pytest.mark.slow
 def test_read_without_processes_bit_for_bit(checkpoints):
     whole, sharded = checkpoints
     assert len(list(sharded.glob("*.distcp"))) == 2
@@ -73,6 +74,7 @@ def test_read_without_processes_bit_for_bit(checkpoints):
     assert opened.read_tokenizer().vocab_size == 258 and opened.read_codec("cpu").name == "spectral"
 
 
+@pytest.mark.slow
 def test_index_with_code_is_refused(checkpoints, tmp_path):
     _, sharded = checkpoints
     (tmp_path / "meta.pt").write_bytes((sharded / "meta.pt").read_bytes())

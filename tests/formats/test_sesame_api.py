@@ -34,6 +34,7 @@ def test_load_csm_1b_has_sesames_signatures(exported, small_mimi, hub_cache):
             call()
 
 
+@pytest.mark.slow
 def test_readme_snippet_of_sesames_api(exported, small_mimi, hub_cache, tmp_path, monkeypatch):
     """README's code as it stands, offline, from a hub cache that holds sesame/csm-1b and Mimi."""
     cache_repo(hub_cache, "sesame/csm-1b", {file.name: file for file in exported["sesame"].iterdir()})

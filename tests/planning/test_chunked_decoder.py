@@ -8,6 +8,7 @@ from dataclasses import replace
 from multiprocessing.queues import Queue
 from weakref import finalize
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -95,6 +96,7 @@ def measure(rank: int, environment: dict[str, str], results: Queue) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_fsdp_processes_need_memory_for_one_chunk():
     """All frames in the depth decoder, in chunks of 8: less than half of what one chunk takes, the backbone's
     activations included; and the same gradients."""

@@ -245,6 +245,7 @@ def wait_in_vain(is_listening: Event) -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_second_signal_ends_at_once_but_an_echo_of_the_first_does_not():
     is_listening = server().Event()
     process = server().Process(target=wait_in_vain, args=(is_listening,))

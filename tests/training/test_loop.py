@@ -87,6 +87,7 @@ def test_second_training_in_a_folder_is_refused(tiny_overrides, tmp_path):
     train(compose_train(tiny_overrides))
 
 
+@pytest.mark.slow
 def test_logger_that_cannot_start_says_why_in_one_line(tiny_overrides, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"}

@@ -239,6 +239,7 @@ def write_with_large_content(rank: int, folder: Path) -> None:
     write_sharded(folder / "last.ckpt.partial", {WEIGHTS: {"weight": torch.ones(5)}}, {"csm": torch.ones(100_000)})
 
 
+@pytest.mark.slow
 def test_meta_file_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path):
     for output in in_two_processes(write_with_large_content, tmp_path):
         assert f"error: checkpoint {tmp_path / 'last.ckpt'} cannot be written (rank 0: File too large)" in output
@@ -250,6 +251,7 @@ def load_own_files(rank: int, folder: Path) -> None:
     print("content", candidates.load(torch.load)["of"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [("last-1",), ("last-0",), ("last-0", "previous-1")])
 def test_ranks_agree_on_a_checkpoint_that_all_of_them_can_read(damaged, tmp_path):
     """Each rank has files of its own, as where a disk is at fault."""

@@ -125,6 +125,7 @@ def test_diverged_run_stops_and_its_checkpoint_is_finite(tiny_overrides, tmp_pat
     assert not (tmp_path / "run" / "export").exists()
 
 
+@pytest.mark.slow
 def test_turn_longer_than_a_row_is_named_and_the_rest_is_trained(tiny_overrides, tmp_path):
     """45 positions hold some first turns and not others."""
     result = run([*tiny_overrides, "data.max_seq_len=45"])
