@@ -23,9 +23,11 @@ from torch import Tensor
 
 from csm.config import LossConfig, TrainConfig
 from csm.data.packing import RowBatch
+from csm.kernels.cuda import flex_limit
 from csm.model.csm import CSM
 from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, join, join_chunks
-from csm.parallel.plan import reshard
+from csm.model.transformer import AttentionMask
+from csm.parallel.plan import precision, reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
 from csm.training.optim import build_optimizer
@@ -93,13 +95,14 @@ class CSMTrainingModule(L.LightningModule):
             slot_weights=F.pad(rows.slot_weights, (0, missing)),
         )
         backbone, frames = engine(**self._inputs(rows), method="backbone_losses")
-        chunks = frame_chunks(frames, self.config.loss.decoder_chunk)
+        size = self.config.loss.decoder_chunk
+        if not self.config.trainer.compile:  # else every number of frames below that would be a shape of its own
+            size = min(size, len(frames.weights))
+        chunks = frame_chunks(frames, size)
         decoder = join_chunks([engine(chunk, method="decoder_losses") for chunk in chunks], len(frames.weights))
         return join(backbone, decoder).stacked()
 
     def _inputs(self, rows: RowBatch) -> dict[str, Any]:
-        # Flex attention is fast on CUDA where it is compiled with its block, and only there.
-        flex = rows.tokens.is_cuda and self.config.trainer.compile
         return {
             "tokens": rows.tokens,
             "mask": rows.mask,
@@ -107,8 +110,17 @@ class CSMTrainingModule(L.LightningModule):
             "targets": rows.targets,
             "slots": rows.slots,
             "slot_weights": rows.slot_weights,
-            "attention_mask": rows.block_mask() if flex else rows.attention_mask(),
+            "attention_mask": attention_mask(rows, self.config),
         }
+
+
+def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
+    """For flex attention on CUDA, unless the GPU or the width of the heads rules it out; elsewhere a dense mask."""
+    backbone = config.model.backbone
+    bf16 = precision(config.trainer) == "bf16-mixed"
+    if rows.tokens.is_cuda and flex_limit(backbone.dim // backbone.heads, bf16) is None:
+        return rows.block_mask()
+    return rows.attention_mask()
 
 
 class LocalEngine:
@@ -149,7 +161,7 @@ def backward_in_chunks(
 
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
-    *earlier, last = frame_chunks(frames, config.decoder_chunk)
+    *earlier, last = frame_chunks(frames, min(config.decoder_chunk, len(frames.weights)))
     sums: list[DecoderSums] = []
     leaves: list[DecoderFrames] = []
     with engine.local_gradients():
