@@ -48,10 +48,10 @@ def install(model: CSM) -> None:
 @cache
 def flex_limit(head_width: int, bf16: bool) -> str | None:
     """Why flex attention cannot be used on this process's GPU; None if it can."""
-    if not has_triton():
-        return "flex attention needs Triton and a GPU of compute capability 7.0 or later"
     if head_width < _SMALLEST_DOT:
         return f"flex attention needs heads at least {_SMALLEST_DOT} wide"
+    if not has_triton():
+        return "flex attention needs Triton and a GPU of compute capability 7.0 or later"
     memory = torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
     if not bf16 and head_width > 64 and memory < _SHARED_MEMORY:
         return f"flex attention in fp32 with heads wider than 64 needs more than this GPU's {memory // 1024} KB a block"

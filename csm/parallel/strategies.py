@@ -110,8 +110,8 @@ class Engine:
     def __init__(self, fabric: Fabric, module: nn.Module, optimizer: AdamW) -> None:
         self.fabric = fabric
         self.module, self.optimizer = module, optimizer
-        # DDP's gradients are views of its buckets, which are never freed. Without them the passes whose gradients stay
-        # unsynchronized would make others, of the size of the model, beside the buckets.
+        # DDP's gradients are views of its buckets, which are never freed. Without gradients there, passes that do not
+        # sum over ranks would make others, of the size of the model, beside the buckets.
         self._in_buckets = isinstance(fabric.strategy, DDPStrategy)
         self._wrapped, self._wrapped_optimizer = fabric.setup(module, optimizer)
 

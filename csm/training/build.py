@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from csm.checkpoint.contents import checkpoint_extras
 from csm.checkpoint.resume import CheckpointFallback, check_same_run, find_checkpoints
 from csm.codec import check_same_codec, load_codec
-from csm.config import CodecKind, TrainConfig
+from csm.config import CodecKind, StrategyName, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.data.sources import open_sources
@@ -113,6 +113,8 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     initialize(model, config, resumed=resume.chosen is not None)
     module = CSMTrainingModule(config, model)
     engine = build_engine(fabric, config, module, module.configure_optimizers())
+    if config.strategy.name is StrategyName.ddp:
+        module.fill_buckets(engine)
     log.info(
         "%s: %.1fM parameters, %s", config.name, sum(p.numel() for p in model.parameters()) / 1e6, precision(options)
     )

@@ -19,6 +19,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from csm.config import LossConfig, TrainConfig
@@ -77,9 +78,30 @@ class CSMTrainingModule(L.LightningModule):
         """
         # Data-parallel strategies average gradients over ranks; the division by total_frames already is global.
         _, num_ranks = engine.data_ranks
-        return backward_in_chunks(
-            engine, self._inputs(rows), self.config.loss, total_frames / num_ranks, sum_over_ranks=last
-        )
+        loss = self.config.loss
+        chunk = self._chunk_size(rows, slots_vary=loss.decoder_frame_ratio == 1)  # see `stack_rows`
+        return backward_in_chunks(engine, self._inputs(rows), loss, total_frames / num_ranks, last, chunk)
+
+    def fill_buckets(self, engine: Engine) -> None:
+        """Has DDP make its buckets before training: two passes over a row of two positions, without their gradients.
+
+        DDP makes its first buckets for the first pass, and others, in the order in which gradients came, for the
+        second. In a step of several passes the gradients of those not summed yet would lie beside them.
+        """
+        codebooks, device = self.config.model.num_codebooks, engine.fabric.device
+        inputs = {
+            "tokens": torch.zeros(1, 2, codebooks + 1, dtype=torch.int64),
+            "mask": torch.ones(1, 2, codebooks + 1, dtype=torch.bool),
+            "positions": torch.arange(2)[None],
+            "targets": torch.tensor([[False, True]]),
+            "slots": torch.ones(1, 1, dtype=torch.int64),
+            "slot_weights": torch.ones(1, 1),
+        }
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        with isolate_rng(), torch.compiler.set_stance("force_eager"):  # it is a shape that does not come again
+            for _ in range(2):
+                backward_in_chunks(engine, on_device, self.config.loss, total_frames=1.0)
+        engine.optimizer.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def validation_step(self, rows: RowBatch, engine: Engine, num_slots: int) -> Tensor:
@@ -95,12 +117,16 @@ class CSMTrainingModule(L.LightningModule):
             slot_weights=F.pad(rows.slot_weights, (0, missing)),
         )
         backbone, frames = engine(**self._inputs(rows), method="backbone_losses")
-        size = self.config.loss.decoder_chunk
-        if not self.config.trainer.compile:  # else every number of frames below that would be a shape of its own
-            size = min(size, len(frames.weights))
-        chunks = frame_chunks(frames, size)
+        chunks = frame_chunks(frames, self._chunk_size(rows, slots_vary=True))
         decoder = join_chunks([engine(chunk, method="decoder_losses") for chunk in chunks], len(frames.weights))
         return join(backbone, decoder).stacked()
+
+    def _chunk_size(self, rows: RowBatch, slots_vary: bool) -> int:
+        """Frames of a chunk: `decoder_chunk`, or all if they are fewer. Compiled blocks get the same size whatever the
+        number of slots, which else would be a shape to compile for each number below `decoder_chunk`."""
+        fixed = slots_vary and self.config.trainer.compile
+        most = rows.positions.numel() if fixed else rows.slots.numel()
+        return min(self.config.loss.decoder_chunk, most)
 
     def _inputs(self, rows: RowBatch) -> dict[str, Any]:
         return {
@@ -145,9 +171,10 @@ def backward_in_chunks(
     config: LossConfig,
     total_frames: float | Tensor,
     sum_over_ranks: bool = True,
+    chunk_size: int | None = None,
 ) -> LossSums:
     """Forward and backward of `CSM.losses(**inputs)` over `total_frames`, the depth decoder on a chunk of frames at a
-    time.
+    time: `chunk_size` of them, or `config.decoder_chunk` but no more than there are.
 
     The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many
     frames are used. Frames do not depend on one another: each chunk is differentiated as soon as it is computed, with
@@ -161,7 +188,7 @@ def backward_in_chunks(
 
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
-    *earlier, last = frame_chunks(frames, min(config.decoder_chunk, len(frames.weights)))
+    *earlier, last = frame_chunks(frames, chunk_size or min(config.decoder_chunk, len(frames.weights)))
     sums: list[DecoderSums] = []
     leaves: list[DecoderFrames] = []
     with engine.local_gradients():
