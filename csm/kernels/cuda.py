@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
 from torch.utils._triton import has_triton
 
 from csm.kernels.frame_embeddings import FrameEmbeddings, embed_frames
@@ -52,7 +52,8 @@ def flex_limit(head_width: int, bf16: bool) -> str | None:
         return f"flex attention needs heads at least {_SMALLEST_DOT} wide"
     if not has_triton():
         return "flex attention needs Triton and a GPU of compute capability 7.0 or later"
-    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())  # of which stubs know a part
+    memory = properties.shared_memory_per_block_optin
     if not bf16 and head_width > 64 and memory < _SHARED_MEMORY:
         return f"flex attention in fp32 with heads wider than 64 needs more than this GPU's {memory // 1024} KB a block"
     return None
@@ -63,7 +64,7 @@ def cuda_attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None) -> 
     if isinstance(mask, BlockMask):
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
         # Every position sees itself. Scaling the queries instead of the scores is exact by a power of two.
-        options = {"ROWS_GUARANTEED_SAFE": True, "PRESCALE_QK": q.shape[-1] in (16, 64, 256)}
+        options: FlexKernelOptions = {"ROWS_GUARANTEED_SAFE": True, "PRESCALE_QK": q.shape[-1] in (16, 64, 256)}
         return cast(Tensor, flex(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options))
     if mask is not None or q.dtype == torch.float32:
         # Flash attention takes neither, and the kernel that does takes no groups.
@@ -97,7 +98,7 @@ class CudaAttention(Attention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
-        return q, k, v
+        return q, k, v.contiguous()  # attention keeps it, and a part of the joined output would keep the whole
 
 
 class CudaFeedForward(FeedForward):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from torch.optim import AdamW
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, read_sharded, write_sharded
 from csm.checkpoint.writer import CheckpointWriter
 from csm.config import StrategyConfig, StrategyName, TrainConfig, TrainerConfig
+from csm.model.csm import CSM
 from csm.model.init import assign
 from csm.parallel.gradients import clip_gradients, gradient_norms
 from csm.parallel.plan import SHARDING, precision
@@ -208,20 +209,20 @@ class ShardedEngine(Engine):
     @contextmanager
     def local_gradients(self) -> Iterator[None]:
         """Gradients of the passes inside stay whole and on their rank, unless `reduce_every_microbatch`."""
-        roots = [child for child in self.module.children() if isinstance(child, FSDPModule)]
-        self._set_last(roots, False)
+        self._set_last(False)
         try:
             yield
         finally:
-            self._set_last(roots, True)
+            self._set_last(True)
 
-    def _set_last(self, roots: list[FSDPModule], last: bool) -> None:
-        for root in roots:
-            root.set_requires_gradient_sync(last or self._reduce_always)
-            root.set_is_last_backward(last)
-            # What all chunks of a step need is gathered once: the heads, audio embeddings and the decoder.
-            for unit in (root, root.get_submodule("decoder")):
-                unit.set_reshard_after_backward(last, recurse=False)
+    def _set_last(self, last: bool) -> None:
+        for model in self.module.children():
+            if isinstance(model, CSM) and isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(last or self._reduce_always)
+                model.set_is_last_backward(last)
+                # What all chunks of a step need is gathered once: the heads, audio embeddings and the decoder.
+                for unit in (model, model.decoder):
+                    cast(FSDPModule, unit).set_reshard_after_backward(last, recurse=False)
 
     def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:
         """All ranks write, and return together. A write error on any rank is recorded on rank 0, which then leaves the

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from csm.config import LossConfig, TrainConfig
+from csm.config import ActivationCheckpointing, LossConfig, TrainConfig
 from csm.data.packing import RowBatch
 from csm.kernels.cuda import flex_limit
 from csm.model.csm import CSM
@@ -142,11 +142,13 @@ class CSMTrainingModule(L.LightningModule):
 
 def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
     """For flex attention on CUDA, unless the GPU or the width of the heads rules it out; elsewhere a dense mask."""
-    backbone = config.model.backbone
-    bf16 = precision(config.trainer) == "bf16-mixed"
-    if rows.tokens.is_cuda and flex_limit(backbone.dim // backbone.heads, bf16) is None:
-        return rows.block_mask()
-    return rows.attention_mask()
+    backbone, options = config.model.backbone, config.trainer
+    # Selective checkpointing looks at every operation, and flex attention would not be compiled under it (torch 2.9).
+    watched = options.activation_checkpointing is ActivationCheckpointing.selective and not options.compile
+    if not rows.tokens.is_cuda or watched:
+        return rows.attention_mask()
+    limit = flex_limit(backbone.dim // backbone.heads, precision(options) == "bf16-mixed")
+    return rows.block_mask() if limit is None else rows.attention_mask()
 
 
 class LocalEngine:
