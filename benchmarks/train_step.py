@@ -35,10 +35,13 @@ from csm.compose import TRAIN
 from csm.config import CSMConfig, TrainConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
-from csm.kernels import cpu
+from csm.kernels import cpu, cuda
 from csm.model.csm import CSM
 from csm.model.flops import Work, find_gpu, training_flops
-from csm.training.module import LocalEngine, backward_in_chunks
+from csm.parallel.gradients import clip_gradients, gradient_norms
+from csm.parallel.plan import parallelize
+from csm.training.module import LocalEngine, attention_mask, backward_in_chunks
+from csm.training.optim import trainable_parts
 
 TRANSFORMERS, OURS, BASELINE = "transformers", "ours", "baseline"
 FRAME_RATE = 12.5
@@ -83,23 +86,23 @@ def our_step(setting: Setting) -> Callable[[], None]:
     torch.manual_seed(0)
     with device:
         model = CSM(config.model)
-    for block in (*model.backbone.layers, *model.decoder.layers):
-        block.activation_checkpointing = config.trainer.activation_checkpointing
-        if config.trainer.compile:
-            block.compile(fullgraph=True, dynamic=False)
-    if device.type == "cpu" and not config.trainer.compile:
+    if device.type == "cuda":
+        cuda.install(model)
+    elif not config.trainer.compile:
         cpu.install(model)
+    options = config.trainer
+    parallelize(model, None, options.activation_checkpointing, options.compile, bf16=False, cpu_offload=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     engine = AutocastEngine(model, device)
     batch = our_batch(setting, config.model).to(device)
     names = ("tokens", "mask", "positions", "targets", "slots", "slot_weights")
     inputs = {name: getattr(batch, name) for name in names}
-    flex = device.type == "cuda" and config.trainer.compile
+    parts = trainable_parts(model)
 
     def step() -> None:
-        inputs["attention_mask"] = batch.block_mask() if flex else batch.attention_mask()
+        inputs["attention_mask"] = attention_mask(batch, config)
         backward_in_chunks(engine, inputs, config.loss, batch.targets.sum())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(parts, gradient_norms(parts)["total"], 1.0, optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

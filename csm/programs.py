@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from csm.errors import user_errors
 
 log = logging.getLogger(__name__)
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its name in earlier versions of torch
+
 
 def train() -> None:
     """Entry point of `csm-train`."""
+    allocate_expandable_segments()
     try:
         with user_errors():
             sys.argv[1:] = TRAIN.read_words(sys.argv[1:])
@@ -40,6 +44,13 @@ def train() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def allocate_expandable_segments() -> None:
+    """Has PyTorch's CUDA allocator grow its segments, so that less memory is lost between blocks of different sizes,
+    unless the user has configured it. It reads this when torch is imported, which therefore comes later."""
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def evaluate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from csm.config import StrategyName, TrainConfig
 from csm.data.stream import RankShare
+from csm.kernels.cuda import flex_limit
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
 
 
@@ -35,6 +36,7 @@ def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) 
     options, name = config.strategy, config.strategy.name
     if name in DEEPSPEED and device_type != "cuda":
         raise ValueError(f"strategy={name.value} needs CUDA devices; strategy=fsdp shards on any")
+    _validate_attention(config, device_type)
     if name is StrategyName.deepspeed_zero3 and config.trainer.compile:
         raise ValueError("trainer.compile=true does not go with deepspeed_zero3, which swaps weights inside the blocks")
     if name is StrategyName.single and num_devices > 1:
@@ -46,6 +48,19 @@ def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) 
         raise ValueError(f"strategy.cpu_offload=true needs strategy=fsdp or deepspeed_zero2/3, not {name.value}")
     if name is not StrategyName.fsdp and options.reduce_every_microbatch:
         raise ValueError(f"strategy.reduce_every_microbatch belongs to strategy=fsdp, not to strategy={name.value}")
+
+
+def _validate_attention(config: TrainConfig, device_type: str) -> None:
+    """Without compiled blocks such models attend by other kernels (csm/kernels/cuda.py)."""
+    if device_type != "cuda" or not config.trainer.compile:
+        return
+    backbone = config.model.backbone
+    limit = flex_limit(backbone.dim // backbone.heads, precision(config.trainer) == "bf16-mixed")
+    if limit is not None:
+        raise ValueError(
+            f"trainer.compile=true: {limit}, and model.backbone has {backbone.heads} heads in a width of "
+            f"{backbone.dim}; set trainer.compile=false"
+        )
 
 
 def validate_tensor_parallel(config: TrainConfig, num_devices: int) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import threading
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Sampler
 
@@ -25,6 +25,7 @@ from csm.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+_OPEN_FILES = 65536
 _NAMED = 20  # skipped samples that are named in the log, each on its own line; the rest are counted
 
 
@@ -49,9 +50,10 @@ class CSMDataModule(L.LightningDataModule):
 
     A training batch is a StepBatch, one for each optimizer step; a validation batch is a single RowBatch. Pass every
     batch that was trained on to `consumed`: the state then holds the cursor after it, and a resumed run reads on from
-    there. With CUDA the batches arrive in pinned memory.
+    there.
 
     rank, world_size: among the ranks that train on different rows; tensor-parallel ranks share theirs
+    pin_memory: batches arrive in pinned memory, from which they are copied to a GPU while it computes
 
     Construction measures the lengths of the samples if that has not been done yet. Raises ValueError if the data do
     not fit the model.
@@ -65,14 +67,16 @@ class CSMDataModule(L.LightningDataModule):
         *,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__()
+        _allow_many_open_files()
         data = config.data
         self.datasets = {name: source.dataset for name, source in sources.items()}
         for dataset in self.datasets.values():
             check_data_fits_model(dataset, config.model, tokenizer)
         self.config, self.tokenizer = config, tokenizer
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.cursor: Cursor | None = None  # after the last batch trained on
         cache = cache_folder(data)
         self.lengths = {name: load_lengths(dataset, tokenizer, cache) for name, dataset in self.datasets.items()}
@@ -118,7 +122,7 @@ class CSMDataModule(L.LightningDataModule):
             batch_size=None,  # an item already is a batch
             sampler=sampler,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_outlive_sigterm,
         )
@@ -181,6 +185,15 @@ class CSMDataModule(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the cursor. It is only meaningful in the same order of the data: see csm/checkpoint/resume.py."""
         self.cursor = state.get("cursor")
+
+
+def _allow_many_open_files() -> None:
+    """Raises the limit of open files as far as this process may: each tensor of a batch that a worker has prepared is
+    one until it is used, and common limits of 1024 are below what a few workers with many microbatches hold."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from csm.kernels.frame_embeddings import embed_frames
+from csm.kernels.frame_embeddings import FrameEmbeddings, embed_frames
 from csm.model.csm import CSM
 from csm.model.transformer import Attention, AttentionMask, FeedForward, RMSNorm, attend
 
@@ -137,7 +137,7 @@ class CpuAttention(Attention):
 
 class CpuCSM(CSM):
     def embed_rows(self, tokens: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        return embed_frames(self, tokens, mask, codes)
+        return embed_frames(self, tokens, mask, codes, FrameEmbeddings)
 
 
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -16,13 +16,15 @@ from torch import Tensor
 from csm.model.csm import CSM
 
 
-def embed_frames(model: CSM, tokens: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """`CSM.embed_rows`."""
+def embed_frames(
+    model: CSM, tokens: Tensor, mask: Tensor, codes: Tensor, function: type[FrameEmbeddings]
+) -> tuple[Tensor, Tensor]:
+    """`CSM.embed_rows` by `function`."""
     batch, length, columns = tokens.shape
     table = model.audio_embeddings.weight
     rows = model.table_rows(tokens[..., :-1]).view(-1, columns - 1)  # [B*S, K]
     present = mask[..., :-1].reshape(-1, columns - 1).to(table.dtype)
-    audio, single = FrameEmbeddings.apply(table, rows, present, model.table_rows(codes))
+    audio, single = function.apply(table, rows, present, model.table_rows(codes))
     return model.embed_text(tokens, mask) + audio.view(batch, length, -1), single
 
 

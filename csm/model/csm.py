@@ -129,7 +129,11 @@ class CSM(nn.Module):
         inputs = torch.cat(projected, dim=1)  # [M, K, d]
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # the same for every frame
         hidden = self.decoder(inputs, positions)  # [M, K, d]
-        return torch.bmm(hidden[:, 1:].transpose(0, 1), self.audio_head)  # [K-1, M, V]
+        return self.audio_logits(hidden[:, 1:].transpose(0, 1))  # [K-1, M, V]
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[K-1, M, V]` of codebooks 1..K-1 by their heads, from the decoder's states `[K-1, M, d]`."""
+        return torch.bmm(hidden, self.audio_head)
 
     # ---------------------------------------------------------------------------------------------- training
 

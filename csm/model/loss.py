@@ -19,7 +19,7 @@ from torch import Tensor
 from csm.config import LossConfig
 from csm.frames import is_eos_frame
 
-ENTROPY_POSITIONS = 512  # at a time
+ENTROPY_POSITIONS = 4096  # at a time
 
 
 class LossSums(NamedTuple):
@@ -166,8 +166,7 @@ def join(backbone: BackboneSums, decoder: DecoderSums) -> LossSums:
 
 
 def frame_chunks(frames: DecoderFrames, size: int) -> list[DecoderFrames]:
-    """`frames` in pieces of `size`, the last one filled up with empty frames: one shape, so nothing compiles twice."""
-    size = min(size, len(frames.weights))
+    """`frames` in pieces of exactly `size`, the last one filled up with empty frames: one shape, compiled once."""
     *chunks, last = [DecoderFrames(*parts) for parts in zip(*(tensor.split(size) for tensor in frames), strict=True)]
     if padding := size - len(last.weights):
         last = DecoderFrames(

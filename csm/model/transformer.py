@@ -94,14 +94,19 @@ class Attention(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
     ) -> Tensor:
         batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)  # [B, H, S, E]
-        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, E]
-        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k, v = self.project(x)
+        q = q.view(batch, length, self.heads, self.head_dim).transpose(1, 2)  # [B, H, S, E]
+        k = k.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, E]
+        v = v.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = self.rotate(q, *rope), self.rotate(k, *rope)
         if extend is not None:
             k, v = extend(k, v)
         y = self.attend(q, k, v, mask)  # [B, H, S, E]
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, S, H*E]`, keys and values `[B, S, G*E]`."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class FeedForward(nn.Module):

@@ -27,6 +27,7 @@ from csm.checkpoint.checksums import unwritten, writing
 from csm.checkpoint.writer import CheckpointWriter
 from csm.checkpoint.zero import LATEST, TAG, check_contents
 from csm.config import StrategyConfig, StrategyName
+from csm.model.csm import CSM
 from csm.parallel.gradients import propagate_nonfinite
 from csm.parallel.strategies import Engine, Judge
 
@@ -43,10 +44,13 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 class ZeroEngine(Engine):
-    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: torch.optim.AdamW) -> None:
         super().__init__(fabric, module, optimizer)
         assert isinstance(fabric.strategy, DeepSpeedStrategy)
         self.engine: DeepSpeedEngine = fabric.strategy.model
+        for model in module.modules():
+            if isinstance(model, CSM) and hasattr(model.audio_embeddings.weight, "ds_id"):
+                _register_audio_table(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)  # Fabric would cast inputs, slot weights among them
@@ -113,6 +117,14 @@ class ZeroEngine(Engine):
         if content is None:
             raise ValueError(f"checkpoint {path} cannot be read by DeepSpeed")
         return content
+
+
+def _register_audio_table(model: CSM) -> None:
+    """Tells ZeRO 3 that the model itself reads the table of audio embeddings. DeepSpeed would find out when it happens,
+    which after a skipped step may be in the middle of an order that it has recorded ("tracing error")."""
+    import deepspeed
+
+    deepspeed.zero.register_external_parameter(model, model.audio_embeddings.weight)
 
 
 @contextmanager

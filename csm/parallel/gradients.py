@@ -8,26 +8,41 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
 
 
-def clip_gradients(parts: dict[str, list[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
-    """Scales all gradients so that their global norm is at most `max_norm`; 0 leaves them as they are.
-
-    Returns the norms before that, scalars on the device of the gradients: of each part, and "total". Norms of sharded
-    parameters are of the whole tensors, the same on every rank. Nothing waits for the device.
-    """
+def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
+    """2-norms of all gradients, scalars on their device: of each part, and "total". Norms of sharded parameters are of
+    the whole tensors, the same on every rank. Nothing waits for the device."""
     norms = {part: gradient_norm(parameters) for part, parameters in parts.items()}
     norms["total"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-    for parameters in parts.values() if max_norm > 0 else ():
-        scale_gradients(parameters, norms["total"], max_norm)
     return norms
+
+
+def clip_gradients(parts: dict[str, list[nn.Parameter]], norm: Tensor, limit: float, optimizer: AdamW) -> None:
+    """Has the optimizer's next step take gradients of the global norm `norm` as if they were scaled down to `limit`.
+
+    On CUDA the fused optimizer divides them while it reads them, which saves reading and writing them once more; the
+    results differ by rounding. Elsewhere they are scaled here.
+    """
+    if norm.is_cuda:
+        optimizer.grad_scale = clip_divisor(norm, limit)  # type: ignore[attr-defined] # as torch's GradScaler does it
+        return
+    for parameters in parts.values():
+        scale_gradients(parameters, norm, limit)
+
+
+def clip_divisor(norm: Tensor, limit: float) -> Tensor:
+    """What to divide gradients of that norm by, [] fp32, at least 1: the inverse of torch's clipping coefficient."""
+    return ((norm + 1e-6) / limit).clamp(min=1.0)
 
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """2-norm [] over all gradients, the same on all ranks whether or not they hold only a part of them."""
     gradients = [[p.grad for p in part if p.grad is not None] for part in _by_mesh(parameters)]
-    norms = [torch.nn.utils.get_total_norm(part) for part in gradients]
+    # Torch chooses lists of tensors, a few kernels for all, by itself, but not for DTensors.
+    norms = [torch.nn.utils.get_total_norm(part, foreach=isinstance(part[0], DTensor) or None) for part in gradients]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return torch.linalg.vector_norm(torch.stack(whole))
 
@@ -35,7 +50,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scales gradients of that norm down to `limit` if they exceed it."""
     for part in _by_mesh(parameters):
-        torch.nn.utils.clip_grads_with_norm_(part, limit, norm)
+        foreach = isinstance(part[0], DTensor) or None  # as in `gradient_norm`
+        torch.nn.utils.clip_grads_with_norm_(part, limit, norm, foreach=foreach)
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:

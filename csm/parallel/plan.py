@@ -62,6 +62,11 @@ def parallelize(
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_matrices(model.backbone, mesh["tensor_parallel"])
+    if compile_blocks:
+        # Blocks are small units already: Dynamo need not cut them where DDP's buckets end, which would keep norms from
+        # fusing with casts. And their code, the same in both stacks, training and validation, may have many shapes.
+        torch._dynamo.config.optimize_ddp = False
+        torch._dynamo.config.recompile_limit = 32
     for block in [*model.backbone.blocks(), *model.decoder.blocks()]:
         block.activation_checkpointing = activation_checkpointing
         if compile_blocks:

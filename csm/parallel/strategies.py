@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import AdamW
 
 from csm.checkpoint.sharded import OPTIMIZER, WEIGHTS, is_sharded, load_sharded, read_sharded, write_sharded
 from csm.checkpoint.writer import CheckpointWriter
 from csm.config import StrategyConfig, StrategyName, TrainConfig, TrainerConfig
+from csm.model.csm import CSM
 from csm.model.init import assign
-from csm.parallel.gradients import clip_gradients
+from csm.parallel.gradients import clip_gradients, gradient_norms
 from csm.parallel.plan import SHARDING, precision
 
 Judge = Callable[[Tensor], Tensor]
@@ -75,7 +78,7 @@ def _build_strategy(config: TrainConfig, num_devices: int) -> Strategy | str:
             return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
         case StrategyName.fsdp:
             cuda = count_devices(config.trainer)[1].type == "cuda"
-            return ModelParallelStrategy(
+            return _FsdpStrategy(
                 lambda module, mesh: module,  # csm/parallel/plan.py shards before
                 data_parallel_size=num_devices // options.tensor_parallel_size,
                 tensor_parallel_size=options.tensor_parallel_size,
@@ -88,7 +91,7 @@ def _build_strategy(config: TrainConfig, num_devices: int) -> Strategy | str:
             return ZeroStrategy(options, precision(config.trainer) == "bf16-mixed", config.optim.grad_clip)
 
 
-def build_engine(fabric: Fabric, config: TrainConfig, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+def build_engine(fabric: Fabric, config: TrainConfig, module: nn.Module, optimizer: AdamW) -> Engine:
     """Sets module and optimizer up under Fabric. The module's parameters have values, and with FSDP are sharded already
     (csm/parallel/plan.py)."""
     match config.strategy.name:
@@ -105,9 +108,12 @@ def build_engine(fabric: Fabric, config: TrainConfig, module: nn.Module, optimiz
 class Engine:
     """One process, or DDP: every rank holds the whole model."""
 
-    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: AdamW) -> None:
         self.fabric = fabric
         self.module, self.optimizer = module, optimizer
+        # DDP's gradients are views of its buckets, which are never freed. Without gradients there, passes that do not
+        # sum over ranks would make others, of the size of the model, beside the buckets.
+        self._in_buckets = isinstance(fabric.strategy, DDPStrategy)
         self._wrapped, self._wrapped_optimizer = fabric.setup(module, optimizer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,15 +141,17 @@ class Engine:
         parts: trainable parameters by part of the model. Returns (gradient norms before clipping, of the parts and
         "total"; whether the step was skipped), scalars on this rank's device. Nothing waits for the device.
         """
-        norms = clip_gradients(parts, grad_clip)
+        norms = gradient_norms(parts)
         home = norms["total"].device  # of gradients and weights: with offloading, the CPU
+        if grad_clip > 0:
+            clip_gradients(parts, norms["total"], grad_clip, self.optimizer)
         norms = {part: norm.to(self.fabric.device) for part, norm in norms.items()}
         skip = judge(norms["total"])
         # As GradScaler does it: fused optimizers then leave weights, moments and step counts as they are. To another
         # device they would copy this themselves, and read it before it has arrived.
         self.optimizer.found_inf = skip.to(home)  # type: ignore[attr-defined] # torch has no other interface to it
         self._wrapped_optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self._in_buckets)
         return norms, skip
 
     def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:
@@ -182,28 +190,39 @@ def device_mesh(fabric: Fabric) -> DeviceMesh | None:
     return fabric.strategy.device_mesh if isinstance(fabric.strategy, ModelParallelStrategy) else None
 
 
+class _FsdpStrategy(ModelParallelStrategy):
+    def _setup_distributed(self) -> None:
+        """With offloading, does not bind the processes to their devices: the groups of the mesh would then be split
+        off, which gloo cannot do (torch 2.9)."""
+        super()._setup_distributed()
+        if "gloo" in self._get_process_group_backend() and dist.group.WORLD is not None:
+            dist.group.WORLD.bound_device_id = None
+
+
 class ShardedEngine(Engine):
     """FSDP2 over the data-parallel ranks, tensor parallelism within groups of `tensor_parallel_size`."""
 
-    def __init__(
-        self, fabric: Fabric, options: StrategyConfig, module: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def __init__(self, fabric: Fabric, options: StrategyConfig, module: nn.Module, optimizer: AdamW) -> None:
         super().__init__(fabric, module, optimizer)
         self._reduce_always = options.reduce_every_microbatch
 
     @contextmanager
     def local_gradients(self) -> Iterator[None]:
         """Gradients of the passes inside stay whole and on their rank, unless `reduce_every_microbatch`."""
-        roots = [child for child in self.module.children() if isinstance(child, FSDPModule)]
-        for root in roots:
-            root.set_requires_gradient_sync(self._reduce_always)
-            root.set_is_last_backward(False)
+        self._set_last(False)
         try:
             yield
         finally:
-            for root in roots:
-                root.set_requires_gradient_sync(True)
-                root.set_is_last_backward(True)
+            self._set_last(True)
+
+    def _set_last(self, last: bool) -> None:
+        for model in self.module.children():
+            if isinstance(model, CSM) and isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(last or self._reduce_always)
+                model.set_is_last_backward(last)
+                # What all chunks of a step need is gathered once: the heads, audio embeddings and the decoder.
+                for unit in (model, model.decoder):
+                    cast(FSDPModule, unit).set_reshard_after_backward(last, recurse=False)
 
     def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:
         """All ranks write, and return together. A write error on any rank is recorded on rank 0, which then leaves the
@@ -253,7 +272,7 @@ class ShardedEngine(Engine):
         return content
 
 
-def _read_whole(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _read_whole(path: Path, module: nn.Module, optimizer: AdamW) -> dict[str, Any]:
     """A sharded checkpoint as one process can load it: there AdamW's state is under the names of parameters."""
     content, tensors = read_sharded(path)
     named: dict[str, dict[str, Tensor]] = {}

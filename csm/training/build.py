@@ -21,14 +21,14 @@ from omegaconf import OmegaConf
 from csm.checkpoint.contents import checkpoint_extras
 from csm.checkpoint.resume import CheckpointFallback, check_same_run, find_checkpoints
 from csm.codec import check_same_codec, load_codec
-from csm.config import CodecKind, TrainConfig
+from csm.config import CodecKind, StrategyName, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.data.sources import open_sources
 from csm.formats.export import export
 from csm.formats.init_weights import initialize
 from csm.formats.open import open_checkpoint
-from csm.kernels import cpu
+from csm.kernels import cpu, cuda
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
 from csm.parallel.plan import parallelize, precision
@@ -95,13 +95,16 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
     rank, world_size = data_ranks(fabric)
-    data = CSMDataModule(config, sources, tokenizer, rank=rank, world_size=world_size)
+    on_cuda = fabric.device.type == "cuda"
+    data = CSMDataModule(config, sources, tokenizer, rank=rank, world_size=world_size, pin_memory=on_cuda)
 
     with torch.device("meta"):
         model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
-    if fabric.device.type == "cpu" and not options.compile:
+    if on_cuda:
+        cuda.install(model)
+    elif not options.compile:
         cpu.install(model)
     mesh, bf16, offload = device_mesh(fabric), precision(options) == "bf16-mixed", config.strategy.cpu_offload
     parallelize(model, mesh, options.activation_checkpointing, options.compile, bf16=bf16, cpu_offload=offload)
@@ -110,6 +113,8 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     initialize(model, config, resumed=resume.chosen is not None)
     module = CSMTrainingModule(config, model)
     engine = build_engine(fabric, config, module, module.configure_optimizers())
+    if config.strategy.name is StrategyName.ddp:
+        module.fill_buckets(engine)
     log.info(
         "%s: %.1fM parameters, %s", config.name, sum(p.numel() for p in model.parameters()) / 1e6, precision(options)
     )

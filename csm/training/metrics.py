@@ -193,7 +193,7 @@ def _mean(values: list[float]) -> float:
 
 class Phase(Enum):
     data = "data"  # waiting for the next batch
-    step = "step"
+    step = "step"  # and logging
     other = "other"  # validation, samples, checkpoints
 
 

@@ -19,13 +19,16 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from csm.config import LossConfig, TrainConfig
+from csm.config import ActivationCheckpointing, LossConfig, TrainConfig
 from csm.data.packing import RowBatch
+from csm.kernels.cuda import flex_limit
 from csm.model.csm import CSM
 from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, join, join_chunks
-from csm.parallel.plan import reshard
+from csm.model.transformer import AttentionMask
+from csm.parallel.plan import precision, reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
 from csm.training.optim import build_optimizer
@@ -75,9 +78,30 @@ class CSMTrainingModule(L.LightningModule):
         """
         # Data-parallel strategies average gradients over ranks; the division by total_frames already is global.
         _, num_ranks = engine.data_ranks
-        return backward_in_chunks(
-            engine, self._inputs(rows), self.config.loss, total_frames / num_ranks, sum_over_ranks=last
-        )
+        loss = self.config.loss
+        chunk = self._chunk_size(rows, slots_vary=loss.decoder_frame_ratio == 1)  # see `stack_rows`
+        return backward_in_chunks(engine, self._inputs(rows), loss, total_frames / num_ranks, last, chunk)
+
+    def fill_buckets(self, engine: Engine) -> None:
+        """Has DDP make its buckets before training: two passes over a row of two positions, without their gradients.
+
+        DDP makes its first buckets for the first pass, and others, in the order in which gradients came, for the
+        second. In a step of several passes the gradients of those not summed yet would lie beside them.
+        """
+        codebooks, device = self.config.model.num_codebooks, engine.fabric.device
+        inputs = {
+            "tokens": torch.zeros(1, 2, codebooks + 1, dtype=torch.int64),
+            "mask": torch.ones(1, 2, codebooks + 1, dtype=torch.bool),
+            "positions": torch.arange(2)[None],
+            "targets": torch.tensor([[False, True]]),
+            "slots": torch.ones(1, 1, dtype=torch.int64),
+            "slot_weights": torch.ones(1, 1),
+        }
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        with isolate_rng(), torch.compiler.set_stance("force_eager"):  # it is a shape that does not come again
+            for _ in range(2):
+                backward_in_chunks(engine, on_device, self.config.loss, total_frames=1.0)
+        engine.optimizer.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def validation_step(self, rows: RowBatch, engine: Engine, num_slots: int) -> Tensor:
@@ -93,13 +117,18 @@ class CSMTrainingModule(L.LightningModule):
             slot_weights=F.pad(rows.slot_weights, (0, missing)),
         )
         backbone, frames = engine(**self._inputs(rows), method="backbone_losses")
-        chunks = frame_chunks(frames, self.config.loss.decoder_chunk)
+        chunks = frame_chunks(frames, self._chunk_size(rows, slots_vary=True))
         decoder = join_chunks([engine(chunk, method="decoder_losses") for chunk in chunks], len(frames.weights))
         return join(backbone, decoder).stacked()
 
+    def _chunk_size(self, rows: RowBatch, slots_vary: bool) -> int:
+        """Frames of a chunk: `decoder_chunk`, or all if they are fewer. Compiled blocks get the same size whatever the
+        number of slots, which else would be a shape to compile for each number below `decoder_chunk`."""
+        fixed = slots_vary and self.config.trainer.compile
+        most = rows.positions.numel() if fixed else rows.slots.numel()
+        return min(self.config.loss.decoder_chunk, most)
+
     def _inputs(self, rows: RowBatch) -> dict[str, Any]:
-        # Flex attention is fast on CUDA where it is compiled with its block, and only there.
-        flex = rows.tokens.is_cuda and self.config.trainer.compile
         return {
             "tokens": rows.tokens,
             "mask": rows.mask,
@@ -107,8 +136,19 @@ class CSMTrainingModule(L.LightningModule):
             "targets": rows.targets,
             "slots": rows.slots,
             "slot_weights": rows.slot_weights,
-            "attention_mask": rows.block_mask() if flex else rows.attention_mask(),
+            "attention_mask": attention_mask(rows, self.config),
         }
+
+
+def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
+    """For flex attention on CUDA, unless the GPU or the width of the heads rules it out; elsewhere a dense mask."""
+    backbone, options = config.model.backbone, config.trainer
+    # Selective checkpointing looks at every operation, and flex attention would not be compiled under it (torch 2.9).
+    watched = options.activation_checkpointing is ActivationCheckpointing.selective and not options.compile
+    if not rows.tokens.is_cuda or watched:
+        return rows.attention_mask()
+    limit = flex_limit(backbone.dim // backbone.heads, precision(options) == "bf16-mixed")
+    return rows.block_mask() if limit is None else rows.attention_mask()
 
 
 class LocalEngine:
@@ -133,9 +173,10 @@ def backward_in_chunks(
     config: LossConfig,
     total_frames: float | Tensor,
     sum_over_ranks: bool = True,
+    chunk_size: int | None = None,
 ) -> LossSums:
     """Forward and backward of `CSM.losses(**inputs)` over `total_frames`, the depth decoder on a chunk of frames at a
-    time.
+    time: `chunk_size` of them, or `config.decoder_chunk` but no more than there are.
 
     The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many
     frames are used. Frames do not depend on one another: each chunk is differentiated as soon as it is computed, with
@@ -149,7 +190,7 @@ def backward_in_chunks(
 
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
-    *earlier, last = frame_chunks(frames, config.decoder_chunk)
+    *earlier, last = frame_chunks(frames, chunk_size or min(config.decoder_chunk, len(frames.weights)))
     sums: list[DecoderSums] = []
     leaves: list[DecoderFrames] = []
     with engine.local_gradients():

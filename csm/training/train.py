@@ -94,14 +94,13 @@ class TrainingLoop:
         status = "failed"
         try:
             with profiler or nullcontext():
-                self.timer.enter(Phase.data)
                 if self._validation_due and len(val_batches):  # the run was stopped in the middle of it
                     self._validate_and_save(val_batches)
                 while self.step < options.max_steps and not self.data.finished:
-                    batch = next(train_batches).to(fabric.device)
-                    self.timer.enter(Phase.step)
-                    self.take_step(batch)
                     self.timer.enter(Phase.data)
+                    batch = next(train_batches).to(fabric.device)
+                    self.timer.enter(Phase.step)  # in which logging waits for the device
+                    self.take_step(batch)
                     metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
                     progress.update(self.step, metrics)
                     self._call("on_train_batch_end", outputs=metrics, batch=batch, batch_idx=self.step - 1)
@@ -173,7 +172,7 @@ class TrainingLoop:
         if best and self.fabric.is_global_zero:
             self.checkpoints.mark_best()
         self._call("on_validation_end", metrics=metrics)
-        self.timer.enter(Phase.data)
+        self.timer.enter(Phase.step)
 
     def _validation_sums(self, batches: DataLoader[RowBatch]) -> Tensor | None:
         """`LossSums.stacked` of this rank's batches, all of which are needed unless ranks agree to stop."""
@@ -274,7 +273,7 @@ class TrainingLoop:
             kept = _due(self.step, self.options.keep_every_steps)
             self.checkpoints.publish(keep_as=f"step-{self.step:07d}.ckpt" if kept else None)
         self._saved = state
-        self.timer.enter(Phase.data)
+        self.timer.enter(Phase.step)
 
     def _restore(self, resume: CheckpointFallback, data_rank: int) -> None:
         content = resume.load(self.engine.load, self.engine.verify)

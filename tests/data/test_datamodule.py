@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from itertools import islice
 
 import pytest
@@ -23,7 +25,7 @@ def folder(tmp_path_factory) -> str:
     return str(made_dataset(tmp_path_factory.mktemp("data") / "made", 60, 12))
 
 
-def data_module(folder: str, rank=0, world_size=1, max_epochs=None, **options) -> CSMDataModule:
+def data_module(folder: str, rank=0, world_size=1, max_epochs=None, pin_memory=False, **options) -> CSMDataModule:
     options = {"max_seq_len": 128, "global_batch_size": 4, "micro_batch_size": 1, "num_workers": 0} | options
     data = DataConfig(sources={"made": SourceConfig(path=folder, max_epochs=max_epochs)}, **options)
     config = TrainConfig(
@@ -38,7 +40,7 @@ def data_module(folder: str, rank=0, world_size=1, max_epochs=None, **options) -
         data=data,
         loss=LossConfig(decoder_frame_ratio=8),
     )
-    return CSMDataModule(config, open_sources(data), TOKENIZER, rank=rank, world_size=world_size)
+    return CSMDataModule(config, open_sources(data), TOKENIZER, rank=rank, world_size=world_size, pin_memory=pin_memory)
 
 
 def test_ranks_divide_every_step_among_them(folder):
@@ -113,11 +115,22 @@ def test_batches_move_to_a_device_as_a_whole(folder):
         assert getattr(moved, name) == getattr(step, name)
 
 
+def test_batches_of_workers_may_be_more_open_files_than_the_process_starts_with(folder):
+    """Each of the 672 tensors below is an open file; 1024 is a common limit, GPUs take hundreds."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 200, before[1]))
+    try:
+        loader = data_module(folder, global_batch_size=32, num_workers=2).train_dataloader()
+        assert sum(len(tensors(step)) for step in list(islice(loader, 3))) == 672
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_arrive_in_pinned_memory_and_reach_the_gpu_unchanged(folder, workers):
-    module = data_module(folder, num_workers=workers)
+    module = data_module(folder, num_workers=workers, pin_memory=True)
     for step in islice(module.train_dataloader(), 2):
         assert all(tensor.is_pinned() for tensor in tensors(step))
         for tensor, copy in zip(tensors(step), tensors(step.to("cuda")), strict=True):

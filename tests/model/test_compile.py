@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from csm.config import ActivationCheckpointing, LossConfig
+from csm.config import ActivationCheckpointing, LossConfig, TrainConfig, TrainerConfig
 from csm.data.packing import RowBatch
 from csm.model.csm import CSM
 from csm.model.loss import frame_chunks
-from csm.training.module import LocalEngine, backward_in_chunks
+from csm.training.module import CSMTrainingModule, LocalEngine, backward_in_chunks
 from tests.tiny import conversation, forward_backward, inputs, rows, tiny_model
 
 CHUNK = 8  # frames per pass of the depth decoder
@@ -33,6 +34,10 @@ def compiled_model(backend: str, activation_checkpointing: ActivationCheckpointi
     return model
 
 
+class RankEngine(LocalEngine):
+    data_ranks = (0, 1)
+
+
 def gradients(model: CSM, batch) -> dict[str, torch.Tensor]:
     forward_backward(model, batch, CHUNK, LossConfig(), 20.0)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -48,6 +53,34 @@ def test_compiled_blocks_compute_the_same():
     found = gradients(compiled_model("inductor", ActivationCheckpointing.selective), batch)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_no_size_of_a_batch_is_compiled_again_after_warm_up():
+    """Validation batches of 20 different numbers of frames, most of them fewer than a chunk; and training batches whose
+    number of slots varies, because the depth decoder is trained on every frame."""
+    model = compiled_model("inductor", ActivationCheckpointing.none)
+    config = TrainConfig(
+        model=model.config,
+        loss=LossConfig(decoder_chunk=16, decoder_frame_ratio=1),
+        trainer=TrainerConfig(compile=True, max_steps=1),
+    )
+    module, engine, single = CSMTrainingModule(config, model), RankEngine(model), tiny_model()
+
+    def step(frames: int) -> None:
+        batch = rows([[conversation(frames, (frames,))]])
+        batch = replace(batch, slots=batch.slots[:, : frames + 1], slot_weights=batch.slot_weights[:, : frames + 1])
+        with module.evaluating():
+            found = module.validation_step(batch, engine, num_slots=frames + 1)
+        with torch.no_grad():
+            torch.testing.assert_close(found, single(**inputs(batch)).stacked(), atol=1e-3, rtol=1e-4)
+        module.training_step(batch, engine, 20.0, last=True)
+        model.zero_grad()
+
+    step(30)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for frames in range(1, 21):
+            step(frames)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
+from lightning.fabric.loggers import Logger
 
 from csm.data.packing import StepBatch
 from csm.training.build import train
@@ -103,6 +105,25 @@ def test_interval_goes_on_with_ranks_that_read_the_same_rows(tiny_overrides, tmp
     assert first["step"] == second["step"] == 4
     same = [name for name in second if name.startswith("train") or name == "throughput/padding_share"]
     assert {name: first[name] for name in same} == {name: second[name] for name in same}
+
+
+class SlowLogger(Logger):
+    """Takes far longer than a step, as waiting for a GPU to finish its step does."""
+
+    name, version = "slow", 0
+
+    def log_metrics(self, metrics, step=None):
+        time.sleep(0.5)
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def test_only_waiting_for_the_next_batch_is_waiting_for_data(tiny_overrides, tmp_path):
+    options = ["+logger.slow._target_=tests.training.test_metrics.SlowLogger", "data.num_workers=1"]
+    train(compose_train([*tiny_overrides, *options, "trainer.val_every_steps=0"]))
+    lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert [line["throughput/data_wait_share"] < 0.3 for line in lines[1:]] == [True, True]
 
 
 def test_work_of_packed_rows():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from csm.config import OptimConfig, Schedule
-from csm.parallel.gradients import clip_gradients
+from csm.model.csm import CSM
+from csm.parallel.gradients import clip_divisor, clip_gradients, gradient_norms
 from csm.training.optim import build_optimizer, lr_factor, parameter_groups, trainable_parts
 from tests.tiny import tiny_model
 
@@ -46,15 +47,42 @@ def test_groups_hold_every_parameter_once_with_the_right_settings():
     assert build_optimizer(model, config).defaults["fused"] is True
 
 
-@pytest.mark.parametrize(("limit", "norm_after"), [(0.0, 3.0), (5.0, 3.0), (1.5, 1.5)])
-def test_clipping_by_the_norm_of_all_gradients(limit, norm_after):
-    """A limit of 0 clips nothing."""
+def model_with_gradients(norm: float) -> CSM:
+    """Its gradients differ in every element, and have that norm together."""
     model = tiny_model()
+    generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    scale = 3.0 / torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-    torch._foreach_mul_([parameter.grad for parameter in model.parameters()], scale)
-    norms = clip_gradients(trainable_parts(model), limit)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    torch._foreach_mul_(gradients, norm / torch.nn.utils.get_total_norm(gradients))
+    return model
+
+
+@pytest.mark.parametrize(("limit", "norm_after"), [(5.0, 3.0), (1.5, 1.5)])
+def test_clipping_by_the_norm_of_all_gradients(limit, norm_after):
+    model = model_with_gradients(3.0)
+    norms = gradient_norms(trainable_parts(model))
     assert norms["total"].item() == pytest.approx(3.0, rel=1e-5)
+    parts = torch.stack([norm for part, norm in norms.items() if part != "total"])
+    assert torch.linalg.vector_norm(parts).item() == pytest.approx(3.0, rel=1e-5)
+    clip_gradients(trainable_parts(model), norms["total"], limit, build_optimizer(model, OptimConfig()))
     after = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
     assert after.item() == pytest.approx(norm_after, rel=1e-5)
+
+
+@pytest.mark.parametrize("limit", [5.0, 1.5])
+def test_clipping_inside_the_fused_optimizer_takes_the_same_steps(limit):
+    """As on CUDA, where the optimizer is told what to divide gradients by; without clipping exactly the same steps."""
+    weights = []
+    for inside in (False, True):
+        model = model_with_gradients(3.0)
+        optimizer = build_optimizer(model, OptimConfig(eps=0.1))  # AdamW's first steps hide the size of a gradient
+        norm = gradient_norms(trainable_parts(model))["total"]
+        if inside:
+            optimizer.grad_scale = clip_divisor(norm, limit)
+        else:
+            clip_gradients(trainable_parts(model), norm, limit, optimizer)
+        optimizer.step()
+        weights.append(list(model.parameters()))
+    for divided, scaled in zip(*weights, strict=True):
+        torch.testing.assert_close(divided, scaled, atol=0 if limit == 5.0 else 1e-9, rtol=0 if limit == 5.0 else 1e-6)

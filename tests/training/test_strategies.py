@@ -133,6 +133,13 @@ def test_ddp_equals_one_process(one, folder, overrides):
     check_same_run(one, folder / "ddp")
 
 
+def test_ddp_keeps_gradients_in_its_buckets(overrides, tmp_path):
+    """From the first step on no pass makes others of the size of the model; they are zero between steps."""
+    watch = "+callbacks.buckets._target_=tests.training.buckets.Buckets"
+    launch([*overrides, f"run_dir={tmp_path}", "strategy=ddp", watch])
+    assert (tmp_path / "buckets").read_text() == "1 2 3 4"
+
+
 def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
     assert is_sharded(last(fsdp)) and len(list(last(fsdp).glob("*.distcp"))) == 2
     check_same_run(one, fsdp)
