@@ -324,11 +324,11 @@ class ExecutorConfig:
     kind: ExecutorKind = ExecutorKind.local
     """Executor of the units."""
     workers: int = 0
-    """Processes at once; 0: one per GPU, or one per `cpus_per_worker` processors."""
+    """Processes at once; 0: one per share of a GPU, or one per `cpus_per_worker` processors."""
     cpus_per_worker: int = 1
     """Processors per worker."""
     gpus_per_worker: float = 0.0
-    """GPUs per worker; may be a fraction."""
+    """GPUs per worker: a whole number, or a share of one. Slurm gives whole ones, rounded up."""
     max_attempts: int = 3
     """Attempts at a recording that kills its worker or fails with a transient error."""
     timeout_factor: float = 20.0
