@@ -232,8 +232,8 @@ class LimitsConfig:
 class EncodeConfig:
     """Encoding of turns with the codec."""
 
-    batch_seconds: float = 60.0
-    """Seconds of audio per codec batch."""
+    batch_seconds: float | None = None
+    """Seconds of audio per codec batch; null: 60 on a CPU, 300 on a GPU, where Mimi then takes up to 5 GiB."""
     loudness: float | None = None
     """Normalize each speaker to this loudness in LUFS, by at most `max_gain_db`; null: unchanged."""
     max_gain_db: float = 12.0
