@@ -21,8 +21,8 @@ PEAK = 0.99
 """Highest absolute value of a sample after a gain."""
 
 BATCH_SECONDS = {"cpu": 60.0, "cuda": 300.0}
-"""`encode.batch_seconds` by default. Mimi is about a thousand kernels whatever the batch: with a small one the GPU waits
-for the host to launch them."""
+"""`encode.batch_seconds` by default. Mimi is about a thousand kernels whatever the batch: with a small one the GPU
+waits for the host to launch them."""
 
 
 @dataclass(frozen=True)
