@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from csm.config import ActivationCheckpointing, PlanConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
-from csm.planning.activations import Precision
+from csm.planning.activations import Blocks, Precision
 from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
@@ -76,6 +76,13 @@ def slots(config: TrainConfig, share: float) -> int:
     return num_slots(config.data.max_seq_len, config.loss.decoder_frame_ratio)
 
 
+def _blocks(config: TrainConfig, on_gpu: bool) -> Blocks:
+    if config.trainer.compile:
+        return Blocks.compiled if on_gpu else Blocks.fused
+    # Adapters are called as plain modules.
+    return Blocks.plain if on_gpu or config.lora.rank else Blocks.fused
+
+
 def memory_plan(
     config: TrainConfig,
     device: Device,
@@ -88,15 +95,14 @@ def memory_plan(
     sharing = config.strategy.tensor_parallel_size
     own = parameters.on_each_of(sharing, config.model)
     computation = precision(config, device.is_gpu)
-    # Adapters are called as plain modules.
-    fused = config.trainer.compile or (not device.is_gpu and not config.lora.rank)
+    blocks = _blocks(config, device.is_gpu)
     context = (CONTEXT_GIB + (NCCL_GIB if device.gpus > 1 else 0)) * GIB if device.is_gpu else 0.0
 
     def plan_of(size: int, largest: int | None = None) -> MemoryPlan:
         state = training_state(config.strategy, own, device.data_ranks, computation, rows > size)
         frames = size * slots(config, device.audio_share)
         microbatch = Microbatch(size, config.data.max_seq_len, frames, config.loss.decoder_chunk)
-        peak = peak_memory(config.model, own, state, microbatch, computation, level, fused, sharing)
+        peak = peak_memory(config.model, own, state, microbatch, computation, level, blocks, sharing)
         allocator = (GPU_ALLOCATOR if device.is_gpu else CPU_ALLOCATOR) * peak.total
         return MemoryPlan(peak, allocator, context, device.memory, state.host, largest)
 
