@@ -20,7 +20,7 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a ValueError, an OSError or a mistake in the configuration into one line and exit code 2.
+    """Turns a ValueError, an OSError, a missing package or a mistake in the configuration into one line, exit code 2.
 
     A Hydra program needs it twice: around the whole, for mistakes that Hydra finds while composing, and inside its
     main function, since Hydra prints lines of its own about any error that leaves it.
@@ -29,7 +29,7 @@ def user_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors, instead of printing them and exiting with 1
     try:
         yield
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OSError, ModuleNotFoundError, HydraException, OmegaConfBaseException) as error:
         if TRACEBACKS:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)

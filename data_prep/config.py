@@ -232,8 +232,8 @@ class LimitsConfig:
 class EncodeConfig:
     """Encoding of turns with the codec."""
 
-    batch_seconds: float = 60.0
-    """Seconds of audio per codec batch."""
+    batch_seconds: float | None = None
+    """Seconds of audio per codec batch; null: 60 on a CPU, 300 on a GPU, where Mimi then takes up to 5 GiB."""
     loudness: float | None = None
     """Normalize each speaker to this loudness in LUFS, by at most `max_gain_db`; null: unchanged."""
     max_gain_db: float = 12.0
@@ -324,11 +324,11 @@ class ExecutorConfig:
     kind: ExecutorKind = ExecutorKind.local
     """Executor of the units."""
     workers: int = 0
-    """Processes at once; 0: one per GPU, or one per `cpus_per_worker` processors."""
+    """Processes at once; 0: one per share of a GPU, or one per `cpus_per_worker` processors."""
     cpus_per_worker: int = 1
     """Processors per worker."""
     gpus_per_worker: float = 0.0
-    """GPUs per worker; may be a fraction."""
+    """GPUs per worker: a whole number, or a share of one. Slurm gives whole ones, rounded up."""
     max_attempts: int = 3
     """Attempts at a recording that kills its worker or fails with a transient error."""
     timeout_factor: float = 20.0

@@ -52,7 +52,7 @@ def check_options(cfg: DataPrepConfig) -> None:
     for group, names in _POSITIVE.items():
         for name in names:
             value = getattr(getattr(cfg, group), name)
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{group}.{name}={value} must be greater than 0")
     for group in (field.name for field in fields(cfg) if is_dataclass(getattr(cfg, field.name))):
         for name in ("min_seconds", "min_speech_seconds", "min_silence_seconds", "pad_seconds", "workers"):

@@ -46,7 +46,11 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     the network times out.
     """
     import huggingface_hub
-    from huggingface_hub.utils import reset_sessions
+
+    try:
+        from huggingface_hub.utils import reset_sessions
+    except ImportError:  # huggingface-hub 1 and later
+        from huggingface_hub import close_session as reset_sessions
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -12,12 +12,18 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from moshi.models import MimiModel, loaders
-from moshi.utils.compile import no_compile
 from safetensors import SafetensorError
 from torch import Tensor
 
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+
+try:
+    from moshi.models import MimiModel, loaders
+    from moshi.utils.compile import no_compile
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"Mimi needs the package moshi ({error}): pip install 'csm-train[mimi]', or use codec=spectral"
+    ) from error
 
 MAX_CODEBOOKS = 32
 

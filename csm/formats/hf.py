@@ -1,8 +1,8 @@
 """config.json and generation_config.json of Hugging Face's CsmForConditionalGeneration.
 
-Written with transformers 4's keys, which version 5 reads too. Everything that transformers would fill in with a
-default is written out: its `CsmConfig()` has no rotary scaling, for one, which would make 17 of the released backbone's
-32 frequencies wrong.
+Written with transformers 4's keys, which version 5 reads too, and rotary positions under version 5's as well.
+Everything that transformers would fill in with a default is written out: its `CsmConfig()` has no rotary scaling, for
+one, which would make 17 of the released backbone's 32 frequencies wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ def write_config(
         "hidden_act": "silu",
         "initializer_range": config.initializer_std,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.base,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -51,7 +50,7 @@ def write_config(
         **shared,
         **_stack(config.backbone),
         "max_position_embeddings": config.max_seq_len,
-        "rope_scaling": _rope(config.rope, config.max_seq_len),
+        **_rope(config.rope, config.max_seq_len),
         "text_vocab_size": config.text_vocab_size,
         "tie_codebooks_embeddings": True,
         "bos_token_id": bos_token_id,
@@ -67,7 +66,7 @@ def write_config(
             **_stack(config.decoder),
             "backbone_hidden_size": config.backbone.dim,
             "max_position_embeddings": depth_positions,
-            "rope_scaling": _rope(config.rope, depth_positions),
+            **_rope(config.rope, depth_positions),
         },
         "codec_config": codec_config,
     }
@@ -163,9 +162,9 @@ def _check_supported(entry: dict[str, Any], where: str) -> None:
 
 
 def _rope(rope: RopeConfig, max_seq_len: int) -> dict[str, Any]:
-    """Llama-3 scaling as transformers wants it.
+    """Rotary positions as transformers wants them: version 4 as rope_theta and rope_scaling, 5 as rope_parameters.
 
-    It demands original_max_position_embeddings < max_position_embeddings. Only the quotients with the two factors
+    Both demand original_max_position_embeddings < max_position_embeddings. Only the quotients with the two factors
     matter, so all three are divided by the power of two that brings the first to half the second or less: exact in
     floating point, and for csm-1b the very numbers of the published file (1024, 0.5, 0.125 and 16, 2^-7, 2^-9).
     """
@@ -173,13 +172,15 @@ def _rope(rope: RopeConfig, max_seq_len: int) -> dict[str, Any]:
     while rope.old_context / shrink > max_seq_len / 2:
         shrink *= 2
     old_context = rope.old_context / shrink
-    return {
+    scaling = {
         "rope_type": "llama3",
         "factor": rope.scale_factor,
         "low_freq_factor": rope.low_freq_factor / shrink,
         "high_freq_factor": rope.high_freq_factor / shrink,
         "original_max_position_embeddings": int(old_context) if old_context.is_integer() else old_context,
     }
+    base = {"rope_theta": rope.base}
+    return {**base, "rope_scaling": scaling, "rope_parameters": {**base, **scaling}}
 
 
 def read_rope(entry: dict[str, Any], where: str) -> RopeConfig:

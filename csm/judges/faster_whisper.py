@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from csm.audio import resample
@@ -59,13 +60,13 @@ class FasterWhisper:
             from faster_whisper import BatchedInferencePipeline, WhisperModel
         except ImportError as error:
             raise ModelUnavailable("faster-whisper is not installed: pip install faster-whisper") from error
-        kind, _, index = device.partition(":")
+        place = torch.device(device)
         if compute_type == "auto":
-            compute_type = "float16" if kind == "cuda" else "int8"
+            compute_type = "float16" if place.type == "cuda" else "int8"
         folder = bundled_model(option) if model == BUNDLED else _folder(model, option)
         try:
             self._model = WhisperModel(
-                str(folder), device=kind, device_index=int(index or 0), compute_type=compute_type
+                str(folder), device=place.type, device_index=place.index or 0, compute_type=compute_type
             )
         except (OSError, RuntimeError) as error:
             raise ModelUnavailable(f"{option}={model} does not load: {error}") from error

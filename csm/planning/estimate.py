@@ -6,45 +6,17 @@ import math
 from dataclasses import dataclass, replace
 
 from csm.config import ActivationCheckpointing, PlanConfig, StrategyConfig, StrategyName, TrainConfig
-from csm.data.packing import num_slots
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
-from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
+from csm.planning.device import FRAME_RATE, GIB, Device, MemoryPlan, audio_share, memory_plan, precision, slots
+from csm.planning.memory import Parameters
 from csm.validate import validate_tensor_parallel
-
-FRAME_RATE = 12.5  # of both codecs, frames per second
-GIB = 2**30
-
-CPU_ALLOCATOR, GPU_ALLOCATOR = 0.27, 0.05
-"""Memory that allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and
-activations were, and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
-(PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
-WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
-CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
 CONVERSATION_SECONDS = 120.0  # of data_prep/config.py, ConversationConfig.max_seconds
 TURN_SECONDS = 5.0
 SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 522  # tar headers and padding, npy header, the sample's own JSON fields
 TURN_OVERHEAD = 195  # JSON of a turn without its text and without the times of words, where it was recognized
 BYTES_PER_TEXT_TOKEN = 4.0
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes on one device with one kind of activation checkpointing."""
-
-    peak: Memory
-    allocator: float
-    context: float
-    available: float | None  # None: a CPU's is not known here
-
-    @property
-    def total(self) -> float:
-        return self.peak.total + self.allocator + self.context
-
-    @property
-    def fits(self) -> bool:
-        return self.available is None or self.total <= self.available
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,6 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
             raise ValueError(f"{name}={getattr(options, name)} must be greater than 0")
     if options.mfu > 1:
         raise ValueError(f"mfu={options.mfu} is a share of the peak: at most 1")
-    precision = _precision(config, gpu)
     data, notes = config.data, []
     rows, per_microbatch = data.global_batch_size, data.micro_batch_size
     sharing = strategy.tensor_parallel_size
@@ -115,29 +86,24 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         )
 
     parameters = Parameters.of(config.model, config.lora)
-    own = parameters.on_each_of(sharing, config.model)
-    state = training_state(strategy, own, data_ranks, precision, microbatches > 1)
-    audio_share = FRAME_RATE / (FRAME_RATE + options.text_tokens_per_second)
-    slots = _slots(config, audio_share)
-    microbatch = Microbatch(per_microbatch, data.max_seq_len, per_microbatch * slots, config.loss.decoder_chunk)
-    # Adapters are called as plain modules.
-    fused = config.trainer.compile or (gpu is None and not config.lora.rank)
-    memory = {}
-    for level in ActivationCheckpointing:
-        peak = peak_memory(config.model, own, state, microbatch, precision, level, fused, sharing)
-        allocator = (CPU_ALLOCATOR if gpu is None else GPU_ALLOCATOR) * peak.total
-        context = 0.0 if gpu is None else (CONTEXT_GIB + (NCCL_GIB if gpus > 1 else 0)) * GIB
-        available = None if gpu is None else gpu.memory_gib * GIB
-        memory[level.value] = MemoryPlan(peak, allocator, context, available)
+    available = None if gpu is None else gpu.memory_gib * GIB
+    device = Device(available, gpus, data_ranks, audio_share(options))
+    memory = {
+        level.value: memory_plan(config, device, parameters, rows // data_ranks, per_microbatch, level)
+        for level in ActivationCheckpointing
+    }
 
     positions = rows * data.max_seq_len
-    audio_frames = positions * audio_share
+    audio_frames = positions * device.audio_share
+    decoder_frames = rows * slots(config, device.audio_share)
     # One document to a row: the most that attention can cost.
-    flops = training_flops(config.model, Work(positions, rows * data.max_seq_len**2, round(audio_frames), rows * slots))
+    flops = training_flops(
+        config.model, Work(positions, rows * data.max_seq_len**2, round(audio_frames), decoder_frames)
+    )
     on_device = flops.on_each_of(sharing)  # of all rows; a device has those of its data rank
     seconds = None if gpu is None else on_device.model / data_ranks / (gpu.peak_flops * options.mfu)
     frames = options.hours * 3600 * FRAME_RATE
-    steps = math.ceil(frames * options.epochs / audio_share / positions)
+    steps = math.ceil(frames * options.epochs / device.audio_share / positions)
     if config.lora.rank:
         notes.append("FLOPs are those of training all weights; with adapters only, up to a third less")
     codes = frames * config.model.num_codebooks * 2
@@ -148,16 +114,16 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         gpus=gpus,
         nodes=math.ceil(gpus / options.gpus_per_node),
         strategy=strategy,
-        precision=precision,
+        precision=precision(config, gpu is not None),
         global_batch_size=rows,
         micro_batch_size=per_microbatch,
         microbatches=microbatches,
         data_ranks=data_ranks,
         memory=memory,
-        host_memory_per_node=state.host * min(gpus, options.gpus_per_node),
+        host_memory_per_node=memory["none"].host * min(gpus, options.gpus_per_node),
         positions_per_step=positions,
         audio_frames_per_step=audio_frames,
-        decoder_frames_per_step=rows * slots,
+        decoder_frames_per_step=decoder_frames,
         flops_per_step=flops.model,
         device_flops_per_step=on_device.model / data_ranks,
         hardware_flops_per_step=on_device.hardware_full_checkpointing * sharing,
@@ -215,21 +181,6 @@ def _gpus(config: TrainConfig, options: PlanConfig) -> int:
     if gpus < 1:
         raise ValueError(f"gpus={gpus} must be at least 1")
     return gpus
-
-
-def _precision(config: TrainConfig, gpu: Gpu | None) -> Precision:
-    bf16 = Precision.autocast if config.strategy.name in WHOLE else Precision.bf16
-    known = {"32-true": Precision.fp32, "bf16-mixed": bf16, "auto": Precision.fp32 if gpu is None else bf16}
-    if config.trainer.precision not in known:
-        raise ValueError(f"no plan for trainer.precision={config.trainer.precision}; choose from {', '.join(known)}")
-    return known[config.trainer.precision]
-
-
-def _slots(config: TrainConfig, audio_share: float) -> int:
-    """Frames of a row that the depth decoder computes."""
-    if config.loss.decoder_frame_ratio == 1:  # all of them: slots that no frame fills are cut off
-        return math.ceil(config.data.max_seq_len * audio_share)
-    return num_slots(config.data.max_seq_len, config.loss.decoder_frame_ratio)
 
 
 def _overhead(options: PlanConfig) -> float:

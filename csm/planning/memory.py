@@ -27,6 +27,7 @@ from csm.model.flops import linear_parameters
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
     LOG_PROBABILITIES,
+    Blocks,
     Precision,
     backbone_bytes,
     block_transient_bytes,
@@ -212,6 +213,18 @@ class Memory:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
 
+def _casts(parameters: Parameters, state: State, blocks: Blocks, level: ActivationCheckpointing) -> Buffers:
+    """bf16 copies of weights in the three parts of a backward pass. Autocast keeps those of modules to the pass's end.
+    Compiled blocks keep their own until they are differentiated, or make them again with what they recompute."""
+    if blocks is not Blocks.compiled or not state.casts:
+        return Buffers(state.casts, state.casts, state.casts)
+    decoder, backbone = parameters.total["decoder"], parameters.total["backbone"]
+    others = state.casts - 2 * (decoder + backbone)
+    if level is ActivationCheckpointing.none:
+        return Buffers(state.casts, others + 2 * backbone, others)
+    return Buffers(others + 2 * parameters.block, others + 2 * parameters.block, others)
+
+
 def peak_memory(
     config: CSMConfig,
     parameters: Parameters,
@@ -219,12 +232,11 @@ def peak_memory(
     microbatch: Microbatch,
     precision: Precision,
     activation_checkpointing: ActivationCheckpointing,
-    fused: bool = True,
+    blocks: Blocks = Blocks.fused,
     ranks: int = 1,
 ) -> Memory:
     """The moment of an optimizer step at which the most memory is in use.
 
-    fused: whether SwiGLU recomputes its product, see csm/planning/activations.py
     parameters, state: of one of the `ranks` that share the backbone's matrices (tensor parallelism)
     """
     vocab, codebooks, positions = config.audio_vocab_size, config.num_codebooks, microbatch.positions
@@ -235,13 +247,14 @@ def peak_memory(
     copied = microbatch.frames if frames > microbatch.frames else 0  # filling up makes a copy
     inputs = (copied + frames) * input_bytes
     collected = (frames - chunk) * input_bytes  # gradients of the earlier chunks' inputs
-    backbone = positions * backbone_bytes(config, microbatch.length, precision, activation_checkpointing, fused, ranks)
-    decoder = chunk * decoder_bytes(config, precision, activation_checkpointing, fused)
+    backbone = positions * backbone_bytes(config, microbatch.length, precision, activation_checkpointing, blocks, ranks)
+    decoder = chunk * decoder_bytes(config, precision, activation_checkpointing, blocks)
     c0_logits, decoder_logits = vocab * positions, (codebooks - 1) * vocab * chunk
     softmax = logits_bytes(precision)
     c0_kept = LOG_PROBABILITIES * c0_logits
-    decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision)
-    backbone_blocks = positions * block_transient_bytes(config.backbone, precision, ranks)
+    level = activation_checkpointing
+    decoder_blocks = chunk * codebooks * block_transient_bytes(config.decoder, precision, level, blocks)
+    backbone_blocks = positions * block_transient_bytes(config.backbone, precision, level, blocks, ranks)
     element = 4 if precision is Precision.fp32 else 2
 
     trained = parameters.trained
@@ -258,6 +271,8 @@ def peak_memory(
     tables = (precision is not Precision.fp32) + (first > 0 and state.buffers == Buffers())
     table = tables * trained["audio_embeddings"] * (2 if precision is Precision.bf16 else 4)
 
+    casts = _casts(parameters, state, blocks if ranks == 1 else Blocks.plain, level)
+
     def moment(
         name: str,
         gradients: float,
@@ -266,11 +281,12 @@ def peak_memory(
         logits: float = 0.0,
         block_gradients: float = 0.0,
         buffers: float = 0.0,
+        casts: float = 0.0,
     ) -> Memory:
         return Memory(
             moment=name,
             weights=state.weights,
-            casts=state.casts,
+            casts=casts,
             gradients=gradients,
             optimizer=state.optimizer,
             backbone_activations=backbone,
@@ -293,6 +309,7 @@ def peak_memory(
                 decoder=last_chunk,
                 logits=c0_kept + softmax * decoder_logits,
                 buffers=buffers.decoder,
+                casts=casts.decoder,
             ),
             moment(
                 "decoder's head, backward",
@@ -302,6 +319,7 @@ def peak_memory(
                 logits=c0_kept + element * decoder_logits,
                 block_gradients=element * chunk * codebooks * config.decoder.dim,
                 buffers=buffers.decoder,
+                casts=casts.decoder,
             ),
             moment(
                 "decoder's blocks, backward",
@@ -311,6 +329,7 @@ def peak_memory(
                 logits=c0_kept,
                 block_gradients=decoder_blocks,
                 buffers=buffers.decoder,
+                casts=casts.decoder,
             ),
             moment(
                 "codebook 0's loss, backward",
@@ -319,6 +338,7 @@ def peak_memory(
                 decoder=joined,
                 logits=softmax * c0_logits,
                 buffers=buffers.backbone,
+                casts=casts.backbone,
             ),
             moment(
                 "backbone's blocks, backward",
@@ -327,6 +347,7 @@ def peak_memory(
                 decoder=joined,
                 block_gradients=backbone_blocks,
                 buffers=buffers.backbone,
+                casts=casts.backbone,
             ),
             moment(
                 "embeddings, backward",
@@ -334,6 +355,7 @@ def peak_memory(
                 decoder=joined,
                 block_gradients=3 * 4 * positions * config.backbone.dim,
                 buffers=buffers.embeddings,
+                casts=casts.embeddings,
             ),
             moment("optimizer step", gradients=every),
         ),

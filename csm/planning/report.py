@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from csm.config import PlanConfig
-from csm.planning.estimate import GIB, MemoryPlan, Plan
+from csm.planning.device import GIB, MemoryPlan
+from csm.planning.estimate import Plan
 
 MEMORY_ROWS = {
     "weights": "weights",
@@ -50,7 +51,10 @@ def verdict(plan: Plan, remedy: str | None) -> str:
     memory = plan.memory[fitting[0]]
     assert memory.available is not None  # of a GPU
     spare = (memory.available - memory.total) / GIB
-    return f"Fits into {plan.gpu} with trainer.activation_checkpointing={fitting[0]}, {spare:.1f} GiB to spare."
+    return (
+        f"Fits into {plan.gpu} with trainer.activation_checkpointing={fitting[0]}, {spare:.1f} GiB to spare; there the "
+        f"largest data.micro_batch_size is {memory.largest_micro_batch_size}."
+    )
 
 
 def print_plan(plan: Plan, options: PlanConfig, remedy: str | None, console: Console) -> None:
@@ -91,6 +95,8 @@ def _memory_table(plan: Plan) -> Table:
     row("total", [memory.total for memory in memories], "bold")
     table.add_row("of", *(_available(memory) for memory in memories))
     table.add_row("reached in", *(memory.peak.moment for memory in memories))
+    if plan.gpu != "cpu":
+        table.add_row("largest microbatch", *(str(memory.largest_micro_batch_size or "-") for memory in memories))
     if plan.host_memory_per_node:
         row("host memory per node", [plan.host_memory_per_node] * len(memories))
     return table

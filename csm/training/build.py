@@ -34,6 +34,7 @@ from csm.model.lora import apply_lora
 from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
 from csm.parallel.strategies import build_engine, build_fabric, count_devices, data_ranks, device_mesh
+from csm.planning.device import microbatch_advice
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
 from csm.training.module import CSMTrainingModule
@@ -118,6 +119,8 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     log.info(
         "%s: %.1fM parameters, %s", config.name, sum(p.numel() for p in model.parameters()) / 1e6, precision(options)
     )
+    if fabric.device.type == "cuda":
+        log.info(microbatch_advice(config, torch.cuda.get_device_properties(fabric.device).total_memory, num_devices))
     for each in datasets:
         log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)
     if not any(len(each.shards("val")) for each in datasets):

@@ -7,6 +7,7 @@ unit.py         one unit through the stages, with retries and timeouts
 unit_files.py   the files of a unit, and the classification of failures
 executor.py     the interface of executors; local.py, ray.py, slurm.py
 processes.py    worker processes on this machine
+gpus.py         the GPUs of workers
 
 An executor is a function `(cfg, units, on_report, on_progress) -> list[UnitFailure]`: it calls `on_report` once for
 each unit that it finished, and returns the units that failed, with the reason. Only unit ids and reports cross process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +10,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
 from data_prep.config import DataPrepConfig
 from data_prep.execution.executor import UNIT_ERRORS, OnProgress, UnitFailure
+from data_prep.execution.gpus import gpus_of, visible_gpus, workers_with_a_share
 from data_prep.execution.pipeline import Worker
 from data_prep.execution.processes import end_with_parent, worker_context
 from data_prep.execution.unit import UnitReport
@@ -45,15 +43,8 @@ def number_of_workers(cfg: DataPrepConfig) -> int:
     if options.workers:
         return options.workers
     if options.gpus_per_worker > 0:
-        return max(1, math.floor(torch.cuda.device_count() / options.gpus_per_worker + 1e-6))
+        return workers_with_a_share(options.gpus_per_worker, len(visible_gpus()))
     return max(1, len(os.sched_getaffinity(0)) // options.cpus_per_worker)
-
-
-def gpu_of(slot: int, gpus_per_worker: float) -> str:
-    """Id of the GPU of worker `slot`, among those visible to this process (CUDA_VISIBLE_DEVICES, if set)."""
-    number = int(slot * gpus_per_worker + 1e-6)
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return allowed.split(",")[number] if allowed else str(number)
 
 
 def run_local(
@@ -104,7 +95,7 @@ def run_local(
 @dataclass
 class _Setup:
     cfg: DataPrepConfig
-    visible_gpu: str | None
+    gpus: list[str] | None  # None: all that this machine has
 
 
 class _Process:
@@ -115,8 +106,9 @@ class _Process:
         self.unit: str | None = None
         context = worker_context()
         self.connection, theirs = context.Pipe()
-        gpu = gpu_of(slot, cfg.executor.gpus_per_worker) if cfg.executor.gpus_per_worker > 0 else None
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, _Setup(cfg, gpu)), daemon=True)
+        share = cfg.executor.gpus_per_worker
+        gpus = gpus_of(slot, share, visible_gpus()) if share else None
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, _Setup(cfg, gpus)), daemon=True)
         self.process.start()
         theirs.close()  # so that the death of the process closes the connection
 
@@ -145,8 +137,8 @@ class _Process:
 def _serve(connection: Connection, setup: _Setup) -> None:
     """Runs units as they arrive, until the other end of the connection is closed."""
     end_with_parent()
-    if setup.visible_gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpu
+    if setup.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(setup.gpus)
     worker = None
     while True:
         try:

@@ -13,6 +13,7 @@ from rich.text import Text
 from data_prep.config import DataPrepConfig, ExecutorKind, work_folder
 from data_prep.execution.executor import Executor, UnitFailure
 from data_prep.execution.fit_codec import fit_codec
+from data_prep.execution.gpus import check_gpus
 from data_prep.execution.local import run_inline, run_local
 from data_prep.execution.pipeline import build_stages, run_codec
 from data_prep.execution.ray import run_ray
@@ -44,8 +45,10 @@ class RunSummary:
 def run(cfg: DataPrepConfig) -> RunSummary:
     """Runs every unit of the plan that is not done with these options.
 
-    Raises FileNotFoundError or ValueError if there is no plan, or if the codec or a model is missing.
+    Raises FileNotFoundError or ValueError if there is no plan, if the codec or a model is missing, or if workers would
+    not get the GPUs that they need.
     """
+    check_gpus(cfg)
     work = work_folder(cfg)
     plan = load_plan(work)
     fit_codec(cfg, plan, work)

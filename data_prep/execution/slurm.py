@@ -6,9 +6,11 @@ done, and the finished stages of the unit in progress.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-from data_prep.config import DataPrepConfig, work_folder
+from data_prep.config import DataPrepConfig, ExecutorConfig, work_folder
 from data_prep.execution.executor import UNIT_ERRORS, OnProgress, UnitFailure
 from data_prep.execution.pipeline import Worker
 from data_prep.execution.unit import UnitReport
@@ -40,6 +42,14 @@ class UnitTask:
         return DelayedSubmission(self, cfg, units)
 
 
+def task_parameters(options: ExecutorConfig) -> dict[str, Any]:
+    """Of one task, as submitit names them. Slurm gives whole GPUs: shares are rounded up."""
+    parameters: dict[str, Any] = {"name": "data_prep", "cpus_per_task": options.cpus_per_worker}
+    if options.gpus_per_worker:
+        parameters["gpus_per_node"] = math.ceil(options.gpus_per_worker)
+    return parameters
+
+
 def run_slurm(
     cfg: DataPrepConfig, units: list[str], on_report: Callable[[UnitReport], None], on_progress: OnProgress
 ) -> list[UnitFailure]:
@@ -57,9 +67,7 @@ def run_slurm(
     tasks = min(len(units), options.workers or MAX_TASKS, MAX_TASKS)
     shares = [units[task::tasks] for task in range(tasks)]
     executor = submitit.AutoExecutor(work_folder(cfg) / options.slurm_folder, cluster=options.slurm_cluster)
-    executor.update_parameters(cpus_per_task=options.cpus_per_worker, name="data_prep")
-    if options.gpus_per_worker:
-        executor.update_parameters(gpus_per_node=round(options.gpus_per_worker))
+    executor.update_parameters(**task_parameters(options))
     executor.update_parameters(**options.slurm)
     jobs = executor.map_array(UnitTask(), [cfg] * tasks, shares)
     share_of = {job.job_id: share for job, share in zip(jobs, shares, strict=True)}

@@ -63,9 +63,13 @@ def _load_codec(dataset: ShardedDataset) -> tuple[Codec | None, str]:
         codec = SpectralCodec.load(dataset.codec_file)
     elif dataset.codec.name == "mimi":
         from huggingface_hub import try_to_load_from_cache
-        from moshi.models import loaders  # slow to import
 
-        from csm.codec.mimi import MimiCodec
+        try:
+            from moshi.models import loaders  # slow to import
+
+            from csm.codec.mimi import MimiCodec
+        except ModuleNotFoundError:
+            return None, "the package moshi is not installed"
 
         cached = try_to_load_from_cache(CodecConfig().repo, loaders.MIMI_NAME)
         if not isinstance(cached, str):

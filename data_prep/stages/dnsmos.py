@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from csm.judges.hub import ModelUnavailable
 from data_prep.records import MODEL_RATE
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 WINDOW = int(9.01 * MODEL_RATE)  # samples of the model's input
 MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same result
@@ -34,7 +39,7 @@ class Dnsmos:
 
     Args:
         hop_seconds: between windows of audio longer than one; at least 4.5.
-        device: "cpu" (one thread, so that results do not depend on the number of threads) or "cuda".
+        device: "cpu" (one thread, so that results do not depend on the number of threads), "cuda" or "cuda:1".
     """
 
     def __init__(self, hop_seconds: float, device: str = "cpu") -> None:
@@ -44,12 +49,15 @@ class Dnsmos:
         self.hop = round(hop_seconds * MODEL_RATE)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        wanted = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
-        if wanted not in onnxruntime.get_available_providers():
+        provider, provider_options = provider_of(device)
+        if provider not in onnxruntime.get_available_providers():
             raise ModelUnavailable(
-                f"score.device={device}: onnxruntime offers no {wanted}; install onnxruntime-gpu, or use cpu"
+                f"score.device={device}: onnxruntime offers no {provider}; install onnxruntime-gpu, or use cpu"
             )
-        self._session = onnxruntime.InferenceSession(weights, options, providers=[wanted])
+        self._session = onnxruntime.InferenceSession(
+            weights, options, providers=[provider], provider_options=[provider_options]
+        )
+        check_provider(self._session, provider, device)
 
     def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         """Signal, background and overall of clips (float32 [N] at 16 kHz), each the mean of its windows: [clips, 3].
@@ -68,6 +76,24 @@ class Dnsmos:
         """Float64 [B, 3] of windows float32 [B, WINDOW]."""
         (raw,) = self._session.run(None, {"input_1": windows})
         return np.stack([np.polyval(fit, raw[:, i].astype(np.float64)) for i, fit in enumerate(_FITS)], axis=1)
+
+
+def provider_of(device: str) -> tuple[str, dict[str, Any]]:
+    """ONNX Runtime's name and options for a torch device."""
+    wanted = torch.device(device)
+    if wanted.type == "cpu":
+        return "CPUExecutionProvider", {}
+    return "CUDAExecutionProvider", {"device_id": wanted.index or 0}
+
+
+def check_provider(session: InferenceSession, provider: str, device: str) -> None:
+    """Raises ModelUnavailable if ONNX Runtime took the CPU because CUDA's libraries do not load, of which it only logs
+    a line."""
+    if provider not in session.get_providers():
+        raise ModelUnavailable(
+            f"score.device={device}: onnxruntime cannot load its {provider}, see its log above; install the CUDA and "
+            "cuDNN that this onnxruntime-gpu was built for, or use cpu"
+        )
 
 
 def split(clip: np.ndarray, hop: int) -> list[np.ndarray]:

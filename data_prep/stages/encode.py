@@ -20,6 +20,10 @@ from data_prep.stages.base import Item
 PEAK = 0.99
 """Highest absolute value of a sample after a gain."""
 
+BATCH_SECONDS = {"cpu": 60.0, "cuda": 300.0}
+"""`encode.batch_seconds` by default. Mimi is about a thousand kernels whatever the batch: with a small one the GPU
+waits for the host to launch them."""
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -42,11 +46,11 @@ class EncodeStage:
 
     def __init__(self, cfg: EncodeConfig, loose: LimitsConfig, codec: Codec) -> None:
         self.codec = codec
-        self.batch_seconds = cfg.batch_seconds
+        self.device = str(codec.device)
+        self.batch_seconds = cfg.batch_seconds or BATCH_SECONDS.get(codec.device.type, BATCH_SECONDS["cpu"])
         self.options = EncodeOptions(codec.identity, codec.num_codebooks, cfg.loudness, cfg.max_gain_db, loose)
         self.backend = codec.name
-        self.device = str(codec.device)
-        self.group_seconds = 4 * cfg.batch_seconds
+        self.group_seconds = 4 * self.batch_seconds
 
     def process(self, items: Sequence[Item]) -> list[Encoded]:
         waveforms: list[torch.Tensor] = []

@@ -5,8 +5,9 @@ import pytest
 from heard import demo_recordings, draft, item
 from speechmos import dnsmos
 
+from csm.judges.hub import ModelUnavailable
 from data_prep.config import ScoreConfig
-from data_prep.stages.dnsmos import WINDOW, Dnsmos, split
+from data_prep.stages.dnsmos import WINDOW, Dnsmos, check_provider, provider_of, split
 from data_prep.stages.score import ScoreStage
 
 RATE = 16_000
@@ -72,3 +73,16 @@ def test_noise_lowers_the_scores(speech, tmp_path):
 def test_hop_must_not_be_short():
     with pytest.raises(ValueError, match=r"dnsmos_hop_seconds=1 must be at least 4\.5"):
         ScoreStage(ScoreConfig(dnsmos=True, dnsmos_hop_seconds=1.0))
+
+
+def test_the_second_gpu_is_the_second_gpu():
+    assert provider_of("cpu") == ("CPUExecutionProvider", {})
+    assert provider_of("cuda") == ("CUDAExecutionProvider", {"device_id": 0})
+    assert provider_of("cuda:1") == ("CUDAExecutionProvider", {"device_id": 1})
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused():
+    """As onnxruntime-gpu makes one where CUDA's libraries do not load."""
+    session = Dnsmos(9.01)._session
+    with pytest.raises(ModelUnavailable, match=r"score\.device=cuda: onnxruntime cannot load its CUDAExec"):
+        check_provider(session, provider_of("cuda")[0], "cuda")

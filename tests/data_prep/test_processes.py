@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.execution.local import gpu_of
 from data_prep.execution.processes import ordered_map
 from tests.conftest import ROOT
 
@@ -54,10 +53,3 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     while any(alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_workers_share_the_gpus_that_may_be_used(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [gpu_of(slot, 0.5) for slot in range(4)] == ["0", "0", "1", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7f")
-    assert [gpu_of(slot, 1.0) for slot in range(2)] == ["4", "GPU-7f"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from csm.codec.mimi import MimiCodec
 from csm.config import CodecConfig, CSMConfig, TransformerConfig
 from csm.formats.export import LAYOUTS, export
 from csm.formats.native import write_native
@@ -16,13 +15,14 @@ from csm.formats.open import open_checkpoint
 from csm.formats.tensors import lazy
 from csm.model.csm import CSM
 from csm.text import HFTokenizer
-from tests.formats.small_mimi import narrow, save_small_mimi
 from tests.llama_tokenizer import save_byte_level_tokenizer
 
 
 @pytest.fixture(scope="module")
 def narrow_mimi() -> Iterator[None]:
     """All of the module's Mimis are narrow."""
+    from tests.formats.small_mimi import narrow  # imports moshi, as below
+
     with narrow():
         yield
 
@@ -30,12 +30,17 @@ def narrow_mimi() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_mimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the narrow Mimi in moshi's layout."""
+    from tests.formats.small_mimi import save_small_mimi
+
     return save_small_mimi(tmp_path_factory.mktemp("mimi") / "mimi.safetensors")
 
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory, small_mimi: Path) -> Path:
     """A tiny random model with Llama's special tokens, as a native directory."""
+    from csm.codec.mimi import MimiCodec
+    from tests.formats.small_mimi import narrow
+
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("source")
     tokenizer = HFTokenizer.load(save_byte_level_tokenizer(folder / "tokenizer"))
@@ -67,6 +72,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, small_mimi: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(source: Path, tmp_path_factory: pytest.TempPathFactory, small_mimi: Path) -> dict[str, Path]:
     """{layout: directory}."""
+    from tests.formats.small_mimi import narrow
+
     folder = tmp_path_factory.mktemp("exported")
     with narrow():
         for layout in LAYOUTS:

@@ -136,7 +136,7 @@ def test_rotary_frequencies_of_csm_1b_bit_for_bit(stack):
     ours = rope_frequencies(head_dim, CSM_1B.rope)
     assert torch.equal(ours, CsmRotaryEmbedding(theirs).inv_freq)
     # The scaling matters: without it a good part of the frequencies is another.
-    theirs.rope_scaling = None
+    theirs.rope_scaling = {"rope_type": "default", "rope_theta": CSM_1B.rope.base}
     plain = CsmRotaryEmbedding(theirs).inv_freq
     assert (ours != plain).sum() >= head_dim // 4
 
@@ -163,7 +163,7 @@ def test_configs_that_are_not_ours_are_refused():
     with pytest.raises(ValueError, match="hidden_act='gelu' is not supported"):
         read(hidden_act="gelu")
     with pytest.raises(ValueError, match="rotary positions of backbone and depth decoder differ"):
-        read(rope_scaling=None)
+        read(rope_scaling=None, rope_parameters=None)  # the names of transformers 4 and 5
     with pytest.raises(ValueError, match="its codec has 32 of 1024"):
         read(codec_config={**content["codec_config"], "codebook_size": 1024})
     with pytest.raises(ValueError, match="its codec has 8 of 2048"):

@@ -14,6 +14,7 @@ from csm.model.transformer import FeedForward, Transformer
 from csm.planning.activations import (
     BLOCK,
     LOG_PROBABILITIES,
+    Blocks,
     Precision,
     backbone_bytes,
     decoder_bytes,
@@ -72,7 +73,8 @@ def test_a_stack_saves_what_the_list_says(precision, masked, fused):
     autocast = torch.autocast("cpu", torch.bfloat16) if precision is Precision.autocast else nullcontext()
     with (saved := SavedBytes(*stack.parameters())), autocast:
         stack(x, positions, mask)
-    expected = stack_bytes(STACK, length, precision, ActivationCheckpointing.none, masked, fused) * batch * length
+    blocks = Blocks.fused if fused else Blocks.plain
+    expected = stack_bytes(STACK, length, precision, ActivationCheckpointing.none, masked, blocks) * batch * length
     expected += length * 4 * STACK.dim // STACK.heads  # rotary positions: cosines and sines, the same for both rows
     norms = 2 * STACK.layers + 1
     if precision is not Precision.fp32 and masked:  # the list is a GPU's; this CPU also keeps the mask, in bf16

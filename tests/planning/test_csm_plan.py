@@ -16,7 +16,8 @@ from benchmarks.plan_memory import TINY, estimate, measure_in_a_process
 from csm.cli import build_parser
 from csm.config import LoraConfig, StrategyConfig, StrategyName
 from csm.planning.activations import Precision
-from csm.planning.estimate import GIB, SAMPLE_OVERHEAD, TURN_OVERHEAD, make_plan, remedy
+from csm.planning.device import GIB, microbatch_advice
+from csm.planning.estimate import SAMPLE_OVERHEAD, TURN_OVERHEAD, make_plan, remedy
 from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
 from tests.conftest import ROOT, compose_train
@@ -141,6 +142,26 @@ def test_a_batch_that_cannot_be_dealt_out_is_rounded_up_and_said():
     result = plan("model=csm_8b", "gpus=64", "strategy=fsdp", "data.micro_batch_size=2")
     assert result.global_batch_size == 128 and result.microbatches == 1
     assert "data.global_batch_size=128" in result.notes[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
+def test_the_largest_microbatch_fits_and_the_next_one_does_not(strategy):
+    words = ["model=csm_1b", "gpus=2", "gpu=a100_40gb", f"strategy={strategy}", "data.global_batch_size=96"]
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]  # divisors of a rank's rows
+    for level, memory in plan(*words, "data.micro_batch_size=1").memory.items():
+        largest = memory.largest_micro_batch_size
+        fitting = [n for n in sizes if plan(*words, f"data.micro_batch_size={n}").memory[level].fits]
+        assert largest == max(fitting, default=None)
+    assert plan(*words, "gpu=cpu", "data.micro_batch_size=1").memory["none"].largest_micro_batch_size is None
+
+
+def test_a_run_on_a_gpu_is_told_how_many_rows_would_fit():
+    config, _ = read_request(["model=csm_1b", "strategy=ddp", "data.global_batch_size=64", "data.micro_batch_size=2"])
+    planned = plan("model=csm_1b", "strategy=ddp", "data.global_batch_size=64", "data.micro_batch_size=2", "gpus=8")
+    advice = microbatch_advice(config, 79.1 * GIB, 8)
+    assert f"the largest that fits is {planned.memory['none'].largest_micro_batch_size}" in advice
+    assert f"needs {planned.memory['none'].total / GIB:.0f} of 79 GiB" in advice
+    assert microbatch_advice(config, 8 * GIB, 8).endswith("not even 1")
 
 
 def test_the_remedy_is_one():
