@@ -61,7 +61,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes [B, K, T] -> float32 audio [B, 1, T * samples_per_frame]."""
+        """Integer codes [B, K, T], or those of the first codebooks -> float32 audio [B, 1, T * samples_per_frame]."""
         ...
 
     @property
@@ -111,8 +111,9 @@ def check_audio(audio: Tensor) -> None:
 
 
 def check_codes(codes: Tensor, info: CodecInfo) -> None:
-    """Raises ValueError unless `codes` is an integer batch [B, K, T] of `info`'s codec, every id in range."""
-    if codes.ndim != 3 or codes.shape[1] != info.num_codebooks or codes.numel() == 0 or codes.is_floating_point():
+    """Raises ValueError unless `codes` is an integer batch [B, K, T] of `info`'s codec, every id in range; fewer rows
+    are the first codebooks."""
+    if codes.ndim != 3 or codes.shape[1] > info.num_codebooks or codes.numel() == 0 or codes.is_floating_point():
         shape = tuple(codes.shape)
         raise ValueError(f"{info.name} codes must be integers [B, {info.num_codebooks}, T], got {codes.dtype} {shape}")
     low, high = int(codes.min()), int(codes.max())

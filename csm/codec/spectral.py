@@ -138,7 +138,7 @@ class SpectralCodec(Codec):
         Raises ValueError for codes of another shape or out of range.
         """
         check_codes(codes, self.info)
-        levels = torch.arange(self.num_codebooks, device=self.device)[:, None]
+        levels = torch.arange(codes.shape[1], device=self.device)[:, None]
         return torch.stack([self._decode_row(self.codebooks[levels, row]) for row in codes.to(self.device)])
 
     def _decode_row(self, entries: Tensor) -> Tensor:

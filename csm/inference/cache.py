@@ -72,10 +72,9 @@ class SinglePositions:
         self.cache, self.attended = cache, attended
         batch, groups, length = positions.shape[0], cache.kv_heads, cache.max_length
         device = positions.device
-        planes = (
-            torch.arange(2, device=device)[:, None, None] * cache.slots + torch.arange(batch, device=device)[:, None]
-        )
-        rows = (planes * groups + torch.arange(groups, device=device)) * length + positions[:, None]  # [2, B, G]
+        kinds, slots, heads = (torch.arange(n, device=device) for n in (2, batch, groups))
+        planes = (kinds[:, None, None] * cache.slots + slots[:, None]) * groups + heads  # [2, B, G]
+        rows = planes * length + positions[:, None]
         self.rows = rows.flatten()
         hidden = torch.arange(attended, device=device) > positions[:, None]  # [B, attended]
         mask = torch.zeros(hidden.shape, dtype=cache.data.dtype, device=device).masked_fill(hidden, -torch.inf)

@@ -178,9 +178,8 @@ class Engine:
                     # The last position is the first step's: it has to be computed for its state.
                     slot.cached = min(request.prefix.length, len(tokens) - 1)
                     self.cache.restore(number, request.prefix, slot.cached)
-                self.step.state.positions[number] = (
-                    slot.position
-                )  # steps meanwhile write here, and so does the first one
+                # Steps taken meanwhile write here as well; the first step of the request writes it anew.
+                self.step.state.positions[number] = slot.position
 
     def _prefill(self) -> None:
         """The next positions of prompts, PREFILL_CHUNK in all."""

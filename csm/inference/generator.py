@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csm.codec import Codec
 from csm.inference.engine import Engine, Request
-from csm.inference.guards import Guards, RunawayWatch, silent_codes, text_seconds
+from csm.inference.guards import GUARDS, Guards, RunawayWatch, silent_codes, text_seconds
 from csm.inference.modes import Mode
 from csm.inference.sampling import Sampling
 from csm.inference.segments import GeneratedSegment, PromptBuilder, Segment
@@ -35,7 +35,7 @@ class SpeechRequest:
     temperature: float = 0.9
     topk: int = 50
     seed: int | None = None
-    guards: Guards = Guards()
+    guards: Guards = GUARDS
 
 
 class Generator:
@@ -101,7 +101,7 @@ class Generator:
         temperature: float = 0.9,
         topk: int = 50,
         seed: int | None = None,
-        guards: Guards = Guards(),
+        guards: Guards = GUARDS,
     ) -> GeneratedSegment:
         """Like `generate`, but returns the turn with its codes, ready to be used as context, and why it ended.
 

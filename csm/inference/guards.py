@@ -38,6 +38,9 @@ class Guards:
         return cls(False, None, None)
 
 
+GUARDS = Guards()
+
+
 def text_seconds(text: str) -> float:
     """Longest audio expected of a text: about three times what slow reading takes.
 
