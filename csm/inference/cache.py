@@ -6,6 +6,7 @@ beyond a slot's position is left over from earlier requests and masked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,22 +36,31 @@ class Prefix:
 
 
 class KVCache:
-    """`data [layers, 2, slots, G, max_length, E]`; index 0 of the second dimension are keys, 1 values."""
+    """`layers`: of each layer `[2, slots, G, max_length, E]`, keys and values.
+
+    Each is a tensor of its own, seen as rows `[-1, E]` where single positions are written: the compiler then writes in
+    place, where it would copy a buffer of all layers for each of them.
+    """
 
     def __init__(
         self, config: TransformerConfig, slots: int, max_length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.slots, self.max_length = slots, max_length
-        shape = (config.layers, 2, slots, config.kv_heads, max_length, config.dim // config.heads)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.shape = (2, slots, config.kv_heads, max_length, config.dim // config.heads)
+        self.rows = [
+            torch.zeros(math.prod(self.shape[:-1]), self.shape[-1], dtype=dtype, device=device)
+            for _ in range(config.layers)
+        ]
+        self.layers = [rows.view(self.shape) for rows in self.rows]
 
     def save(self, slot: int, length: int) -> Prefix:
-        return Prefix(self.data[:, :, slot, :, :length].clone())
+        return Prefix(torch.stack([layer[:, slot, :, :length] for layer in self.layers]))
 
     def restore(self, slot: int, prefix: Prefix, length: int) -> None:
         """Puts the first `length` positions of `prefix` into a slot."""
-        self.data[:, :, slot, :, :length] = prefix.data[:, :, :, :length]
+        for layer, data in zip(self.layers, prefix.data, strict=True):
+            layer[:, slot, :, :length] = data[:, :, :length]
 
     def single(self, positions: Tensor, attended: int) -> SinglePositions:
         """Attention of one new position in each of the first B slots, at `positions [B]`."""
@@ -77,16 +87,16 @@ class SinglePositions:
         rows = planes * length + positions[:, None]
         self.rows = rows.flatten()
         hidden = torch.arange(attended, device=device) > positions[:, None]  # [B, attended]
-        mask = torch.zeros(hidden.shape, dtype=cache.data.dtype, device=device).masked_fill(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=cache.rows[0].dtype, device=device).masked_fill(hidden, -torch.inf)
         self.mask = mask.repeat_interleave(groups, dim=0)[:, None]  # [B*G, 1, attended]
 
     def __call__(self, layer: int, heads: Tensor) -> Tensor:
         cache, batch = self.cache, heads.shape[0]
         head_dim = heads.shape[-1]
-        data = cache.data[layer]  # [2, slots, G, max_length, E]
+        rows = cache.rows[layer]
         new = heads[:, 0, cache.heads :].unflatten(1, (2, -1)).transpose(0, 1)  # [2, B, G, E]
-        data.view(-1, head_dim).index_copy_(0, self.rows, new.reshape(-1, head_dim))
-        keys, values = data[:, :batch, :, : self.attended].flatten(1, 2)  # [B*G, attended, E]
+        rows[self.rows] = new.reshape(-1, head_dim)
+        keys, values = rows.view(cache.shape)[:, :batch, :, : self.attended].flatten(1, 2)  # [B*G, attended, E]
         q = heads[:, 0, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
         weights = torch.baddbmm(self.mask, q, keys.transpose(1, 2)).softmax(dim=-1)
         return torch.bmm(weights, values).view(batch, 1, -1)
@@ -100,7 +110,7 @@ class SamePosition:
 
     def __call__(self, layer: int, heads: Tensor) -> Tensor:
         cache, batch, head_dim = self.cache, heads.shape[0], heads.shape[-1]
-        data = cache.data[layer, :, :batch]  # [2, B, G, max_length, E]
+        data = cache.layers[layer][:, :batch]  # [2, B, G, max_length, E]
         data[:, :, :, self.position] = heads[:, 0, cache.heads :].unflatten(1, (2, -1)).transpose(0, 1)
         keys, values = data[:, :, :, : self.position + 1].flatten(1, 2)  # [B*G, position + 1, E]
         q = heads[:, 0, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
@@ -113,14 +123,14 @@ class Chunk:
 
     def __init__(self, cache: KVCache, slot: int, start: int, length: int) -> None:
         self.cache, self.slot, self.start, self.end = cache, slot, start, start + length
-        queries = torch.arange(start, self.end, device=cache.data.device)
-        keys = torch.arange(self.end, device=cache.data.device)
+        queries = torch.arange(start, self.end, device=cache.rows[0].device)
+        keys = torch.arange(self.end, device=cache.rows[0].device)
         seen = keys <= queries[:, None]  # [length, end]
         self.mask = seen.repeat_interleave(cache.heads // cache.kv_heads, dim=0)  # rows as in `q` below
 
     def __call__(self, layer: int, heads: Tensor) -> Tensor:
         cache, length, head_dim = self.cache, heads.shape[1], heads.shape[-1]
-        data = cache.data[layer, :, self.slot]  # [2, G, max_length, E]
+        data = cache.layers[layer][:, self.slot]  # [2, G, max_length, E]
         new = heads[0, :, cache.heads :].unflatten(1, (2, -1))  # [length, 2, G, E]
         data[:, :, self.start : self.end] = new.permute(1, 2, 0, 3)
         keys, values = data[:, None, :, : self.end]  # [1, G, end, E]

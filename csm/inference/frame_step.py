@@ -11,6 +11,7 @@ the device on the host: a step can be compiled whole or captured in a CUDA graph
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,19 @@ class SlotState:
         self.frame = torch.zeros(slots, num_codebooks, dtype=torch.int64, device=device)
 
 
+class Codebook(NamedTuple):
+    """What the depth decoder uses to draw one codebook, as tensors: one compiled function serves all codebooks.
+
+    position: int64 [1], the codebook's number from 1, which is its position
+    rope:     factors of that position, the same in every frame
+    head:     [d, codebook_size]
+    """
+
+    position: Tensor
+    rope: tuple[Tensor, Tensor]
+    head: Tensor
+
+
 class FrameStep:
     """The step over given weights, cache and state.
 
@@ -67,42 +81,55 @@ class FrameStep:
     def __init__(self, weights: DecodingWeights, cache: KVCache, num_codebooks: int) -> None:
         self.weights, self.cache, self.num_codebooks = weights, cache, num_codebooks
         self.state = SlotState(weights, cache.slots, num_codebooks)
-        depth = weights.config.decoder
-        self.depth = KVCache(depth, cache.slots, num_codebooks, weights.dtype, weights.device)
-        # Rotary positions of the depth decoder are the same in every frame.
-        positions = torch.arange(num_codebooks, device=weights.device)
-        self.depth_rope = list(zip(*weights.decoder.rotations(positions), strict=True))
+        config, device = weights.config, weights.device
+        self.depth = KVCache(config.decoder, cache.slots, num_codebooks, weights.dtype, device)
+        # Ids from codebook_size on are reserved: the codec cannot decode them, so they are never drawn.
+        self.first_head = weights.codebook0_head.weight.T[:, : config.codebook_size].contiguous()
+        positions = torch.arange(num_codebooks, device=device)
+        ropes = list(zip(*weights.decoder.rotations(positions), strict=True))
+        self.first_rope = ropes[0]
+        self.codebooks = [
+            Codebook(positions[n : n + 1], ropes[n], weights.audio_head[n - 1, :, : config.codebook_size])
+            for n in range(1, num_codebooks)
+        ]
 
     def __call__(self, shape: StepShape) -> None:
         """Computes the next frame of the first `shape.batch` slots into `state.frame`."""
-        state, batch, weights = self.state, shape.batch, self.weights
+        state, batch = self.state, shape.batch
         sampling = SlotSampling(state.temperature[:batch], state.topk[:batch])
-        hidden = self._backbone(shape)  # [B, D]
-        code = self._draw(F.linear(hidden, weights.codebook0_head.weight), 0, sampling, shape)
+        noise = state.noise[:batch].unbind(1)
+        code, x = self.first_code(state.inputs[:batch], state.positions[:batch], noise[0], sampling, shape)
         codes = [code]
-        self._depth_position(F.linear(hidden, weights.projection.weight), 0)
-        for codebook in range(1, self.num_codebooks):
-            row = code + (codebook - 1) * weights.config.audio_vocab_size
-            hidden = self._depth_position(F.embedding(row, weights.projected_embeddings), codebook)  # [B, d]
-            code = self._draw(hidden @ weights.audio_head[codebook - 1], codebook, sampling, shape)
+        for number, codebook in enumerate(self.codebooks, start=1):
+            code, x = self.next_code(x, codebook, noise[number], sampling, shape)
             codes.append(code)
+        self.finish(codes, shape)
+
+    def first_code(
+        self, inputs: Tensor, positions: Tensor, noise: Tensor, sampling: SlotSampling, shape: StepShape
+    ) -> tuple[Tensor, Tensor]:
+        """Codes `[B]` of codebook 0, and what the depth decoder reads next `[B, d]`, from the inputs `[B, D]`."""
+        weights = self.weights
+        attend = self.cache.single(positions, shape.attended)
+        hidden = weights.backbone(inputs[:, None], weights.backbone.rotations(positions[:, None]), attend)[:, 0]
+        code = sampling.sample(hidden @ self.first_head, noise, shape.candidates)
+        weights.decoder(weights.projection(hidden)[:, None], self.first_rope, self.depth.same(0))  # fills its cache
+        return code, F.embedding(code, weights.projected_embeddings)
+
+    def next_code(
+        self, x: Tensor, codebook: Codebook, noise: Tensor, sampling: SlotSampling, shape: StepShape
+    ) -> tuple[Tensor, Tensor]:
+        """Codes `[B]` of a later codebook, and what the depth decoder reads next."""
+        weights, position = self.weights, codebook.position
+        attend = self.depth.single(position.expand(len(x)), self.num_codebooks)
+        hidden = weights.decoder(x[:, None], codebook.rope, attend)[:, 0]
+        code = sampling.sample(hidden @ codebook.head, noise, shape.candidates)
+        return code, F.embedding(code + position * weights.config.audio_vocab_size, weights.projected_embeddings)
+
+    def finish(self, codes: list[Tensor], shape: StepShape) -> None:
+        """Writes the frame `n x [B]` and moves on to the next."""
+        state, batch = self.state, shape.batch
         frame = torch.stack(codes, dim=1)  # [B, n]
         state.frame[:batch] = frame
-        state.inputs[:batch] = weights.embed_frames(frame)
+        state.inputs[:batch] = self.weights.embed_frames(frame)
         state.positions[:batch] += state.active[:batch]
-
-    def _backbone(self, shape: StepShape) -> Tensor:
-        positions = self.state.positions[: shape.batch]
-        stack, attend = self.weights.backbone, self.cache.single(positions, shape.attended)
-        rope = stack.rotations(positions[:, None])  # [B, 1, H+2G, E]
-        return stack(self.state.inputs[: shape.batch, None], rope, attend)[:, 0]
-
-    def _depth_position(self, x: Tensor, codebook: int) -> Tensor:
-        """One position of the depth decoder: `x [B, d]` -> its state `[B, d]`."""
-        attend = self.depth.same(codebook)
-        return self.weights.decoder(x[:, None], self.depth_rope[codebook], attend)[:, 0]
-
-    def _draw(self, logits: Tensor, codebook: int, sampling: SlotSampling, shape: StepShape) -> Tensor:
-        # Ids from codebook_size on are reserved: the codec cannot decode them, so they are never drawn.
-        logits = logits[:, : self.weights.config.codebook_size]
-        return sampling.sample(logits, self.state.noise[: shape.batch, codebook], shape.candidates)

@@ -135,9 +135,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
+def _in_long_rows(weight: Tensor) -> Tensor:
+    """On CPUs, the same matrix `[out, in]` with the longer of its dimensions contiguous in memory.
+
+    A product with one row reads the matrix once, at the speed of memory if it reads long rows: a matrix of 2048 x 256
+    that is not in the nearest cache takes 60 us in place of 276.
+    """
+    outputs, inputs = weight.shape
+    return weight.T.contiguous().T if weight.device.type == "cpu" and outputs > inputs else weight
+
+
 def _fused(linears: list[nn.Linear], share: bool) -> nn.Linear:
     """One linear layer whose outputs are those of `linears`, one after another."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+    weight = _in_long_rows(torch.cat([linear.weight.detach() for linear in linears]))
     fused = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     fused.weight = nn.Parameter(weight, requires_grad=False)
     if share:
