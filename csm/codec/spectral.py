@@ -139,13 +139,13 @@ class SpectralCodec(Codec):
         Raises ValueError for codes of another shape or out of range.
         """
         check_codes(codes, self.info)
-        rows = [mel.griffin_lim(self._log_mel(row), self.filterbank, GRIFFIN_LIM_ITERATIONS, seed=0) for row in codes]
+        rows = [mel.griffin_lim(self.log_mel(row), self.filterbank, GRIFFIN_LIM_ITERATIONS, seed=0) for row in codes]
         return torch.stack(rows)[:, None]
 
     def streaming_decoder(self, slots: int) -> SpectralStreamingDecoder:
-        return SpectralStreamingDecoder(self._log_mel, self.num_codebooks, SAMPLES_PER_FRAME, self.filterbank, slots)
+        return SpectralStreamingDecoder(self.log_mel, self.num_codebooks, SAMPLES_PER_FRAME, self.filterbank, slots)
 
-    def _log_mel(self, codes: Tensor) -> Tensor:
+    def log_mel(self, codes: Tensor) -> Tensor:
         """Codes [k, T] -> log-mel frames [T * MELS_PER_FRAME, NUM_MELS]."""
         levels = torch.arange(len(codes), device=self.device)[:, None]
         entries = self.codebooks[levels, codes.to(self.device)]  # [k, T, D]
