@@ -21,12 +21,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from csm.codec import Codec, SpectralCodec, mel  # noqa: E402
-from csm.config import AsrKind  # noqa: E402
-from csm.data.dataset import ShardedDataset  # noqa: E402
-from csm.evaluation.text_norm import load_normalizer  # noqa: E402
-from csm.evaluation.wer import align_words, corpus_wer, count_errors  # noqa: E402
-from csm.judges.whisper import load_recognizer  # noqa: E402
+from csm.codec import Codec, SpectralCodec, mel
+from csm.config import AsrKind
+from csm.data.dataset import ShardedDataset
+from csm.evaluation.text_norm import load_normalizer
+from csm.evaluation.wer import align_words, corpus_wer, count_errors
+from csm.judges.whisper import load_recognizer
 
 DECIBELS = 20 / math.log(10)
 SLOTS = (1, 4, 16)
