@@ -18,8 +18,9 @@ from csm.errors import user_errors
 from csm.formats import hub
 from csm.formats.export import ADAPTER, LAYOUTS
 from csm.formats.export import export as export_checkpoint
-from csm.formats.load import load_generator
+from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
+from csm.inference.guards import Guards
 from csm.inference.records import read_context
 from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
@@ -27,14 +28,25 @@ from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ENDS = {
+    "stop": "",
+    "length": " (cut off at --max-audio-length-ms, or far beyond what the text takes)",
+    "repetition": " (ended: it repeated itself)",
+    "silence": " (ended: it had fallen silent)",
+}
 
 
 def generate(arguments: argparse.Namespace) -> None:
     check_wav_name(arguments.out)
     Sampling(arguments.temperature, arguments.topk, arguments.seed)  # options are checked before the model is loaded
     generator = load_generator(
-        arguments.model, arguments.device, codec_path=arguments.codec, tokenizer_path=arguments.tokenizer
+        arguments.model,
+        arguments.device,
+        generation_dtype(arguments.device, arguments.dtype),
+        arguments.codec,
+        arguments.tokenizer,
+        slots=1,
+        num_codebooks=arguments.num_codebooks,
     )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
     result = generator.generate_segment(
@@ -45,13 +57,13 @@ def generate(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         topk=arguments.topk,
         seed=arguments.seed,
+        guards=Guards.off() if arguments.no_guards else Guards(),
     )
     if result.frames == 0:
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
     save_wav(arguments.out, result.audio, generator.sample_rate)
     seconds = len(result.audio) / generator.sample_rate
-    note = "" if result.finish_reason == "stop" else " (cut off at --max-audio-length-ms)"
-    print(f"{arguments.out}: {seconds:.2f} s{note}")
+    print(f"{arguments.out}: {seconds:.2f} s{_ENDS[result.finish_reason]}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -95,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
     speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
+    speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
+    speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
+    speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     _add_parts(speak)
     speak.set_defaults(run=generate)

@@ -20,6 +20,7 @@ from csm.evaluation.stages import compare_voices, generated, recorded, transcrib
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
 from csm.formats.layouts import Checkpoint
+from csm.formats.load import generation_dtype
 from csm.formats.open import open_checkpoint
 from csm.inference.generator import Generator
 from csm.judges.hub import ModelUnavailable
@@ -52,7 +53,9 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     if is_taken and not (output / "results.json").is_file():
         raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
 
-    generator = Generator(opened.load_model(cfg.device), opened.read_codec(cfg.device), opened.read_tokenizer())
+    dtype = generation_dtype(cfg.device, None if cfg.dtype is None else cfg.dtype.value)
+    model, codec = opened.load_model(cfg.device, dtype), opened.read_codec(cfg.device)
+    generator = Generator(model, codec, opened.read_tokenizer(), share_weights=True)
     prompt_set = _prompts(settings, generator, opened)
     prompts = prompt_set.prompts
     recognizer, no_recognizer = _load(

@@ -9,7 +9,6 @@ import torch
 from csm.codec.base import CodecInfo
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.generator import Generator, Segment
-from csm.inference.sampling import Sampling, sample_code
 from csm.model.csm import CSM
 from csm.text import ByteTokenizer
 from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, tiny_config, tiny_model
@@ -71,23 +70,6 @@ def test_cached_generation_equals_recomputation(generator):
     codes = generator.generate_codes(frames.tokens, frames.mask, max_frames=40, temperature=0)
     assert torch.equal(codes, uncached_greedy(generator.model, frames.tokens, frames.mask, codes.shape[1]))
     assert codes.shape == (K, 40)
-
-
-def test_cached_logits_equal_teacher_forced_logits():
-    """The same positions in one pass, in two chunks and one by one give the same states."""
-    from csm.inference.cache import KVCache
-
-    model, frames = tiny_model().eval(), prompt()
-    positions = torch.arange(len(frames))[None]
-    with torch.no_grad():
-        whole = model.backbone_states(frames.tokens[None], frames.mask[None], positions)
-        cache = KVCache(model.config.backbone, 1, len(frames), torch.float32, torch.device("cpu"))
-        pieces = []
-        for start, end in [(0, 5), *((i, i + 1) for i in range(5, len(frames)))]:
-            chunk = (frames.tokens[None, start:end], frames.mask[None, start:end], positions[:, start:end])
-            pieces.append(model.backbone_states(*chunk, cache=cache))
-            cache.advance(end - start)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_generation_stops_at_the_all_zero_frame(generator):
@@ -204,23 +186,3 @@ def test_sampling_options_out_of_range_are_refused(generator, options, reason):
     frames = prompt()
     with pytest.raises(ValueError, match=reason):
         generator.generate_codes(frames.tokens, frames.mask, 3, **options)
-
-
-def test_topk_0_draws_from_all_codes():
-    logits = torch.tensor([[1.0, 0.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
-    drawn = sample_code(logits, Sampling(1.0, topk=0), codebook_size=4, generator=torch.Generator().manual_seed(0))
-    frequencies = torch.bincount(drawn, minlength=5) / 40_000
-    torch.testing.assert_close(frequencies[:4], logits[0, :4].softmax(0), atol=0.01, rtol=0)
-    assert frequencies[4] == 0
-
-
-def test_sampling_follows_the_distribution():
-    """Temperature, top-k with ties, reserved ids, against frequencies."""
-    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
-    noise = torch.Generator().manual_seed(0)
-    drawn = sample_code(logits, Sampling(temperature=0.5, topk=2), codebook_size=5, generator=noise)
-    frequencies = torch.bincount(drawn, minlength=6) / 40_000
-    expected = torch.tensor([4.0, 2.0, 2.0]).softmax(0)  # k = 2 keeps both ids tied for second place
-    torch.testing.assert_close(frequencies[:3], expected, atol=0.01, rtol=0)
-    assert frequencies[3:].sum() == 0
-    assert sample_code(logits[:3], Sampling(temperature=0), 5).tolist() == [0, 0, 0]

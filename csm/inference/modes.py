@@ -1,0 +1,20 @@
+"""How a frame step is run: operation by operation or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from csm.inference.frame_step import FrameStep, StepShape
+
+Mode = Literal["eager", "compiled", "cuda_graph"]
+RunStep = Callable[[StepShape], list[list[int]]]
+"""Runs a step and returns the frames `[batch][n]` on the host: the one copy of a frame."""
+
+
+def step_runner(step: FrameStep, mode: Mode) -> RunStep:
+    def eager(shape: StepShape) -> list[list[int]]:
+        step(shape)
+        return step.state.frame[: shape.batch].tolist()
+
+    return eager
