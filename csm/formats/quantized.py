@@ -28,7 +28,7 @@ from csm.formats.tensors import cast as cast_weights
 from csm.formats.weight_names import shapes
 from csm.model.csm import CSM
 from csm.quantization.schemes import Quantization, load_torchao, quantize_weight
-from csm.quantization.tensors import leaves, template, with_leaves
+from csm.quantization.tensors import as_parameter, leaves, template, with_leaves
 
 HEAD = "codebook0_head.weight"
 """A matrix that is never quantized; all have its dtype."""
@@ -149,7 +149,7 @@ def _build(
                 raise ValueError(f"{where}: tensor {name}.{path} {found}; quantize the model again")
             values[path] = stored.read().to(device=device, dtype=leaf.dtype)
         linear = cast(nn.Linear, model.get_submodule(name.removesuffix(".weight")))
-        linear.weight = nn.Parameter(with_leaves(like, values), requires_grad=False)
+        linear.weight = as_parameter(with_leaves(like, values))
     plain = {
         name: tensor.read().to(device=device, dtype=dtype)
         for name, tensor in weights.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from csm.quantization.schemes import quantize_weight
@@ -42,6 +42,15 @@ def _leaves(tensor: Tensor, path: str) -> Iterator[tuple[str, Tensor]]:
         yield from _leaves(getattr(tensor, name), f"{path}.{name}" if path else name)
 
 
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the leaves of quantized weights in their place, under the weight's name and the leaf's path."""
+    return {
+        f"{name}.{path}" if path else name: leaf
+        for name, tensor in tensors.items()
+        for path, leaf in leaves(tensor).items()
+    }
+
+
 def with_leaves(template: Tensor, values: Mapping[str, Tensor], path: str = "") -> Tensor:
     """A tensor like `template` whose leaves are `values`."""
     if not is_traceable_wrapper_subclass(template):
@@ -49,7 +58,19 @@ def with_leaves(template: Tensor, values: Mapping[str, Tensor], path: str = "") 
     names, settings = template.__tensor_flatten__()
     inner = {name: with_leaves(getattr(template, name), values, f"{path}.{name}" if path else name) for name in names}
     rebuild = type(template).__tensor_unflatten__
-    return rebuild(inner, settings, template.size(), template.stride())
+    with torch.inference_mode():
+        return rebuild(inner, settings, template.size(), template.stride())
+
+
+def as_parameter(weight: Tensor, requires_grad: bool = False) -> nn.Parameter:
+    """A weight as a module's parameter; a quantized one is for computations without gradients.
+
+    float8's linear layers fail in inference mode unless their weights, the parameters themselves, were made in it.
+    """
+    if not is_quantized(weight):
+        return nn.Parameter(weight, requires_grad)
+    with torch.inference_mode():
+        return nn.Parameter(weight, requires_grad=False)
 
 
 def template(scheme: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "meta") -> Tensor:
