@@ -2,6 +2,7 @@
 
 csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
+csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 """
 
@@ -20,6 +21,7 @@ from csm.formats.export import ADAPTER, LAYOUTS
 from csm.formats.export import export as export_checkpoint
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
+from csm.formats.quantize import quantize as quantize_checkpoint
 from csm.inference.guards import Guards
 from csm.inference.records import read_context
 from csm.inference.sampling import Sampling
@@ -27,6 +29,7 @@ from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
+from csm.quantization.schemes import PARTS, SCHEMES
 
 _ENDS = {
     "stop": "",
@@ -81,6 +84,16 @@ def export(arguments: argparse.Namespace) -> None:
             print(line)
 
 
+def quantize(arguments: argparse.Namespace) -> None:
+    checkpoint = open_checkpoint(arguments.model, arguments.codec, arguments.tokenizer)
+    parts = tuple(arguments.parts.split(","))
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    quantize_checkpoint(
+        checkpoint, arguments.scheme, parts, arguments.out, arguments.device, dtype, arguments.overwrite
+    )
+    print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
+
+
 def plan(arguments: argparse.Namespace) -> None:
     config, options = read_request(arguments.words)
     result = make_plan(config, options)
@@ -132,6 +145,17 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--dry-run", action="store_true", help="with --push-to-hub: only list what would be uploaded")
     _add_parts(convert)
     convert.set_defaults(run=export)
+
+    smaller = commands.add_parser("quantize", help="a smaller model directory: int8, int4 or fp8 linear layers")
+    smaller.add_argument("model", help="checkpoint in any layout, or hub id")
+    smaller.add_argument("--scheme", choices=SCHEMES, required=True, help="docs/quantization.md compares them")
+    smaller.add_argument("--parts", default=",".join(PARTS), help="backbone, decoder, or both (default)")
+    smaller.add_argument("--out", type=Path, required=True, help="directory to write")
+    smaller.add_argument("--dtype", choices=sorted(DTYPES), help="of everything else (default: as stored)")
+    smaller.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="int4 needs cuda")
+    smaller.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
+    _add_parts(smaller)
+    smaller.set_defaults(run=quantize)
 
     estimate = commands.add_parser(
         "plan",

@@ -28,6 +28,7 @@ from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder, load_embedder
 from csm.judges.whisper import load_recognizer
 from csm.provenance import code_version, hardware, package_versions
+from csm.quantization.tensors import plain_tensors
 
 FEW_CLUSTERS = 10
 """Below this many clusters a percentile interval tends to be too narrow; the report says so."""
@@ -249,7 +250,7 @@ def _checkpoint_facts(checkpoint: Checkpoint, generator: Generator) -> dict[str,
     return {
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
-        "weights_hash": hash_tensors(generator.model.state_dict()),
+        "weights_hash": hash_tensors(plain_tensors(generator.model.state_dict())),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "dtype": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
         "training": checkpoint.training,

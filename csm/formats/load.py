@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from csm.formats.open import open_checkpoint
+from csm.formats.quantized import load_quantized
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
+from csm.quantization.schemes import PARTS, Quantization
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,6 +39,8 @@ def load_generator(
     dtype: torch.dtype | None = None,
     codec_path: str | None = None,
     tokenizer_path: str | None = None,
+    quantize: str | None = None,
+    quantize_parts: Sequence[str] = PARTS,
     **options: Any,
 ) -> Generator:
     """Model, codec and tokenizer of a checkpoint in any layout, ready to speak.
@@ -43,12 +48,17 @@ def load_generator(
     dtype: of the weights; None is bf16 on CUDA and the stored one elsewhere
     codec_path, tokenizer_path: local Mimi weights (moshi's file) and tokenizer, where the checkpoint carries none and
     the hub is not to be asked.
+    quantize: int8, int8-dynamic, int4 or fp8, see docs/quantization.md; quantize_parts: backbone, decoder or both
     options: those of `Generator`, such as slots and num_codebooks
-    Raises what `load_model` raises, for codec and tokenizer as well.
+    Raises what `load_model` raises, for codec and tokenizer as well, and ValueError for a scheme that cannot run.
     """
+    dtype = dtype or generation_dtype(device)
     checkpoint = open_checkpoint(path_or_repo, codec_path, tokenizer_path)
     tokenizer = checkpoint.read_tokenizer()
-    model = checkpoint.load_model(device, dtype or generation_dtype(device))
+    if quantize is None:
+        model = checkpoint.load_model(device, dtype)
+    else:
+        model = load_quantized(checkpoint, Quantization(quantize, tuple(quantize_parts)), device, dtype)
     return Generator(model, checkpoint.read_codec(str(device)), tokenizer, share_weights=True, **options)
 
 

@@ -8,7 +8,6 @@ know how keys and values are kept: `attend` does (csm/inference/cache.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from csm.config import CSMConfig, RopeConfig, TransformerConfig
 from csm.model.csm import CSM
 from csm.model.transformer import Block, Transformer, rope_frequencies
+from csm.quantization.tensors import as_parameter, fuse_rows, is_quantized
 
 Attend = Callable[[int, Tensor], Tensor]
 """Stores k and v of one layer and attends: rotated heads `[B, S, H+2G, E]` -> `[B, S, H*E]`. k heads follow the q
@@ -147,10 +147,13 @@ def _in_long_rows(weight: Tensor) -> Tensor:
 
 def _fused(linears: list[nn.Linear], share: bool) -> nn.Linear:
     """One linear layer whose outputs are those of `linears`, one after another."""
-    weight = _in_long_rows(torch.cat([linear.weight.detach() for linear in linears]))
+    weight, parts = fuse_rows([linear.weight.detach() for linear in linears])
+    if not is_quantized(weight):
+        weight = _in_long_rows(weight)
+        parts = list(weight.split([linear.out_features for linear in linears]))
     fused = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    fused.weight = nn.Parameter(weight, requires_grad=False)
+    fused.weight = as_parameter(weight)
     if share:
-        for linear, part in zip(linears, weight.split([linear.out_features for linear in linears]), strict=True):
-            cast(nn.Parameter, linear.weight).data = part
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight = as_parameter(part, linear.weight.requires_grad)
     return fused
