@@ -34,6 +34,10 @@ class Prefix:
     def length(self) -> int:
         return self.data.shape[3]
 
+    def first(self, positions: int) -> Prefix:
+        """The prefix as far as `positions`."""
+        return Prefix(self.data[:, :, :, :positions])
+
 
 class KVCache:
     """`layers`: of each layer `[2, slots, G, max_length, E]`, keys and values.

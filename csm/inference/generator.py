@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from csm.codec import Codec
+from csm.frames import Frames
 from csm.inference.engine import Engine, Request
 from csm.inference.guards import GUARDS, Guards, RunawayWatch, silent_codes, text_seconds
 from csm.inference.modes import Mode
 from csm.inference.sampling import Sampling
 from csm.inference.segments import GeneratedSegment, PromptBuilder, Segment
+from csm.inference.streams import AudioStreams, ChunkRamp, SpeechStream
 from csm.inference.weights import DecodingWeights
 from csm.model.csm import CSM
 from csm.text import TextTokenizer
@@ -130,6 +132,29 @@ class Generator:
         self.engine.run(*requests)
         return [self.result(turn, request) for turn, request in zip(turns, requests, strict=True)]
 
+    def stream(
+        self,
+        text: str,
+        speaker: int,
+        context: Sequence[Segment] = (),
+        max_audio_length_ms: float = 90_000,
+        temperature: float = 0.9,
+        topk: int = 50,
+        seed: int | None = None,
+        guards: Guards = GUARDS,
+        first_chunk_frames: int = 1,
+        chunk_frames: int = 8,
+    ) -> SpeechStream:
+        """The audio of `generate` in chunks while it is spoken: an iterator of float32 `[num_samples]` on the CPU.
+
+        first_chunk_frames, chunk_frames: frames of the first chunk and of the largest; they double in between
+        Raises what `generate` raises, before anything is spoken.
+        """
+        turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards)
+        ramp, request = ChunkRamp(first_chunk_frames, chunk_frames), self.request(turn)
+        self.engine.check(request)
+        return SpeechStream(self.streams, request, ramp)
+
     def generate_codes(
         self,
         tokens: Tensor,
@@ -149,7 +174,7 @@ class Generator:
         """
         request = Request(tokens, mask, max_frames, Sampling(temperature, topk, seed))
         self.engine.run(self.engine.submit(request))
-        return self._codes(request)
+        return self.codes(request)
 
     def max_frames(self, max_audio_length_ms: float) -> int:
         """Whole frames in a length of audio. Raises ValueError if there is not even one, or no end to them."""
@@ -170,11 +195,14 @@ class Generator:
             raise ValueError(f"segment {segment.text!r} has neither audio nor codes; give it one of them")
         return -(-len(segment.audio) // self.codec.samples_per_frame)
 
-    def request(self, turn: SpeechRequest) -> Request:
-        """A turn as the engine takes it. Raises what `generate_segment` raises, but for lack of room."""
+    def request(self, turn: SpeechRequest, frames: Frames | None = None) -> Request:
+        """A turn as the engine takes it; frames: its prompt, if not that of its context.
+
+        Raises what `generate_segment` raises, but for lack of room.
+        """
         sampling = Sampling(turn.temperature, turn.topk, turn.seed)
         room = self.max_frames(turn.max_audio_length_ms)
-        frames = self.prompts.prompt(turn.context, turn.text, turn.speaker)
+        frames = frames or self.prompts.prompt(turn.context, turn.text, turn.speaker)
         max_frames = min(room, self._text_frames(turn.text)) if turn.guards.text_bound else room
         return Request(frames.tokens, frames.mask, max_frames, sampling, room, self._watch(turn.guards))
 
@@ -187,14 +215,19 @@ class Generator:
 
     def result(self, turn: SpeechRequest, request: Request) -> GeneratedSegment:
         """The turn that a finished request has become."""
-        codes, audio = self._codes(request), torch.zeros(0)
+        codes, audio = self.codes(request), torch.zeros(0)
         assert request.finished is not None, "results are asked for when a request is finished"
         if codes.shape[1]:
             audio = self.codec.decode(codes[None])[0, 0].float().cpu()
         return GeneratedSegment(turn.speaker, turn.text, audio, codes, request.finished)
 
-    def _codes(self, request: Request) -> Tensor:
+    def codes(self, request: Request) -> Tensor:
+        """int64 `[K, T]` of a request; T is 0 where nothing was said."""
         return request.codes() if request.frames else torch.zeros(self.engine.num_codebooks, 0, dtype=torch.int64)
+
+    @cached_property
+    def streams(self) -> AudioStreams:
+        return AudioStreams(self.codec, self.engine)
 
     @cached_property
     def _silent_codes(self) -> frozenset[int]:

@@ -6,38 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from csm.codec.base import CodecInfo
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.generator import Generator, Segment
 from csm.model.csm import CSM
-from csm.text import ByteTokenizer
-from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, tiny_config, tiny_model
-
-
-class ToyCodec:
-    """A codec for tests of everything around it: code c0 of a frame fills its 4 samples."""
-
-    info = CodecInfo("toy", "0", K, CODEBOOK_SIZE, 12.5, 50)
-    name, num_codebooks, codebook_size, frame_rate, sample_rate = "toy", K, CODEBOOK_SIZE, 12.5, 50
-    device = torch.device("cpu")
-
-    def encode(self, audio):
-        return torch.ones(audio.shape[0], K, -(-audio.shape[-1] // 4), dtype=torch.int64)
-
-    def decode(self, codes):
-        return codes[:, :1].float().repeat_interleave(4, dim=-1)
-
-
-class ToyTokenizer(ByteTokenizer):
-    vocab_size = TEXT_VOCAB
-
-    def encode_turn(self, text, speaker):
-        return [1, speaker + 2, *(ord(c) % TEXT_VOCAB for c in text), 0]
+from tests.inference.toys import ToyCodec, ToyTokenizer, toy_generator
+from tests.tiny import CODEBOOK_SIZE, K, tiny_config, tiny_model
 
 
 @pytest.fixture
 def generator():
-    return Generator(tiny_model(), ToyCodec(), ToyTokenizer())
+    return toy_generator()
 
 
 def prompt():
@@ -72,11 +50,13 @@ def test_cached_generation_equals_recomputation(generator):
     assert codes.shape == (K, 40)
 
 
-def test_generation_stops_at_the_all_zero_frame(generator):
+def test_generation_stops_at_the_all_zero_frame():
     """Heads biased to code 0 through the weights: the first frame is end of speech."""
+    model = tiny_model()
     with torch.no_grad():
-        for parameter in (generator.model.codebook0_head.weight, generator.model.audio_head):
+        for parameter in (model.codebook0_head.weight, model.audio_head):
             parameter.zero_()  # all logits equal: argmax takes code 0
+    generator = Generator(model, ToyCodec(), ToyTokenizer())
     frames = prompt()
     codes = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
     assert codes.shape == (K, 0)
