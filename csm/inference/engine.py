@@ -18,7 +18,7 @@ from torch import Tensor
 from csm.inference.cache import KVCache, Prefix, attended_length
 from csm.inference.frame_step import FrameStep, StepShape
 from csm.inference.guards import FinishReason, RunawayWatch
-from csm.inference.modes import Mode, RunStep, step_runner
+from csm.inference.modes import Mode, step_runner
 from csm.inference.sampling import Sampling, draw_noise
 from csm.inference.weights import DecodingWeights
 
@@ -92,10 +92,25 @@ class Engine:
         with torch.inference_mode():
             self.cache = KVCache(config.backbone, slots, config.max_seq_len, weights.dtype, weights.device)
             self.step = FrameStep(weights, self.cache, self.num_codebooks)
-        self.run_step: RunStep = step_runner(self.step, mode)
+        self.mode, self.run_step = mode, step_runner(self.step, mode)
+        self._usual_candidates = Sampling().candidates(config.codebook_size)
         self.slots: list[Slot | None] = [None] * slots
         self.waiting: deque[Request] = deque()
         self._turn = threading.RLock()
+
+    @torch.inference_mode()
+    def warm_up(self, longest: int | None = None) -> None:
+        """Compiles or captures the steps for all numbers of slots and for conversations of up to `longest` positions
+        (the model's, if None). Later than that only a request with a topk above MOST_CANDIDATES needs more."""
+        with self._turn:
+            assert all(slot is None for slot in self.slots), "warm up before the first request"
+            lengths = {
+                attended_length(n, self.cache.max_length) for n in range(1, (longest or self.cache.max_length) + 1)
+            }
+            batches = {min(1 << n, len(self.slots)) for n in range(len(self.slots).bit_length() + 1)}
+            for batch in sorted(batches):
+                for attended in sorted(lengths):
+                    self.run_step(StepShape(batch, attended, self._usual_candidates))
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -215,6 +230,8 @@ class Engine:
         batch = min(1 << speaking[-1][0].bit_length(), len(self.slots))
         longest = max(slot.position for _, slot in speaking) + 1
         candidates = max(slot.request.sampling.candidates(self.config.codebook_size) for _, slot in speaking)
+        if self.mode != "eager":  # a shape less to compile and to capture
+            candidates = max(candidates, self._usual_candidates)
         frames = self.run_step(StepShape(batch, attended_length(longest, self.cache.max_length), candidates))
         for number, slot in speaking:
             reason = self._see(slot.request, frames[number])

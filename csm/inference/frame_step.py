@@ -5,7 +5,7 @@
     inputs for the next step = sum of the frame's embeddings
 
 Everything that differs between slots or changes from step to step is a tensor on the device, and nothing is asked of
-the device on the host: a step can be compiled whole or captured in a CUDA graph (csm/inference/modes.py).
+the device on the host: a step can be compiled, or captured in a CUDA graph (csm/inference/modes.py).
 """
 
 from __future__ import annotations
@@ -92,38 +92,54 @@ class FrameStep:
             Codebook(positions[n : n + 1], ropes[n], weights.audio_head[n - 1, :, : config.codebook_size])
             for n in range(1, num_codebooks)
         ]
+        self._first_code, self._next_code = self.first_code, self.next_code
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compiles the step in two parts, each whole: the backbone with codebook 0, and a later codebook, which is run
+        n - 1 times. As one graph, the compiler would take n - 1 times as long for the second."""
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)  # one for each `StepShape`
+        self._first_code = torch.compile(self.first_code, fullgraph=True, dynamic=False, backend=backend)
+        self._next_code = torch.compile(self.next_code, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, shape: StepShape) -> None:
         """Computes the next frame of the first `shape.batch` slots into `state.frame`."""
         state, batch = self.state, shape.batch
         sampling = SlotSampling(state.temperature[:batch], state.topk[:batch])
         noise = state.noise[:batch].unbind(1)
-        code, x = self.first_code(state.inputs[:batch], state.positions[:batch], noise[0], sampling, shape)
+        inputs, positions = state.inputs[:batch], state.positions[:batch]
+        code, x = self._first_code(inputs, positions, noise[0], sampling, shape.attended, shape.candidates)
         codes = [code]
         for number, codebook in enumerate(self.codebooks, start=1):
-            code, x = self.next_code(x, codebook, noise[number], sampling, shape)
+            code, x = self._next_code(x, codebook, noise[number], sampling, shape.candidates)
             codes.append(code)
         self.finish(codes, shape)
 
     def first_code(
-        self, inputs: Tensor, positions: Tensor, noise: Tensor, sampling: SlotSampling, shape: StepShape
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        noise: Tensor,
+        sampling: SlotSampling,
+        attended: int,
+        candidates: int,
     ) -> tuple[Tensor, Tensor]:
         """Codes `[B]` of codebook 0, and what the depth decoder reads next `[B, d]`, from the inputs `[B, D]`."""
         weights = self.weights
-        attend = self.cache.single(positions, shape.attended)
+        attend = self.cache.single(positions, attended)
         hidden = weights.backbone(inputs[:, None], weights.backbone.rotations(positions[:, None]), attend)[:, 0]
-        code = sampling.sample(hidden @ self.first_head, noise, shape.candidates)
+        code = sampling.sample(hidden @ self.first_head, noise, candidates)
         weights.decoder(weights.projection(hidden)[:, None], self.first_rope, self.depth.same(0))  # fills its cache
         return code, F.embedding(code, weights.projected_embeddings)
 
     def next_code(
-        self, x: Tensor, codebook: Codebook, noise: Tensor, sampling: SlotSampling, shape: StepShape
+        self, x: Tensor, codebook: Codebook, noise: Tensor, sampling: SlotSampling, candidates: int
     ) -> tuple[Tensor, Tensor]:
         """Codes `[B]` of a later codebook, and what the depth decoder reads next."""
         weights, position = self.weights, codebook.position
         attend = self.depth.single(position.expand(len(x)), self.num_codebooks)
         hidden = weights.decoder(x[:, None], codebook.rope, attend)[:, 0]
-        code = sampling.sample(hidden @ codebook.head, noise, shape.candidates)
+        code = sampling.sample(hidden @ codebook.head, noise, candidates)
         return code, F.embedding(code + position * weights.config.audio_vocab_size, weights.projected_embeddings)
 
     def finish(self, codes: list[Tensor], shape: StepShape) -> None:
