@@ -2,6 +2,7 @@
 
 csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
+csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 """
 
@@ -18,23 +19,37 @@ from csm.errors import user_errors
 from csm.formats import hub
 from csm.formats.export import ADAPTER, LAYOUTS
 from csm.formats.export import export as export_checkpoint
-from csm.formats.load import load_generator
+from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
+from csm.formats.quantize import quantize as quantize_checkpoint
+from csm.inference.guards import Guards
 from csm.inference.records import read_context
 from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
+from csm.quantization.schemes import PARTS, SCHEMES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ENDS = {
+    "stop": "",
+    "length": " (cut off at --max-audio-length-ms, or far beyond what the text takes)",
+    "repetition": " (ended: it repeated itself)",
+    "silence": " (ended: it had fallen silent)",
+}
 
 
 def generate(arguments: argparse.Namespace) -> None:
     check_wav_name(arguments.out)
     Sampling(arguments.temperature, arguments.topk, arguments.seed)  # options are checked before the model is loaded
     generator = load_generator(
-        arguments.model, arguments.device, codec_path=arguments.codec, tokenizer_path=arguments.tokenizer
+        arguments.model,
+        arguments.device,
+        generation_dtype(arguments.device, arguments.dtype),
+        arguments.codec,
+        arguments.tokenizer,
+        slots=1,
+        num_codebooks=arguments.num_codebooks,
     )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
     result = generator.generate_segment(
@@ -45,13 +60,13 @@ def generate(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         topk=arguments.topk,
         seed=arguments.seed,
+        guards=Guards.off() if arguments.no_guards else Guards(),
     )
     if result.frames == 0:
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
     save_wav(arguments.out, result.audio, generator.sample_rate)
     seconds = len(result.audio) / generator.sample_rate
-    note = "" if result.finish_reason == "stop" else " (cut off at --max-audio-length-ms)"
-    print(f"{arguments.out}: {seconds:.2f} s{note}")
+    print(f"{arguments.out}: {seconds:.2f} s{_ENDS[result.finish_reason]}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -67,6 +82,16 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.push_to_hub:
         for line in hub.push(arguments.out, arguments.push_to_hub, arguments.private, arguments.dry_run):
             print(line)
+
+
+def quantize(arguments: argparse.Namespace) -> None:
+    checkpoint = open_checkpoint(arguments.model, arguments.codec, arguments.tokenizer)
+    parts = tuple(arguments.parts.split(","))
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    quantize_checkpoint(
+        checkpoint, arguments.scheme, parts, arguments.out, arguments.device, dtype, arguments.overwrite
+    )
+    print(f"{arguments.out}: load it with csm.load_generator, or speak from it with `csm generate {arguments.out}`")
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -95,6 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
     speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
+    speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
+    speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
+    speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     _add_parts(speak)
     speak.set_defaults(run=generate)
@@ -117,6 +145,17 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--dry-run", action="store_true", help="with --push-to-hub: only list what would be uploaded")
     _add_parts(convert)
     convert.set_defaults(run=export)
+
+    smaller = commands.add_parser("quantize", help="a smaller model directory: int8, int4 or fp8 linear layers")
+    smaller.add_argument("model", help="checkpoint in any layout, or hub id")
+    smaller.add_argument("--scheme", choices=SCHEMES, required=True, help="docs/quantization.md compares them")
+    smaller.add_argument("--parts", default=",".join(PARTS), help="backbone, decoder, or both (default)")
+    smaller.add_argument("--out", type=Path, required=True, help="directory to write")
+    smaller.add_argument("--dtype", choices=sorted(DTYPES), help="of everything else (default: as stored)")
+    smaller.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="int4 needs cuda")
+    smaller.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
+    _add_parts(smaller)
+    smaller.set_defaults(run=quantize)
 
     estimate = commands.add_parser(
         "plan",

@@ -52,9 +52,10 @@ class Frames:
         return self.tokens.shape[0]
 
 
-def conversation_frames(turns: list[TurnTokens], num_codebooks: int) -> Frames:
+def conversation_frames(turns: list[TurnTokens], num_codebooks: int, fewer_codebooks: bool = False) -> Frames:
     """Lays out turns as frames; a turn without codes contributes its text only.
 
+    fewer_codebooks: codes may be those of the first codebooks; the others are absent from its frames.
     Raises ValueError for codes with another number of codebooks, and for a turn without text, since its first
     frame would have nothing to be predicted from.
     """
@@ -73,11 +74,13 @@ def conversation_frames(turns: list[TurnTokens], num_codebooks: int) -> Frames:
         start = end
         if turn.codes is None:
             continue
-        if turn.codes.shape[0] != num_codebooks:
-            raise ValueError(f"turn {number} has {turn.codes.shape[0]} codebooks, the model reads {num_codebooks}")
-        end = start + turn.codes.shape[1]  # the position at `end` stays all zero: end of speech
-        tokens[start:end, :num_codebooks] = turn.codes.T.to(torch.int64)
-        mask[start : end + 1, :num_codebooks] = True
+        codebooks, frames = turn.codes.shape
+        if codebooks != num_codebooks and not (fewer_codebooks and codebooks < num_codebooks):
+            raise ValueError(f"turn {number} has {codebooks} codebooks, the model reads {num_codebooks}")
+        end = start + frames  # the position at `end` stays all zero: end of speech
+        tokens[start:end, :codebooks] = turn.codes.T.to(torch.int64)
+        mask[start:end, :codebooks] = True
+        mask[end, :num_codebooks] = True
         targets[start : end + 1] = turn.loss
         eos[end] = True
         start = end + 1

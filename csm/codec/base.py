@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from csm.codec.streaming import StreamingDecoder
+
 
 @dataclass(frozen=True)
 class CodecInfo:
@@ -51,7 +53,7 @@ def check_same_codec(a: CodecInfo, b: CodecInfo, where: str) -> None:
 
 
 class Codec(Protocol):
-    """An audio codec; implementations inherit from it and provide `info`, `device`, `encode` and `decode`."""
+    """An audio codec; implementations inherit from it and provide all that has no body here."""
 
     info: CodecInfo
     device: torch.device
@@ -61,7 +63,11 @@ class Codec(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes [B, K, T] -> float32 audio [B, 1, T * samples_per_frame]."""
+        """Integer codes [B, k, T] -> float32 audio [B, 1, T * samples_per_frame], from the first k of K codebooks."""
+        ...
+
+    def streaming_decoder(self, slots: int) -> StreamingDecoder:
+        """A decoder of `slots` streams, frame by frame, with states of its own. Raises ValueError for no slots."""
         ...
 
     @property
@@ -105,16 +111,19 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_audio(audio: Tensor) -> None:
-    """Raises ValueError unless `audio` is a non-empty float batch [B, 1, N]."""
+    """Raises ValueError unless `audio` is a non-empty float batch [B, 1, N] of finite samples."""
     if audio.ndim != 3 or audio.shape[1] != 1 or audio.numel() == 0 or not audio.is_floating_point():
         raise ValueError(f"codec input must be float audio [B, 1, N], got {audio.dtype} {tuple(audio.shape)}")
+    if not audio.isfinite().all():
+        raise ValueError("codec input has NaN or infinite samples; replace or remove the recording")
 
 
 def check_codes(codes: Tensor, info: CodecInfo) -> None:
-    """Raises ValueError unless `codes` is an integer batch [B, K, T] of `info`'s codec, every id in range."""
-    if codes.ndim != 3 or codes.shape[1] != info.num_codebooks or codes.numel() == 0 or codes.is_floating_point():
+    """Raises ValueError unless `codes` is an integer batch [B, 1..K, T] of `info`'s codec, every id in range."""
+    books = info.num_codebooks
+    if codes.ndim != 3 or codes.shape[1] > books or codes.numel() == 0 or codes.is_floating_point():
         shape = tuple(codes.shape)
-        raise ValueError(f"{info.name} codes must be integers [B, {info.num_codebooks}, T], got {codes.dtype} {shape}")
+        raise ValueError(f"{info.name} codes must be integers [B, 1..{books}, T], got {codes.dtype} {shape}")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= info.codebook_size:
         raise ValueError(f"{info.name} codes must lie in 0..{info.codebook_size - 1}, got {low}..{high}")

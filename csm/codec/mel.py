@@ -69,8 +69,16 @@ def log_mel(magnitudes: Tensor, filterbank: Tensor) -> Tensor:
 def griffin_lim(logs: Tensor, filterbank: Tensor, iterations: int, seed: int) -> Tensor:
     """Finds audio [F * HOP] whose log-mel spectrogram is close to `logs` [F, NUM_MELS].
 
-    Fast Griffin-Lim (Perraudin, Balazs and Sondergaard, 2013) from start phases fixed by `seed`; linear magnitudes
-    come from the mel ones by multiplicative non-negative least squares (Lee and Seung, 2001). Same input, same output.
+    Phases begin at random, fixed by `seed`. Same input, same output.
+    """
+    magnitudes = linear_magnitudes(logs, filterbank)
+    return istft(magnitudes * find_phases(magnitudes, start_phases(magnitudes, seed), iterations))
+
+
+def linear_magnitudes(logs: Tensor, filterbank: Tensor) -> Tensor:
+    """Log-mel frames [F, NUM_MELS] -> STFT magnitudes [F, WINDOW // 2 + 1] that have them.
+
+    By multiplicative non-negative least squares (Lee and Seung, 2001).
     """
     mels = (logs.exp() - math.exp(LOG_FLOOR)).clamp_min(0)  # so that the floor itself is silence, not hiss
     gram = filterbank.T @ filterbank
@@ -78,14 +86,33 @@ def griffin_lim(logs: Tensor, filterbank: Tensor, iterations: int, seed: int) ->
     magnitudes = target.clone()
     for _ in range(_MEL_FIT_STEPS):
         magnitudes = magnitudes * target / (magnitudes @ gram).clamp_min(1e-8)
+    return magnitudes
 
+
+def start_phases(magnitudes: Tensor, seed: int) -> Tensor:
+    """Random phases for `magnitudes`, as complex64 of absolute value 1; the same for a seed and a shape."""
     generator = torch.Generator().manual_seed(seed)
-    angles = torch.rand(magnitudes.shape, generator=generator).to(logs.device) * (2 * math.pi)
-    phases = torch.polar(torch.ones_like(angles), angles)
+    angles = torch.rand(magnitudes.shape, generator=generator).to(magnitudes.device) * (2 * math.pi)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def find_phases(magnitudes: Tensor, phases: Tensor, iterations: int, before: Tensor | None = None) -> Tensor:
+    """Phases with which the windows of a spectrogram agree where they overlap, begun at `phases`.
+
+    Fast Griffin-Lim (Perraudin, Balazs and Sondergaard, 2013).
+
+    magnitudes: float32 [F, WINDOW // 2 + 1]
+    phases:     complex64 [F, WINDOW // 2 + 1], absolute value 1; so are those returned
+    before:     complex64 [P, WINDOW // 2 + 1], windows before these that stay as they are
+    """
+    start = 0 if before is None else len(before)
     previous = torch.zeros_like(phases)
     for _ in range(iterations):
-        consistent = stft(add_margins(istft(magnitudes * phases)))
+        spectrum = magnitudes * phases
+        if before is not None:
+            spectrum = torch.cat([before, spectrum])
+        consistent = stft(add_margins(istft(spectrum)))[start:]
         phases = consistent + _MOMENTUM * (consistent - previous)
         phases = phases / phases.abs().clamp_min(1e-8)
         previous = consistent
-    return istft(magnitudes * phases)
+    return phases

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+from csm.codec.float32 import exact_float32
+from csm.codec.mimi_streaming import MimiStreamingDecoder
 
 try:
     from moshi.models import MimiModel, loaders
@@ -29,7 +30,7 @@ MAX_CODEBOOKS = 32
 
 
 class MimiCodec(Codec):
-    """Mimi in float32, without gradients. `model` is moshi's own object, for its streaming interface."""
+    """Mimi in float32, without gradients. `model` is moshi's own object; it is never put into a streaming state."""
 
     def __init__(self, model: MimiModel) -> None:
         """Takes a moshi model whose codebooks are set; `load` builds one from its weights."""
@@ -101,25 +102,18 @@ class MimiCodec(Codec):
         sums: where two entries are almost equally near, the code may differ between batches.
         """
         check_audio(audio)
-        with _exact_float32(), no_compile():
+        with exact_float32(), no_compile():  # without `no_compile`, moshi needs a C compiler
             return self.model.encode(audio.to(self.device, torch.float32))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes [B, K, T] -> float32 audio [B, 1, T * 1920]. Raises ValueError for codes out of range."""
+        """Integer codes [B, k, T] of the first k codebooks -> float32 audio [B, 1, T * 1920].
+
+        Raises ValueError for codes of another shape or out of range.
+        """
         check_codes(codes, self.info)
-        with _exact_float32(), no_compile():
+        with exact_float32(), no_compile():
             return self.model.decode(codes.to(self.device, torch.int64))
 
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Switches TF32 off: it flips codes. `no_compile` goes with it, as moshi would otherwise need a C compiler."""
-    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution
+    def streaming_decoder(self, slots: int) -> MimiStreamingDecoder:
+        return MimiStreamingDecoder(self.model, slots)

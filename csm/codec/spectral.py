@@ -23,6 +23,7 @@ from torch import Tensor
 
 from csm.codec import mel
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
+from csm.codec.spectral_streaming import SpectralStreamingDecoder
 from csm.files import write_atomically
 
 FORMAT = "csm-spectral-codec-1"  # raise the number when the signal constants here or in mel.py change
@@ -133,19 +134,23 @@ class SpectralCodec(Codec):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes [B, K, T] -> float32 audio [B, 1, T * 1920] at 24 kHz, each row on its own.
+        """Integer codes [B, k, T] of the first k codebooks -> float32 audio [B, 1, T * 1920], each row on its own.
 
         Raises ValueError for codes of another shape or out of range.
         """
         check_codes(codes, self.info)
-        levels = torch.arange(self.num_codebooks, device=self.device)[:, None]
-        return torch.stack([self._decode_row(self.codebooks[levels, row]) for row in codes.to(self.device)])
+        rows = [mel.griffin_lim(self.log_mel(row), self.filterbank, GRIFFIN_LIM_ITERATIONS, seed=0) for row in codes]
+        return torch.stack(rows)[:, None]
 
-    def _decode_row(self, entries: Tensor) -> Tensor:
-        """Codebook entries [K, T, D] -> audio [1, T * 1920]."""
+    def streaming_decoder(self, slots: int) -> SpectralStreamingDecoder:
+        return SpectralStreamingDecoder(self.log_mel, self.num_codebooks, SAMPLES_PER_FRAME, self.filterbank, slots)
+
+    def log_mel(self, codes: Tensor) -> Tensor:
+        """Codes [k, T] -> log-mel frames [T * MELS_PER_FRAME, NUM_MELS]."""
+        levels = torch.arange(len(codes), device=self.device)[:, None]
+        entries = self.codebooks[levels, codes.to(self.device)]  # [k, T, D]
         blocks = entries.sum(dim=0) @ self.components.T + self.mean
-        logs = blocks.reshape(-1, mel.NUM_MELS).clamp_min(mel.LOG_FLOOR)
-        return mel.griffin_lim(logs, self.filterbank, GRIFFIN_LIM_ITERATIONS, seed=0)[None]
+        return blocks.reshape(-1, mel.NUM_MELS).clamp_min(mel.LOG_FLOOR)
 
     # ------------------------------------------------------------------------------------ saving, loading
 

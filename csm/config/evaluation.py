@@ -22,6 +22,13 @@ class SpeakerKind(Enum):
     """Resemblyzer, whose weights are part of its package."""
 
 
+class WeightsDtype(Enum):
+    fp32 = "fp32"
+    """Single precision."""
+    bf16 = "bf16"
+    """Half the memory, for generation on GPUs."""
+
+
 @dataclass
 class EvalConfig:
     """The prompts that are spoken, how they are sampled, and the models that judge the speech."""
@@ -76,5 +83,7 @@ class EvaluateConfig:
     """Report folder; null: <checkpoint>/../eval-<eval.name>."""
     device: str = "cpu"
     """Device for generation and judges, such as `cpu` or `cuda`."""
+    dtype: WeightsDtype | None = None
+    """Dtype of the model's weights; null: bf16 on CUDA, else as stored."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Prompts, sampling and judges."""

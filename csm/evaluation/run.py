@@ -20,6 +20,7 @@ from csm.evaluation.stages import compare_voices, generated, recorded, transcrib
 from csm.evaluation.text_norm import load_normalizer
 from csm.files import atomic_directory
 from csm.formats.layouts import Checkpoint
+from csm.formats.load import generation_dtype
 from csm.formats.open import open_checkpoint
 from csm.inference.generator import Generator
 from csm.judges.hub import ModelUnavailable
@@ -27,6 +28,7 @@ from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder, load_embedder
 from csm.judges.whisper import load_recognizer
 from csm.provenance import code_version, hardware, package_versions
+from csm.quantization.tensors import plain_tensors
 
 FEW_CLUSTERS = 10
 """Below this many clusters a percentile interval tends to be too narrow; the report says so."""
@@ -52,7 +54,9 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     if is_taken and not (output / "results.json").is_file():
         raise ValueError(f"{output} exists and is not an evaluation report; choose another folder with output=DIR")
 
-    generator = Generator(opened.load_model(cfg.device), opened.read_codec(cfg.device), opened.read_tokenizer())
+    dtype = generation_dtype(cfg.device, None if cfg.dtype is None else cfg.dtype.value)
+    model, codec = opened.load_model(cfg.device, dtype), opened.read_codec(cfg.device)
+    generator = Generator(model, codec, opened.read_tokenizer(), share_weights=True)
     prompt_set = _prompts(settings, generator, opened)
     prompts = prompt_set.prompts
     recognizer, no_recognizer = _load(
@@ -246,7 +250,7 @@ def _checkpoint_facts(checkpoint: Checkpoint, generator: Generator) -> dict[str,
     return {
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
-        "weights_hash": hash_tensors(generator.model.state_dict()),
+        "weights_hash": hash_tensors(plain_tensors(generator.model.state_dict())),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "dtype": str(next(generator.model.parameters()).dtype).removeprefix("torch."),
         "training": checkpoint.training,

@@ -14,9 +14,13 @@ from csm.evaluation.prompts import EvalPrompt, fit_context
 from csm.evaluation.scores import Flag, System, Utterance
 from csm.evaluation.text_norm import TextNormalizer
 from csm.evaluation.wer import align_words, count_errors
-from csm.inference.generator import Generator
+from csm.inference.generator import Generator, SpeechRequest
+from csm.inference.guards import Guards
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder, cosine
+
+BATCH = 32
+"""Turns between two steps of the progress bar; the generator speaks as many at a time as it has slots."""
 
 
 def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]:
@@ -40,31 +44,37 @@ def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]
 
 
 def generated(prompts: list[EvalPrompt], generator: Generator, settings: EvalConfig) -> list[Utterance]:
-    """Speaks every prompt once for each seed. Nothing is retried."""
+    """Speaks every prompt once for each seed, several at a time. Nothing is retried, and no guard ends a turn."""
     max_frames = generator.max_frames(1000 * settings.max_audio_seconds)
-    utterances = []
     takes = [(seed, number) for seed in settings.seeds for number in range(len(prompts))]
-    for seed, number in track(takes, "generation", console=Console(stderr=True)):
-        prompt = prompts[number]
-        context = fit_context(prompt, generator, max_frames)
+    parts = [takes[start : start + BATCH] for start in range(0, len(takes), BATCH)]
+    utterances = []
+    for part in track(parts, "generation", console=Console(stderr=True)):
+        turns = [
+            SpeechRequest(
+                prompts[number].text,
+                prompts[number].speaker,
+                fit_context(prompts[number], generator, max_frames),
+                1000 * settings.max_audio_seconds,
+                settings.temperature,
+                settings.topk,
+                seed=seed * 1_000_003 + number,  # prompts must not share their noise
+                guards=Guards.off(),
+            )
+            for seed, number in part
+        ]
         started = time.monotonic()
-        result = generator.generate_segment(
-            prompt.text,
-            prompt.speaker,
-            context,
-            max_audio_length_ms=1000 * settings.max_audio_seconds,
-            temperature=settings.temperature,
-            topk=settings.topk,
-            seed=seed * 1_000_003 + number,  # prompts must not share their noise
-        )
-        utterance = _utterance(prompt, System.model, result.audio, generator.sample_rate)
-        utterance.seed, utterance.context_turns = seed, len(context)
-        utterance.compute_seconds = round(time.monotonic() - started, 3)
-        if result.frames == 0:
-            utterance.flags.append(Flag.empty)
-        if result.finish_reason == "length":
-            utterance.flags.append(Flag.no_end)
-        utterances.append(utterance)
+        results = generator.generate_batch(turns)
+        seconds = (time.monotonic() - started) / len(part)
+        for (seed, number), turn, result in zip(part, turns, results, strict=True):
+            utterance = _utterance(prompts[number], System.model, result.audio, generator.sample_rate)
+            utterance.seed, utterance.context_turns = seed, len(turn.context)
+            utterance.compute_seconds = round(seconds, 3)
+            if result.frames == 0:
+                utterance.flags.append(Flag.empty)
+            if result.finish_reason != "stop":
+                utterance.flags.append(Flag.no_end)
+            utterances.append(utterance)
     return utterances
 
 

@@ -52,14 +52,14 @@ def export(
     """
     assert layout in (*LAYOUTS, ADAPTER), layout
     with model_directory(output, overwrite) as folder:
-        weights = cast(checkpoint.weights, dtype)
+        weights = cast(checkpoint.original_weights(), dtype)
         if layout == ADAPTER:
             if not isinstance(checkpoint, TrainingCheckpoint):
                 raise ValueError(f"{checkpoint.path} has no LoRA adapter: only training checkpoints keep one apart")
             write_peft_adapter(folder, cast(checkpoint.adapters, dtype), checkpoint.lora, checkpoint.base_model)
             return
         if layout == "native":
-            _write_native(checkpoint, weights, folder)
+            write_native_files(checkpoint, weights, folder)
         else:
             _check_mimi(checkpoint, layout)
             config = _write_foreign(checkpoint, weights, folder, layout)
@@ -79,7 +79,10 @@ def model_directory(path: Path, overwrite: bool) -> Iterator[Path]:
         yield folder
 
 
-def _write_native(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
+def write_native_files(
+    checkpoint: Checkpoint, weights: Weights, folder: Path, quantization: dict[str, Any] | None = None
+) -> None:
+    """The native layout of a checkpoint with these weights; `quantization` is noted in config.json."""
     fitted, info = None, checkpoint.codec_info
     if checkpoint.codec.kind is CodecKind.spectral or info is None:
         codec = checkpoint.read_codec()
@@ -93,6 +96,7 @@ def _write_native(checkpoint: Checkpoint, weights: Weights, folder: Path) -> Non
         fitted,
         checkpoint.read_tokenizer(),
         checkpoint.training,
+        quantization,
     )
 
 

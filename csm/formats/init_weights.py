@@ -48,9 +48,10 @@ def init_weights_from(model: CSM, path_or_repo: str) -> None:
         log.info("backbone and text embeddings from %s; random: %s", path_or_repo, ", ".join(_summary(kept)))
         return
     checkpoint = open_checkpoint(path)
-    check_tensors(checkpoint.weights, shapes(model.config), str(path_or_repo))
+    weights = checkpoint.original_weights()
+    check_tensors(weights, shapes(model.config), str(path_or_repo))
     parameters = dict(model.named_parameters())
-    for name, tensor in checkpoint.weights.items():
+    for name, tensor in weights.items():
         assign(parameters[name], tensor.read())
     if checkpoint.config.rope != model.config.rope:
         log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)

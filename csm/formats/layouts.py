@@ -1,6 +1,7 @@
 """Opened checkpoints: one class for each layout, all offering the same weights, codec and tokenizer.
 
     NativeCheckpoint      what `csm export` and the end of a training write      csm/formats/native.py
+    QuantizedCheckpoint   what `csm quantize` writes                             csm/formats/quantized.py
     SesameCheckpoint      sesame/csm-1b, Sesame's ckpt.pt                        csm/formats/sesame.py
     HFCheckpoint          transformers' CsmForConditionalGeneration              csm/formats/hf.py
     TrainingCheckpoint    a .ckpt of train.py: a file, or a folder of shards     csm/checkpoint/contents.py
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig
 from csm.formats import hf, native, sesame, weight_names
 from csm.formats.mimi import hf_to_moshi
-from csm.formats.tensors import Weights, check_tensors
+from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
 from csm.text import TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
 
@@ -69,14 +69,13 @@ class Checkpoint(ABC):
         """
         with torch.device("meta"):
             model = CSM(self.config)
-        matrices = [tensor.dtype for tensor in self.weights.values() if len(tensor.shape) > 1]
-        widest = reduce(torch.promote_types, matrices)
-        tensors = {
-            name: tensor.read().to(device=device, dtype=dtype or (widest if len(tensor.shape) > 1 else None))
-            for name, tensor in self.weights.items()
-        }
-        model.load_state_dict(tensors, assign=True)
+        weights = unite_matrices(self.weights) if dtype is None else cast(self.weights, dtype)
+        model.load_state_dict({name: tensor.read().to(device) for name, tensor in weights.items()}, assign=True)
         return model
+
+    def original_weights(self) -> Weights:
+        """The weights, to convert them or to train from. Raises ValueError if they are quantized."""
+        return self.weights
 
     def read_codec(self, device: str = "cpu") -> Codec:
         """The model's codec. Raises FileNotFoundError if it cannot be found, ValueError if it is another one."""
@@ -116,25 +115,29 @@ class NativeCheckpoint(Checkpoint):
         config, entry = native.read_model_config(folder), native.read_config(folder)
         info = CodecInfo.from_dict(entry["codec"]["info"])
         check_tensors(weights, weight_names.shapes(config), str(file))
-        fitted = folder / native.CODEC_FILE
-        codec = CodecConfig(
-            kind=CodecKind[entry["codec"]["kind"]],
-            path=str(fitted) if fitted.is_file() else None,
-            repo=entry["codec"]["repo"],
-            num_codebooks=info.num_codebooks,
-            codebook_size=info.codebook_size,
-        )
         return cls(
             path=folder,
             config=config,
             weights=weights,
-            codec=codec,
+            codec=native_codec(folder, entry, info),
             codec_info=info,
             training=entry.get("training", {}),
         )
 
     def _load_tokenizer(self) -> TextTokenizer:
         return load_saved_tokenizer(self.path / native.TOKENIZER_FOLDER)
+
+
+def native_codec(folder: Path, entry: dict[str, Any], info: CodecInfo) -> CodecConfig:
+    """The codec of a native directory. entry: its config.json; info: the codec in it"""
+    fitted = folder / native.CODEC_FILE
+    return CodecConfig(
+        kind=CodecKind[entry["codec"]["kind"]],
+        path=str(fitted) if fitted.is_file() else None,
+        repo=entry["codec"]["repo"],
+        num_codebooks=info.num_codebooks,
+        codebook_size=info.codebook_size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from csm.formats.open import open_checkpoint
+from csm.formats.quantized import load_quantized
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
+from csm.quantization.schemes import PARTS, Quantization
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def generation_dtype(device: str | torch.device, name: str | None = None) -> torch.dtype | None:
+    """Dtype of weights to generate with: the one named in DTYPES, else bf16 on CUDA and None, as stored, elsewhere."""
+    if name is not None:
+        return DTYPES[name]
+    return torch.bfloat16 if torch.device(device).type == "cuda" else None
 
 
 def load_model(path_or_repo: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CSM:
@@ -26,15 +39,27 @@ def load_generator(
     dtype: torch.dtype | None = None,
     codec_path: str | None = None,
     tokenizer_path: str | None = None,
+    quantize: str | None = None,
+    quantize_parts: Sequence[str] = PARTS,
+    **options: Any,
 ) -> Generator:
     """Model, codec and tokenizer of a checkpoint in any layout, ready to speak.
 
+    dtype: of the weights; None is bf16 on CUDA and the stored one elsewhere
     codec_path, tokenizer_path: local Mimi weights (moshi's file) and tokenizer, where the checkpoint carries none and
-    the hub is not to be asked. Raises what `load_model` raises, for codec and tokenizer as well.
+    the hub is not to be asked.
+    quantize: int8, int8-dynamic, int4 or fp8, see docs/quantization.md; quantize_parts: backbone, decoder or both
+    options: those of `Generator`, such as slots and num_codebooks
+    Raises what `load_model` raises, for codec and tokenizer as well, and ValueError for a scheme that cannot run.
     """
+    dtype = dtype or generation_dtype(device)
     checkpoint = open_checkpoint(path_or_repo, codec_path, tokenizer_path)
     tokenizer = checkpoint.read_tokenizer()
-    return Generator(checkpoint.load_model(device, dtype), checkpoint.read_codec(str(device)), tokenizer)
+    if quantize is None:
+        model = checkpoint.load_model(device, dtype)
+    else:
+        model = load_quantized(checkpoint, Quantization(quantize, tuple(quantize_parts)), device, dtype)
+    return Generator(model, checkpoint.read_codec(str(device)), tokenizer, share_weights=True, **options)
 
 
 def load_csm_1b(

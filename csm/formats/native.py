@@ -36,11 +36,13 @@ def write_native(
     fitted_codec: SpectralCodec | None,
     tokenizer: TextTokenizer,
     training: dict[str, Any],
+    quantization: dict[str, Any] | None = None,
 ) -> None:
     """Writes a model directory's files into `folder`.
 
     fitted_codec: written as codec.safetensors; None for Mimi, which is on the hub
     training:     facts about the run (step, datasets, seed), plain values for config.json
+    quantization: how `weights` are quantized (csm/formats/quantized.py), plain values; None if they are not
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -48,6 +50,8 @@ def write_native(
         "codec": {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo},
         "training": training,
     }
+    if quantization is not None:
+        content["quantization"] = quantization
     write_safetensors(weights, folder / "model.safetensors")
     tokenizer.save(folder / TOKENIZER_FOLDER)
     if fitted_codec is not None:

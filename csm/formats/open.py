@@ -17,6 +17,7 @@ from csm.checkpoint.contents import EXTRAS, is_training_folder, read_parts
 from csm.config import CodecKind
 from csm.formats.hub import fetch
 from csm.formats.layouts import Checkpoint, HFCheckpoint, NativeCheckpoint, SesameCheckpoint, TrainingCheckpoint
+from csm.formats.quantized import QuantizedCheckpoint
 from csm.formats.recognize import layout_of, read_json, weights_file
 from csm.formats.tensors import Weights, lazy, load_pickled, open_safetensors
 
@@ -64,7 +65,8 @@ def _open(path: Path, tokenizer_path: str | None, averaged: bool) -> Checkpoint:
         weights = _pickled_weights(file, content)
     layout = layout_of(weights, config)
     if layout == "native":
-        return NativeCheckpoint.open(file.parent, weights, file)
+        kind = QuantizedCheckpoint if "quantization" in config else NativeCheckpoint
+        return kind.open(file.parent, weights, file)
     if layout == "hf":
         return HFCheckpoint.open(weights, file, config)
     if layout == "sesame":

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -31,6 +32,7 @@ SAFETENSORS_DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 _TORCH_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 
@@ -65,6 +67,12 @@ def cast(weights: Weights, dtype: torch.dtype | None) -> Weights:
         name: tensor.to(dtype) if dtype is not None and tensor.dtype.is_floating_point else tensor
         for name, tensor in weights.items()
     }
+
+
+def unite_matrices(weights: Weights) -> Weights:
+    """All matrices in the widest dtype of any of them: no product of two dtypes can be computed."""
+    widest = reduce(torch.promote_types, (tensor.dtype for tensor in weights.values() if len(tensor.shape) > 1))
+    return {name: tensor.to(widest) if len(tensor.shape) > 1 else tensor for name, tensor in weights.items()}
 
 
 def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]], where: str) -> None:

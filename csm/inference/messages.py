@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from csm.audio import as_audio, load_audio
-from csm.inference.generator import Segment
+from csm.inference.segments import Segment
 
 
 def segments_from_messages(messages: Sequence[Mapping[str, Any]], sample_rate: int) -> list[Segment]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from csm.audio import load_audio
 from csm.files import read_json_lines
-from csm.inference.generator import Segment
+from csm.inference.segments import Segment
 
 TURN_FIELDS = ("speaker", "text", "audio")
 

@@ -1,4 +1,9 @@
-"""Sampling of codes from logits: Sesame's rules, in fp32."""
+"""Sampling of codes from logits: Sesame's rules, in fp32, with the randomness as an input.
+
+An exponential race, argmax of p / e with e ~ Exp(1), is run in its logarithms: argmax of logit / temperature + g with
+g = -log(e) (Gumbel's distribution). g comes from a generator of each request's own, one number for each id of each
+codebook, so what a request draws depends on its seed alone: not on its slot, nor on the requests beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_CANDIDATES = 64
+"""Requests with a larger `topk` make a step sort whole codebooks."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -15,7 +23,7 @@ class Sampling:
 
     temperature: 0 is greedy
     topk:        only the k most likely codes (and ties) are drawn; 0: all of them
-    seed:        makes draws reproducible whatever else draws random numbers; None: the global generator
+    seed:        makes draws reproducible whatever else draws random numbers; None: one from the global generator
     Raises ValueError, naming the option, for values that no distribution can be made of.
     """
 
@@ -31,27 +39,48 @@ class Sampling:
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed}: must fit into 64 bits")
 
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def candidates(self, codebook_size: int) -> int:
+        """Largest logits that a step has to sort for this request; 0: none, it takes the largest."""
+        if self.greedy:
+            return 0
+        return MOST_CANDIDATES if 0 < self.topk <= MOST_CANDIDATES < codebook_size else codebook_size
+
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """A new random generator begun from `seed`; None, the global one, without a seed."""
-        return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
+        """The request's own random numbers; None for a greedy one."""
+        if self.greedy:
+            return None
+        seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
+        return torch.Generator(device).manual_seed(seed)
 
 
-def sample_code(
-    logits: Tensor, sampling: Sampling, codebook_size: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draws one code per row: `logits [B, V]` -> int64 `[B]`.
+def draw_noise(out: Tensor, generator: torch.Generator) -> None:
+    """Fills `out` with Gumbel noise. Uniform numbers and two logarithms take a third of the time of `exponential_`."""
+    out.uniform_(generator=generator).log_().neg_().log_().neg_()
 
-    Divides by the temperature, keeps every logit not below the k-th largest (ties stay), takes the softmax, then an
-    exponential race (argmax of p / Exp(1), a draw from p). Ids from `codebook_size` on are reserved: the codec cannot
-    decode them, so they are never drawn.
+
+@dataclass(frozen=True)
+class SlotSampling:
+    """Sampling options of B slots as tensors `[B, 1]`, so that a step need not know them on the host.
+
+    temperature: 1 for greedy slots, whose noise is 0
+    topk:        from 1; `codebook_size` where all codes are drawn from
     """
-    logits = logits[:, :codebook_size].float()
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / sampling.temperature
-    if 0 < sampling.topk < codebook_size:
-        kth = logits.topk(sampling.topk, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    noise = torch.empty_like(probabilities).exponential_(1.0, generator=generator)
-    return (probabilities / noise).argmax(dim=-1)
+
+    temperature: Tensor
+    topk: Tensor
+
+    def sample(self, logits: Tensor, noise: Tensor, candidates: int) -> Tensor:
+        """Draws one code per slot: `logits, noise [B, codebook_size]` -> int64 `[B]`.
+
+        Keeps every logit not below the k-th largest: ties stay. candidates: at least the `topk` of every slot; 0 if all
+        are greedy.
+        """
+        if candidates == 0:
+            return logits.argmax(dim=-1)
+        logits = logits.float() / self.temperature
+        kth = logits.topk(candidates, dim=-1).values.gather(1, self.topk - 1)  # [B, 1]
+        return (logits + noise).masked_fill(logits < kth, -torch.inf).argmax(dim=-1)

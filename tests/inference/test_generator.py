@@ -6,39 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from csm.codec.base import CodecInfo
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.generator import Generator, Segment
-from csm.inference.sampling import Sampling, sample_code
 from csm.model.csm import CSM
-from csm.text import ByteTokenizer
-from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, tiny_config, tiny_model
-
-
-class ToyCodec:
-    """A codec for tests of everything around it: code c0 of a frame fills its 4 samples."""
-
-    info = CodecInfo("toy", "0", K, CODEBOOK_SIZE, 12.5, 50)
-    name, num_codebooks, codebook_size, frame_rate, sample_rate = "toy", K, CODEBOOK_SIZE, 12.5, 50
-    device = torch.device("cpu")
-
-    def encode(self, audio):
-        return torch.ones(audio.shape[0], K, -(-audio.shape[-1] // 4), dtype=torch.int64)
-
-    def decode(self, codes):
-        return codes[:, :1].float().repeat_interleave(4, dim=-1)
-
-
-class ToyTokenizer(ByteTokenizer):
-    vocab_size = TEXT_VOCAB
-
-    def encode_turn(self, text, speaker):
-        return [1, speaker + 2, *(ord(c) % TEXT_VOCAB for c in text), 0]
+from tests.inference.toys import ToyCodec, ToyTokenizer, toy_generator
+from tests.tiny import CODEBOOK_SIZE, K, tiny_config, tiny_model
 
 
 @pytest.fixture
 def generator():
-    return Generator(tiny_model(), ToyCodec(), ToyTokenizer())
+    return toy_generator()
 
 
 def prompt():
@@ -73,28 +50,13 @@ def test_cached_generation_equals_recomputation(generator):
     assert codes.shape == (K, 40)
 
 
-def test_cached_logits_equal_teacher_forced_logits():
-    """The same positions in one pass, in two chunks and one by one give the same states."""
-    from csm.inference.cache import KVCache
-
-    model, frames = tiny_model().eval(), prompt()
-    positions = torch.arange(len(frames))[None]
-    with torch.no_grad():
-        whole = model.backbone_states(frames.tokens[None], frames.mask[None], positions)
-        cache = KVCache(model.config.backbone, 1, len(frames), torch.float32, torch.device("cpu"))
-        pieces = []
-        for start, end in [(0, 5), *((i, i + 1) for i in range(5, len(frames)))]:
-            chunk = (frames.tokens[None, start:end], frames.mask[None, start:end], positions[:, start:end])
-            pieces.append(model.backbone_states(*chunk, cache=cache))
-            cache.advance(end - start)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
-
-
-def test_generation_stops_at_the_all_zero_frame(generator):
+def test_generation_stops_at_the_all_zero_frame():
     """Heads biased to code 0 through the weights: the first frame is end of speech."""
+    model = tiny_model()
     with torch.no_grad():
-        for parameter in (generator.model.codebook0_head.weight, generator.model.audio_head):
+        for parameter in (model.codebook0_head.weight, model.audio_head):
             parameter.zero_()  # all logits equal: argmax takes code 0
+    generator = Generator(model, ToyCodec(), ToyTokenizer())
     frames = prompt()
     codes = generator.generate_codes(frames.tokens, frames.mask, 10, temperature=0)
     assert codes.shape == (K, 0)
@@ -204,23 +166,3 @@ def test_sampling_options_out_of_range_are_refused(generator, options, reason):
     frames = prompt()
     with pytest.raises(ValueError, match=reason):
         generator.generate_codes(frames.tokens, frames.mask, 3, **options)
-
-
-def test_topk_0_draws_from_all_codes():
-    logits = torch.tensor([[1.0, 0.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
-    drawn = sample_code(logits, Sampling(1.0, topk=0), codebook_size=4, generator=torch.Generator().manual_seed(0))
-    frequencies = torch.bincount(drawn, minlength=5) / 40_000
-    torch.testing.assert_close(frequencies[:4], logits[0, :4].softmax(0), atol=0.01, rtol=0)
-    assert frequencies[4] == 0
-
-
-def test_sampling_follows_the_distribution():
-    """Temperature, top-k with ties, reserved ids, against frequencies."""
-    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0, 9.0]]).repeat(40_000, 1)  # the last id is reserved
-    noise = torch.Generator().manual_seed(0)
-    drawn = sample_code(logits, Sampling(temperature=0.5, topk=2), codebook_size=5, generator=noise)
-    frequencies = torch.bincount(drawn, minlength=6) / 40_000
-    expected = torch.tensor([4.0, 2.0, 2.0]).softmax(0)  # k = 2 keeps both ids tied for second place
-    torch.testing.assert_close(frequencies[:3], expected, atol=0.01, rtol=0)
-    assert frequencies[3:].sum() == 0
-    assert sample_code(logits[:3], Sampling(temperature=0), 5).tolist() == [0, 0, 0]

@@ -1,0 +1,261 @@
+"""Continuous batching over fixed slots: requests come and go while others are being spoken.
+
+    submit --queue--> prefill into a free slot, chunk by chunk --> frame steps with all other slots --> finished
+
+`Engine.advance` does one round: waiting requests take free slots, some positions of their prompts are prefilled, and
+one frame step is taken for all slots that are speaking. What a request says depends on nothing beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from csm.inference.cache import KVCache, Prefix, attended_length
+from csm.inference.frame_step import FrameStep, StepShape
+from csm.inference.guards import FinishReason, RunawayWatch
+from csm.inference.modes import Mode, step_runner
+from csm.inference.sampling import Sampling, draw_noise
+from csm.inference.weights import DecodingWeights
+
+PREFILL_CHUNK = 512
+"""Positions of prompts that are prefilled between two frame steps: so long do those wait who are speaking."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A turn to be spoken, and what has been said of it.
+
+    tokens, mask: [S, K+1], the conversation up to the first frame to be generated, see csm/frames.py
+    max_frames:   most frames
+    room:         positions set aside for frames, if more: S + room must be below the model's max_seq_len
+    prefix:       keys and values of the first positions of `tokens`, from an earlier request
+    keep:         whether to leave a `kept` prefix behind for a later request
+    frames:       codes `[n]` of every frame so far, on the host
+    finished:     why it ended; None while it has not
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    max_frames: int
+    sampling: Sampling
+    room: int = 0
+    watch: RunawayWatch | None = None
+    prefix: Prefix | None = None
+    keep: bool = False
+    frames: list[list[int]] = field(default_factory=list)
+    finished: FinishReason | None = None
+    kept: Prefix | None = None
+
+    def codes(self) -> Tensor:
+        """int64 `[n, T]`."""
+        return torch.tensor(self.frames, dtype=torch.int64).T
+
+
+class Slot:
+    """A request in its place. `cached` positions are prefilled; `noise`: its random numbers, None if it is greedy."""
+
+    def __init__(self, request: Request, inputs: Tensor, device: torch.device) -> None:
+        self.request = request
+        self.inputs = inputs  # [S, D]
+        self.cached = 0
+        self.speaking = False
+        self.noise = request.sampling.generator(device)
+
+    @property
+    def position(self) -> int:
+        """Where the next step writes."""
+        return len(self.inputs) - 1 + len(self.request.frames)
+
+
+class Engine:
+    """Slots over one set of weights. Any thread may call `submit`, `cancel` and `advance`; they take turns.
+
+    slots:         requests spoken at the same time; others wait
+    num_codebooks: generated per frame, at most the model's
+    """
+
+    def __init__(
+        self, weights: DecodingWeights, slots: int = 1, num_codebooks: int | None = None, mode: Mode = "eager"
+    ) -> None:
+        config = weights.config
+        self.weights, self.config = weights, config
+        self.num_codebooks = num_codebooks or config.num_codebooks
+        if not (1 <= self.num_codebooks <= config.num_codebooks and slots >= 1):
+            raise ValueError(
+                f"num_codebooks={num_codebooks} must lie in 1..{config.num_codebooks}, and slots={slots} from 1 on"
+            )
+        with torch.inference_mode():
+            self.cache = KVCache(config.backbone, slots, config.max_seq_len, weights.dtype, weights.device)
+            self.step = FrameStep(weights, self.cache, self.num_codebooks)
+        self.mode, self.run_step = mode, step_runner(self.step, mode)
+        self._usual_candidates = Sampling().candidates(config.codebook_size)
+        self.slots: list[Slot | None] = [None] * slots
+        self.waiting: deque[Request] = deque()
+        self._turn = threading.RLock()
+
+    @torch.inference_mode()
+    def warm_up(self, longest: int | None = None) -> None:
+        """Compiles or captures the steps for all numbers of slots and for conversations of up to `longest` positions
+        (the model's, if None). Later than that only a request with a topk above MOST_CANDIDATES needs more."""
+        with self._turn:
+            assert all(slot is None for slot in self.slots), "warm up before the first request"
+            lengths = {
+                attended_length(n, self.cache.max_length) for n in range(1, (longest or self.cache.max_length) + 1)
+            }
+            batches = {min(1 << n, len(self.slots)) for n in range(len(self.slots).bit_length() + 1)}
+            for batch in sorted(batches):
+                for attended in sorted(lengths):
+                    self.run_step(StepShape(batch, attended, self._usual_candidates))
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def submit(self, request: Request) -> Request:
+        """Queues a request. Raises what `check` raises."""
+        self.check(request)
+        with self._turn:
+            self.waiting.append(request)
+        return request
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError if a request does not fit into the model's positions (Sesame's rule), or holds ids that the
+        model has no embedding for: nothing that is wrong with one request may be met in the middle of others."""
+        self._check_ids(request.tokens, request.mask)
+        room = max(request.max_frames, request.room)
+        limit = self.config.max_seq_len - room
+        if len(request.tokens) >= limit:
+            raise ValueError(
+                f"prompt of {len(request.tokens)} positions is too long: it must stay below max_seq_len - max_frames = "
+                f"{self.config.max_seq_len} - {room} = {limit}; "
+                "give less context, a shorter text or a smaller max_audio_length_ms"
+            )
+
+    @torch.inference_mode()
+    def cancel(self, request: Request) -> None:
+        """Ends a request, wherever it is; one that has finished stays as it is."""
+        with self._turn:
+            if request.finished:
+                return
+            if request in self.waiting:
+                self.waiting.remove(request)
+                request.finished = "cancelled"
+            for number, slot in enumerate(self.slots):
+                if slot is not None and slot.request is request:
+                    self._finish(number, slot, "cancelled")
+
+    def run(self, *requests: Request) -> None:
+        """Advances until all `requests` are finished; cancels those that are not, if interrupted."""
+        try:
+            while not all(request.finished for request in requests):
+                self.advance()
+        except BaseException:
+            for request in requests:
+                self.cancel(request)
+            raise
+
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        """One round. False if there was nothing to do."""
+        with self._turn:
+            self._admit()
+            self._prefill()
+            if not any(slot is not None and slot.speaking for slot in self.slots):
+                return any(slot is not None for slot in self.slots)
+            self._speak()
+            return True
+
+    def _check_ids(self, tokens: Tensor, mask: Tensor) -> None:
+        config, columns = self.config, self.config.num_codebooks + 1
+        if tokens.ndim != 2 or tokens.shape != mask.shape or tokens.shape[1] != columns or not len(tokens):
+            shapes = f"tokens {tuple(tokens.shape)}, mask {tuple(mask.shape)}"
+            raise ValueError(f"a prompt must be tokens and mask [S, {columns}] with S > 0, got {shapes}")
+        sizes = torch.tensor([config.audio_vocab_size] * config.num_codebooks + [config.text_vocab_size])
+        tokens = tokens.cpu()
+        if bool(((tokens < 0) | (tokens >= sizes)).any()):
+            raise ValueError(
+                f"the prompt holds ids out of range: codes lie in 0..{config.audio_vocab_size - 1}, "
+                f"text ids in 0..{config.text_vocab_size - 1}"
+            )
+
+    # -------------------------------------------------------------------------------------------- rounds
+
+    def _admit(self) -> None:
+        for number in range(len(self.slots)):  # the lowest free slots first: a step computes all below the highest
+            if self.waiting and self.slots[number] is None:
+                request, device = self.waiting.popleft(), self.weights.device
+                tokens, mask = request.tokens.to(device), request.mask.to(device)
+                slot = self.slots[number] = Slot(request, self.weights.embed(tokens, mask), device)
+                if request.prefix is not None:
+                    # The last position is the first step's: it has to be computed for its state.
+                    slot.cached = min(request.prefix.length, len(tokens) - 1)
+                    self.cache.restore(number, request.prefix, slot.cached)
+                # Steps taken meanwhile write here as well; the first step of the request writes it anew.
+                self.step.state.positions[number] = slot.position
+
+    def _prefill(self) -> None:
+        """The next positions of prompts, PREFILL_CHUNK in all."""
+        room = PREFILL_CHUNK
+        for number, slot in enumerate(self.slots):
+            if slot is None or slot.speaking:
+                continue
+            last = len(slot.inputs) - 1
+            start, end = slot.cached, min(slot.cached + room, last)
+            if end > start:
+                rope = self.weights.backbone.rotations(torch.arange(start, end, device=self.weights.device))
+                self.weights.backbone(slot.inputs[None, start:end], rope, self.cache.chunk(number, start, end - start))
+                slot.cached, room = end, room - (end - start)
+            if end == last:
+                self._begin(number, slot)
+
+    def _begin(self, number: int, slot: Slot) -> None:
+        state, sampling = self.step.state, slot.request.sampling
+        state.inputs[number] = slot.inputs[-1]
+        state.active[number] = 1
+        if slot.noise is not None:
+            size = self.config.codebook_size
+            state.temperature[number] = sampling.temperature
+            state.topk[number] = min(sampling.topk or size, size)
+        slot.speaking = True
+
+    def _speak(self) -> None:
+        """One frame of every slot that is speaking."""
+        speaking = [(n, s) for n, s in enumerate(self.slots) if s is not None and s.speaking]
+        for number, slot in speaking:
+            if slot.noise is not None:
+                draw_noise(self.step.state.noise[number], slot.noise)
+        batch = min(1 << speaking[-1][0].bit_length(), len(self.slots))
+        longest = max(slot.position for _, slot in speaking) + 1
+        candidates = max(slot.request.sampling.candidates(self.config.codebook_size) for _, slot in speaking)
+        if self.mode != "eager":  # a shape less to compile and to capture
+            candidates = max(candidates, self._usual_candidates)
+        frames = self.run_step(StepShape(batch, attended_length(longest, self.cache.max_length), candidates))
+        for number, slot in speaking:
+            reason = self._see(slot.request, frames[number])
+            if reason is not None:
+                self._finish(number, slot, reason)
+
+    def _see(self, request: Request, frame: list[int]) -> FinishReason | None:
+        """Takes a frame; the reason to end the request if it is the last one, or the end-of-speech frame."""
+        if not any(frame):
+            return "stop"
+        request.frames.append(frame)
+        reason = request.watch.see(frame) if request.watch is not None else None
+        if reason is None and len(request.frames) == request.max_frames:
+            return "length"
+        return reason
+
+    def _finish(self, number: int, slot: Slot, reason: FinishReason) -> None:
+        request, state = slot.request, self.step.state
+        if request.keep:
+            # All positions that were read: the frame drawn last is not one of them.
+            read = slot.position + (reason == "stop") if slot.speaking else slot.cached
+            request.kept = self.cache.save(number, read)
+        self.slots[number] = None
+        state.active[number] = 0
+        state.temperature[number], state.topk[number] = 1, 1
+        state.noise[number] = 0
+        request.finished = reason
