@@ -74,8 +74,15 @@ def check_options(cfg: DataPrepConfig) -> None:
 
 
 def _check_language(option: str, lang: str | None, model: str) -> None:
-    """Raises ValueError for a language that Whisper, or an English-only Whisper `model`, does not know."""
-    if lang is None or lang == "en":
+    """Raises ValueError for a language that Whisper, or an English-only Whisper `model`, does not know or detect."""
+    if lang == "en":
+        return
+    english = model == BUNDLED or model.endswith(".en")
+    if lang is None:
+        if english:
+            raise ValueError(
+                f"{option}=null: transcribe.model={model} knows only English and detects no language; set {option}=en, or another model"
+            )
         return
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE  # slow to import
 
@@ -85,5 +92,5 @@ def _check_language(option: str, lang: str | None, model: str) -> None:
         code = TO_LANGUAGE_CODE.get(name, name.replace("_", "-").partition("-")[0])
         known = f"{option}={code}" if code in LANGUAGES else f"one of {', '.join(sorted(LANGUAGES))}"
         raise ValueError(f"{option}={lang}: not a language code of the speech recognizer; set {known}, {remedy}")
-    if model == BUNDLED or model.endswith(".en"):
+    if english:
         raise ValueError(f"{option}={lang}: transcribe.model={model} knows only English; set another model, {remedy}")

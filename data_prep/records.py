@@ -108,6 +108,7 @@ class Speakers:
     """Result of stage `diarize`: spans of speakers, by start."""
 
     spans: list[SpeakerSpan]
+    one_at_a_time: bool = False  # on a track with several speakers: who speaks over whom was not looked for
 
 
 @dataclass
@@ -168,7 +169,7 @@ class DraftTurn:
     end: float
     text: str
     words: list[Word]  # empty if the text was given
-    overlap: float  # seconds during which another speaker speaks on the same track
+    overlap: float | None  # seconds during which another speaker speaks on the same track; None: not known
     lang: str | None  # None: not detected
     lang_prob: float | None
     avg_logprob: float | None

@@ -45,7 +45,7 @@ class Turn:
     loss: bool = True  # False: used as context only, not predicted
     channel: int | None = None  # of the recording; None: all channels mixed
     gap: float = 0.0  # seconds of silence before it; negative: it begins before the earlier turns end
-    overlap: float = 0.0  # seconds during which someone else speaks on the same track
+    overlap: float | None = 0.0  # seconds during which someone else speaks on the same track; None: not known
     words: list[list[Any]] | None = None  # [text, start, end, probability or None] recognized; None: the text was given
     quality: dict[str, float] = field(default_factory=dict)  # measures, see data_prep/packing/conversation.py
 

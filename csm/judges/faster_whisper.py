@@ -102,8 +102,7 @@ class FasterWhisper:
         }
 
     def languages(self, clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        if not self._multilingual:
-            return [{"en": 1.0} for _ in clips]
+        check_language(self._label, self._multilingual, None, self._option)
         return [dict(self._model.detect_language(clip)[2]) for clip in clips]
 
     def recognize(self, clips: Sequence[np.ndarray], language: str) -> list[Recognized]:

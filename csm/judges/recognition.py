@@ -57,7 +57,7 @@ class Recognizer(Protocol):
         ...
 
     def languages(self, clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Probability of each language, by its code, for each clip; an English-only model answers {"en": 1.0}."""
+        """Probability of each language, by its code, for each clip. Raises ModelUnavailable if it knows only English."""
         ...
 
     def recognize(self, clips: Sequence[np.ndarray], language: str) -> list[Recognized]:
@@ -65,8 +65,10 @@ class Recognizer(Protocol):
         ...
 
 
-def check_language(model: str, multilingual: bool, language: str, option: str) -> None:
-    """Raises ModelUnavailable for other languages than English if the model knows no other."""
+def check_language(model: str, multilingual: bool, language: str | None, option: str) -> None:
+    """Raises ModelUnavailable for other languages than English, and None (detection), if the model knows no other."""
+    if not multilingual and language is None:
+        raise ModelUnavailable(f"{model} knows only English, so it detects no language: set {option} to another model")
     if not multilingual and language != "en":
         raise ModelUnavailable(f"{model} knows only English, not {language!r}: set {option} to another model")
 

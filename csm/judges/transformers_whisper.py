@@ -114,8 +114,7 @@ class TransformersWhisper:
 
     @torch.inference_mode()
     def languages(self, clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        if not self._multilingual:
-            return [{"en": 1.0} for _ in clips]
+        check_language(self._source, self._multilingual, None, self._option)
         codes = {token.strip("<|>"): number for token, number in self._options.lang_to_id.items()}
         found: list[dict[str, float]] = []
         for clip in clips:

@@ -12,7 +12,9 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
-from data_prep.audio.decode import BLOCK, open_audio
+from csm.audio import mean_of_channels, mono_channel
+from csm.decode import BLOCK
+from data_prep.audio.decode import open_audio
 from data_prep.audio.storage import open_bytes, where
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Recording
@@ -21,9 +23,6 @@ log = logging.getLogger(__name__)
 
 IN_MEMORY_BYTES = 64 << 20
 """Decoded audio beyond this goes to a temporary file: 17 minutes of one channel at 16 kHz, 3 of stereo at 48 kHz."""
-
-CANCELLED = 0.1
-"""See `mono_channel`."""
 
 _FLOAT = np.dtype(np.float32).itemsize
 
@@ -67,7 +66,7 @@ class RecordingAudio:
 
         The stretch is cut at the file's rate, then resampled by itself: the audio around it has no influence.
 
-        channel: from 0; None: the mean of all, or one of them if they cancel each other, see `mono_channel`.
+        channel: from 0; None: the mean of all, or one of them if they cancel each other, see `csm.audio.mono_channel`.
         Raises `RejectedRecording` also for a channel that the file does not have.
         """
         audio = self._audio()
@@ -80,7 +79,7 @@ class RecordingAudio:
         last = audio.samples if end is None else min(max(first, round(end * audio.rate)), audio.samples)
         chosen = audio.mono if channel is None else channel
         pieces = (
-            _mean(block) if chosen is None else np.ascontiguousarray(block[:, chosen])
+            mean_of_channels(block) if chosen is None else np.ascontiguousarray(block[:, chosen])
             for block in audio.read(first, last)
         )
         return _resample(pieces, last - first, audio.rate, rate)
@@ -128,7 +127,7 @@ class _Decoded:
                 raise RejectedRecording(Reason.not_finite, message)
             energies += block_energies
             if self.channels > 1:
-                mean = _mean(block)
+                mean = mean_of_channels(block)
                 mean_energy += float(np.dot(mean, mean))
             self.store.write(np.ascontiguousarray(block).data.cast("B"))
             self.samples += len(block)
@@ -144,27 +143,6 @@ class _Decoded:
             self.store.seek(place * width)
             data = self.store.read((min(place + BLOCK, last) - place) * width)
             yield np.frombuffer(data, np.float32).reshape(-1, self.channels)
-
-
-def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:
-    """Chooses how a recording is mixed to mono: None for the mean of its channels, or the index of the one to use.
-
-    The mean of channels in opposite phase (a microphone wired the wrong way round, a "surround" effect) is silence or
-    a faint residue. The mean of C uncorrelated channels has the energy sum(E_c) / C^2, and correlation adds to it.
-    With less than a tenth of that the channels cancel each other, and the loudest one is used for the whole recording.
-
-    energies: [C], sum of squares of each channel; mean_energy: the same of the mean of all.
-    """
-    expected = float(energies.sum()) / len(energies) ** 2
-    return int(np.argmax(energies)) if mean_energy < CANCELLED * expected else None
-
-
-def _mean(block: np.ndarray) -> np.ndarray:
-    """Mean of all channels; many times faster than `block.mean(axis=1)` for a few channels."""
-    total = block[:, 0].copy()
-    for channel in range(1, block.shape[1]):
-        total += block[:, channel]
-    return total / np.float32(block.shape[1])
 
 
 def _resample(pieces: Iterator[np.ndarray], samples: int, from_rate: int, to_rate: int) -> np.ndarray:

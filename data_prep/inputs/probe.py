@@ -113,8 +113,11 @@ class Stamps:
         stamp = self._stamp(locator.path)
         if stamp is None:
             return ""
-        place = [locator.path, locator.offset, locator.size, locator.row, locator.column, name, *stamp]
+        place = [_DECODER, locator.path, locator.offset, locator.size, locator.row, locator.column, name, *stamp]
         return hashlib.sha256(json.dumps(place).encode()).hexdigest()[:32]
+
+
+_DECODER = 2  # incremented when the decoder finds other lengths than before
 
 
 def _stamp(path: str) -> list[object] | None:

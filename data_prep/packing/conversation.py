@@ -1,7 +1,7 @@
 """Groups the encoded turns of a recording into conversations, the samples of the dataset.
 
-Consecutive turns are joined as long as they fit into a row of training. A gap between two turns (a rejected turn, a
-long silence, a change of language) ends the conversation, so that speech from before and after a gap is never joined.
+Consecutive turns are joined as long as they fit into a row of training. A gap between two turns (a rejected turn that is
+not inside a kept one, a long silence, a change of language) ends the conversation, so that speech from before and after a gap is never joined.
 Every turn ends up in exactly one sample, or is rejected with a reason.
 """
 
@@ -95,13 +95,16 @@ def conversations(
     encoded = {turn.number: turn for turn in given.encoded.turns}
     scores = {turn.number: turn for turn in given.scores.turns} if given.scores else {}
     pieces: list[_Piece | None] = []
+    covered = 0.0  # up to where a kept turn goes on, whatever is said meanwhile
     for draft in given.turns.turns:
         rejection = rejected.get(draft.number) or _too_much_overlap(draft, cfg)
         if rejection is None:
             pieces.append(_piece(draft, encoded[draft.number], scores.get(draft.number), cfg))
+            covered = max(covered, draft.end)
             continue
         rejected[draft.number] = rejection
-        if rejection.reason != Reason.backchannel:  # a backchannel does not interrupt the conversation
+        # what is said during a kept turn does not interrupt the conversation, be it a backchannel or not
+        if rejection.reason != Reason.backchannel and draft.end > covered:
             pieces.append(None)
     samples: list[Sample] = []
     for conversation in _divide(pieces, cfg):
@@ -168,7 +171,8 @@ def slug(name: str, length: int) -> str:
 
 
 def _overlap_share(draft: DraftTurn) -> float:
-    return draft.overlap / (draft.end - draft.start)
+    """Share of the turn that another speaker talks over; 0 if it is not known, as no limit is broken then."""
+    return (draft.overlap or 0.0) / (draft.end - draft.start)
 
 
 def _too_much_overlap(draft: DraftTurn, cfg: ConversationConfig) -> Rejection | None:
@@ -274,7 +278,7 @@ def _turn(piece: _Piece, speaker: int, frame: int, gap: float) -> Turn:
         loss=piece.loss,
         channel=draft.channel,
         gap=round(gap, 3),
-        overlap=round(draft.overlap, 3),
+        overlap=None if draft.overlap is None else round(draft.overlap, 3),
         words=[_word(word) for word in draft.words] or None,
         quality=_measures(piece),
     )

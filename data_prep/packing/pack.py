@@ -294,5 +294,7 @@ def _audio_root(cfg: DataPrepConfig) -> str:
 
 def _nothing_kept(folder: Path, rejected: Counter[str]) -> str:
     counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
-    first = read_rows(folder / REJECTS_FILE, Rejection)[0]
+    first = next(iter(read_rows(folder / REJECTS_FILE, Rejection)), None)
+    if first is None:
+        return f"{folder.with_suffix('')}: nothing was kept, as the plan holds no recording"
     return f"{folder.with_suffix('')}: nothing was kept ({counts}); the first: {first.recording}: {first.message}"

@@ -281,7 +281,7 @@ def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
                 "loss": turn["loss"],
                 "seconds": seconds,
                 "gap": turn["gap"] if number else None,
-                "overlap": turn["overlap"] / seconds,
+                "overlap": None if turn["overlap"] is None else turn["overlap"] / seconds,
                 "chars_per_second": len(turn["text"]) / seconds,
                 "ovrl": measured.get("ovrl"),
                 "lufs": measured.get("lufs"),

@@ -4,7 +4,8 @@ The number of speakers follows from the tree of Ward's method, read from its roo
 distance between the mean embeddings of its halves exceeds `cluster_threshold`. The closer the halves are in size, the
 less distance is required (down to BALANCED of it), if both are large: in recordings of one voice, small groups of odd
 utterances are further apart than two similar voices on a telephone line. Windows across a change of speaker would form
-clusters of their own, so the windows whose sound changes most are not clustered. The constants were set for this
+clusters of their own, so the windows whose sound changes most are not clustered. Speech shorter than a window is one,
+repeated to its length: short answers make a speaker, too. The constants were set for this
 encoder, on recordings of one to three voices, among them the telephone call of the tests.
 """
 
@@ -24,7 +25,8 @@ from data_prep.records import Span
 WINDOW = 160  # frames (1.6 s), what the encoder was trained on
 HOP = 25
 FINE_WINDOW = 100
-MIN_VOICE_WINDOWS = 10  # a smaller cluster is not a speaker
+MIN_WINDOW = 50  # of a shorter stretch, 0.5 s, the voice cannot be told
+MIN_VOICE_WINDOWS = 5  # a smaller cluster is not a speaker
 MAX_WINDOWS = 4000  # clustered, as the tree needs memory by their square; the others go to the nearest voice
 MAX_READ_SECONDS = 60.0
 BALANCED = 0.58
@@ -141,13 +143,17 @@ def _short(span: Span) -> list[tuple[float, float]]:
 def _embedded(encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
     mel = encoder.spectrogram(read(start, end))
     coarse = [mel[first : first + WINDOW] for first in range(0, len(mel) - WINDOW + 1, HOP)]
+    if MIN_WINDOW <= len(mel) < WINDOW:
+        coarse = [np.resize(mel, (WINDOW, mel.shape[1]))]
     if len(mel) < FINE_WINDOW:
         fine = [mel]
     else:
         fine = [mel[first : first + FINE_WINDOW] for first in range(0, len(mel) - FINE_WINDOW + 1, HOP)]
     found, seconds = encoder.embed_windows(coarse), encoder.embed_windows(fine)
     last = (WINDOW - FINE_WINDOW) // HOP  # steps from the first to the last second of a window
-    change = np.array([1 - seconds[i] @ seconds[i + last] for i in range(len(found))])
+    change = np.array(
+        [1 - seconds[i] @ seconds[i + last] if i + last < len(seconds) else 0.0 for i in range(len(found))]
+    )
     return _Piece(start, end, found, change, seconds)
 
 
@@ -155,7 +161,8 @@ def _steady_windows(pieces: Sequence[_Piece]) -> np.ndarray:
     """Embeddings of the windows to be clustered, [n, 256]."""
     windows = np.concatenate([np.zeros((0, DIM), np.float32), *(piece.coarse for piece in pieces)])
     change = np.concatenate([np.zeros(0), *(piece.change for piece in pieces)])
-    return windows[change <= np.quantile(change, STEADY_SHARE)] if len(windows) else windows
+    whole = change[change > 0]  # a short stretch has no change that could be measured
+    return windows[change <= np.quantile(whole, STEADY_SHARE)] if len(whole) else windows
 
 
 def _stretches(steps: np.ndarray, piece: _Piece) -> list[tuple[float, float, int]]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from data_prep.config import TurnsConfig
-from data_prep.speech.words import SpokenWord
+from data_prep.speech.words import SENTENCE_END, SpokenWord
 
-SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001
 SENTENCE_BONUS = 0.5
 """A long turn is divided at its longest pause; a pause after a sentence counts as this many seconds longer."""
 

@@ -82,10 +82,12 @@ def check(
             return Rejection(turn=turn.number, reason=reason, message=f"{what} {value:.4g} is below {least:g}")
         if most is not None and value > most:
             return Rejection(turn=turn.number, reason=reason, message=f"{what} {value:.4g} is above {most:g}")
+    if turn.avg_logprob is None:  # the text was given: what recognizers make up is no measure of it
+        return None
     if limits.repetition and (found := repetition(turn.text)):
         return Rejection(turn=turn.number, reason=Reason.repetition, message=found)
     if limits.hallucination and seconds > 0:
-        found = hallucination(turn.text, seconds, turn.lang, turn.no_speech_prob)
+        found = hallucination(turn.text, seconds, turn.lang, turn.no_speech_prob, turn.avg_logprob)
         if found:
             return Rejection(turn=turn.number, reason=Reason.hallucination, message=found)
     return None

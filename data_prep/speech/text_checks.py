@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -16,8 +17,10 @@ _LOOP_WORDS, _LOOP_TIMES, _LOOP_LENGTH = 10, 4, 8
 _LETTER_LOOP = re.compile(r"(.{1,4}?)\1{7}")
 
 # In spontaneous speech, well over half of any 50 words are distinct; Granary's recipe (NeMo Speech Data Processor)
-# too takes a share of 0.4 as a hallucination. Below ten words the share says nothing.
+# too takes a share of 0.4 as a hallucination. Below ten words the share says nothing. Rhetoric and poems repeat
+# themselves as much ("It was the best of times, it was the worst of times"); of them, the recognizer is sure.
 _DISTINCT_SHARE, _DISTINCT_FROM, _DISTINCT_WINDOW = 0.4, 10, 50
+_SURE_LOGPROB = -0.25
 # The longest words people say, German compounds among them, have about 40 letters.
 _LONGEST_WORD = 45
 # Speech has 8 to 20 letters/s (2 to 6 in syllabic and ideographic scripts, whose phrases have few letters). A stock
@@ -77,6 +80,28 @@ _COURTESIES = _spoken(
 _COURTESIES["en"] |= {"you", "bye", "okay", "so", "please subscribe"}
 
 
+# What transcribers write beside the words, once entities are characters: <laugh> [noise] {breath} ((unclear))
+_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\(\([^()]*\)\)")
+# Characters without width that change nothing of what is said; joiners (U+200C, U+200D) do, in Persian and Indic scripts.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def without_controls(text: str) -> str:
+    """The text without control and invisible characters; white space, line breaks included, is one space."""
+    visible = _INVISIBLE.sub("", text)
+    return " ".join("".join(" " if unicodedata.category(one) == "Cc" else one for one in visible).split())
+
+
+def has_markup(text: str) -> bool:
+    """Whether tags, entities or bracketed notes are part of the text."""
+    return _MARKUP.search(text) is not None or html.unescape(text) != text
+
+
+def is_no_speech(text: str) -> bool:
+    """Whether nothing of the text is spoken: punctuation, symbols and markup only."""
+    return letters(_MARKUP.sub(" ", html.unescape(text))) == 0
+
+
 def letters(text: str) -> int:
     """Letters, the marks on them, and digits."""
     return sum(unicodedata.category(character)[0] in "LMN" for character in text)
@@ -101,14 +126,17 @@ def repetition(text: str) -> str | None:
     return f"{loop[1]!r} at least 8 times in a row" if loop and not loop[1].isdigit() else None
 
 
-def hallucination(text: str, seconds: float, lang: str | None, no_speech_prob: float | None) -> str | None:
-    """Explains why the text cannot be what was said in `seconds`, None if it may be.
+def hallucination(
+    text: str, seconds: float, lang: str | None, no_speech_prob: float | None, avg_logprob: float | None = None
+) -> str | None:
+    """Explains why a recognized text cannot be what was said in `seconds`, None if it may be.
 
     `lang` (ISO 639-1) chooses the stock phrases; None: those of all languages.
     """
     spoken = words(text)
     window = min(len(spoken), _DISTINCT_WINDOW)
-    if window >= _DISTINCT_FROM and len(set(spoken)) <= _DISTINCT_SHARE * window:
+    sure = avg_logprob is not None and avg_logprob > _SURE_LOGPROB
+    if not sure and window >= _DISTINCT_FROM and len(set(spoken)) <= _DISTINCT_SHARE * window:
         return f"{len(set(spoken))} distinct words among {len(spoken)}"
     longest = max(spoken, key=len, default="")
     if len(longest) > _LONGEST_WORD:

@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 
 from data_prep.reasons import Reason
 from data_prep.records import Clip, GivenTurn, Recording, Rejection, Span, SpeakerSpan, Word
+from data_prep.speech.text_checks import is_no_speech, without_controls
 
 STRETCH_SECONDS = 1.0
 """The first and last word of a span of speech are extended to its ends if those are no further away. Word times are
 inaccurate, and speech beyond the last word is usually its end; more than this is speech that was not recognized."""
+
+SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001
+CHANGE_WORDS, CHANGE_SECONDS = 2, 0.5
+"""A change of speaker moves to the end of a sentence that is at most so far away: people rarely stop one word before."""
 
 
 @dataclass
@@ -76,6 +81,36 @@ def speakers_of(words: Sequence[Word], spans: Sequence[SpeakerSpan]) -> list[str
     return found
 
 
+def changes_at_sentence_ends(words: Sequence[Word], speakers: Sequence[str]) -> list[str]:
+    """The speakers of a track's words, by time, with changes of speaker moved to the nearest end of a sentence.
+
+    Only as far as `CHANGE_WORDS` and `CHANGE_SECONDS`, and no turn loses all its words.
+    """
+
+    def boundary(index: int) -> float:
+        return (words[index - 1].end + words[index].start) / 2
+
+    def ends_sentence(index: int) -> bool:
+        return words[index - 1].text.endswith(SENTENCE_END)
+
+    found = list(speakers)
+    changes = [i for i in range(1, len(words)) if speakers[i] != speakers[i - 1]]
+    for before, change, after in zip([0, *changes], changes, [*changes[1:], len(words)], strict=False):
+        if ends_sentence(change):
+            continue
+        first, last = max(before + 1, change - CHANGE_WORDS), min(after - 1, change + CHANGE_WORDS)
+        near = [
+            index
+            for index in range(first, last + 1)
+            if ends_sentence(index) and abs(boundary(index) - boundary(change)) <= CHANGE_SECONDS
+        ]
+        if near:
+            index = min(near, key=lambda index: (abs(boundary(index) - boundary(change)), index))
+            found[change:index] = [speakers[change - 1]] * max(0, index - change)
+            found[index:change] = [speakers[change]] * max(0, change - index)
+    return found
+
+
 def _nearness(word: Word, span: Span | SpeakerSpan) -> float:
     """Seconds of overlap; if negative, seconds between the two."""
     return min(word.end, span.end) - max(word.start, span.start)
@@ -112,6 +147,14 @@ def checked_turns(recording: Recording) -> list[CheckedTurn]:
     """The given turns of a recording that has some, by start; turns that start together stay in the user's order."""
     assert recording.turns is not None
     turns = [_checked(turn, recording) for turn in recording.turns]
+    first: dict[tuple[str, int | None, float, float, str | None], int] = {}
+    for turn in turns:
+        given = turn.given
+        if turn.rejection is None:
+            kept = first.setdefault((given.speaker, given.channel, turn.start, turn.end, given.text), given.number)
+            if kept != given.number:
+                message = f"given turn {given.number}: the same as given turn {kept}"
+                turn.rejection = Rejection(reason=Reason.duplicate_text, message=message)
     return sorted(turns, key=lambda turn: (turn.start, turn.given.number))
 
 
@@ -126,8 +169,10 @@ def _checked(turn: GivenTurn, recording: Recording) -> CheckedTurn:
 
 
 def _problem(turn: GivenTurn, end: float, recording: Recording) -> tuple[Reason, str] | None:
-    if turn.text is not None and not turn.text.strip():
+    if turn.text is not None and not without_controls(turn.text):
         return Reason.empty_text, "its text is empty"
+    if turn.text is not None and is_no_speech(turn.text):
+        return Reason.empty_text, f"its text, {turn.text[:40]!r}, holds no word, only signs or markup"
     if not end > turn.start:
         return Reason.bad_times, f"it ends at {end} s, not after its start at {turn.start} s"
     if turn.start < 0 or turn.start >= recording.seconds or end > recording.seconds + END_TOLERANCE_SECONDS:

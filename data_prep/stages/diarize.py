@@ -26,7 +26,7 @@ class DiarizeStage:
     """
 
     name = "diarize"
-    version = 1
+    version = 2  # 1: speech shorter than 1.6 s made no speaker
     reads: tuple[str, ...] = ("vad",)
     result = Speakers
     group_seconds = 0.0
@@ -53,8 +53,9 @@ class DiarizeStage:
             return Speakers(sorted(spans, key=lambda span: (span.start, span.speaker)))
         (track,) = speech.tracks
         if self.options.backend is DiarizeBackend.single:
-            return Speakers(_single(track, "speaker0"))
-        return Speakers(_named_by_appearance(self._search(audio, track, recording.seconds)))
+            return Speakers(_single(track, "speaker0"), one_at_a_time=True)
+        spans = _named_by_appearance(self._search(audio, track, recording.seconds))
+        return Speakers(spans, one_at_a_time=self.options.backend is DiarizeBackend.cluster)
 
     def _search(self, audio: RecordingAudio, track: TrackSpeech, seconds: float) -> list[SpeakerSpan]:
         channel = track.channel

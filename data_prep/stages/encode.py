@@ -40,7 +40,7 @@ class EncodeStage:
     """Encodes the turns that pass the loose limits, in batches of similar length (`csm.codec.encode_turns`)."""
 
     name = "encode"
-    version = 1
+    version = 2  # 1: joined files, changes of the sample rate and pauses in time stamps were read otherwise
     reads: tuple[str, ...] = ("turns", "score")
     result = Encoded
 

@@ -45,7 +45,7 @@ class ScoreStage:
     """
 
     name = "score"
-    version = 1
+    version = 2  # 1: joined files, changes of the sample rate and pauses in time stamps were read otherwise
     reads: tuple[str, ...] = ("turns",)
     result = Scores
     group_seconds = 0.0

@@ -2,7 +2,8 @@
 
 Speech is recognized in clips of at most `max_clip_seconds`: neighboring spans of speech are joined, longer spans
 divided where they are quietest. A batch holds clips of one recording only, so that a recording's text does not depend
-on what it is processed with. Given turns with texts are not recognized; those without are, each by itself.
+on what it is processed with. Of detected speech, recognizers hear nothing else: what lies between the spans of a clip is
+silenced, so that no word of the other side of a call, or of the background, becomes text. Given turns with texts are not recognized; those without are, each by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from csm.judges.recognition import MAX_CLIP_SECONDS, Recognizer
 from csm.judges.transformers_whisper import TransformersWhisper
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import TranscribeBackend, TranscribeConfig
+from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
 from data_prep.speech.edges import quietest_moment
 from data_prep.speech.words import checked_turns
@@ -33,11 +35,12 @@ _CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
 class TranscribeStage:
     """Speech recognition.
 
-    Raises ValueError or FileNotFoundError (one line) if a package, weights or a language are missing.
+    Raises ValueError or FileNotFoundError (one line) if a package, weights or a language are missing, and
+    `RejectedRecording` (`no_words`) for a recording that holds no word, neither given nor recognized.
     """
 
     name = "transcribe"
-    version = 1
+    version = 2  # 1: the pauses between spans of speech were heard, too
     reads: tuple[str, ...] = ("vad",)
     result = Transcript
     group_seconds = 0.0
@@ -53,7 +56,15 @@ class TranscribeStage:
         self._model: Recognizer | None = None
 
     def process(self, items: Sequence[Item]) -> list[Transcript]:
-        return [self._transcript(item.recording, item.audio, item.results["vad"]) for item in items]
+        return [self._some_words(item.recording, item.audio, item.results["vad"]) for item in items]
+
+    def _some_words(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Transcript:
+        found = self._transcript(recording, audio, speech)
+        if recording.turns is None and not any(clip.words for clip in found.clips):
+            if self.options.backend is TranscribeBackend.none:
+                raise RejectedRecording(Reason.no_words, "it has no turns and no text, and transcribe.backend=none")
+            raise RejectedRecording(Reason.no_words, "no word was recognized in its speech")
+        return found
 
     def _transcript(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Transcript:
         if self.options.backend is TranscribeBackend.none:
@@ -63,13 +74,18 @@ class TranscribeStage:
             return Transcript([])
         if self._model is None:
             self._model = _load(self.options)
+        spans = {track.channel: track.spans for track in speech.tracks} if recording.turns is None else {}
+
+        def read(channel: int | None, clip: Span) -> np.ndarray:
+            return _only_speech(_read(audio, channel, clip), clip, spans.get(channel))
+
         lang, lang_prob = recording.lang, 1.0
         if lang is None:
-            lang, lang_prob = self._language(audio, stretches)
+            lang, lang_prob = self._language([read(*stretches[index]) for index in _spread(len(stretches))])
         clips: list[Clip] = []
         for first in range(0, len(stretches), _CLIPS_AT_ONCE):
             some = stretches[first : first + _CLIPS_AT_ONCE]
-            heard = self._model.recognize([_read(audio, *stretch) for stretch in some], lang)
+            heard = self._model.recognize([read(channel, span) for channel, span in some], lang)
             for (channel, span), found in zip(some, heard, strict=True):
                 words = [_placed(word, span) for word in found.words if word.text]
                 ratio = compression_ratio(found.text)
@@ -92,13 +108,11 @@ class TranscribeStage:
             for clip in clips_of([Span(turn.start, turn.end)], limit, _quietest(audio, turn.given.channel))
         ]
 
-    def _language(self, audio: RecordingAudio, stretches: Sequence[tuple[int | None, Span]]) -> tuple[str, float]:
+    def _language(self, clips: Sequence[np.ndarray]) -> tuple[str, float]:
         """The language with the largest mean probability over clips from all over the recording."""
         assert self._model is not None
-        count = min(LANGUAGE_CLIPS, len(stretches))
-        chosen = np.linspace(0, len(stretches) - 1, count).round().astype(int)
-        found = self._model.languages([_read(audio, *stretches[index]) for index in chosen])
-        means = {lang: sum(one.get(lang, 0.0) for one in found) / count for lang in sorted(set().union(*found))}
+        found = self._model.languages(clips)
+        means = {lang: sum(one.get(lang, 0.0) for one in found) / len(clips) for lang in sorted(set().union(*found))}
         best = max(means, key=lambda lang: means[lang])
         return best, means[best]
 
@@ -150,6 +164,23 @@ def _load(cfg: TranscribeConfig) -> Recognizer:
 def _read(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:
     samples = audio.track(channel, MODEL_RATE, span.start, span.end)
     return samples[: int(MAX_CLIP_SECONDS * MODEL_RATE)]  # rounding may add a sample
+
+
+def _only_speech(samples: np.ndarray, clip: Span, spans: Sequence[Span] | None) -> np.ndarray:
+    """A clip (float32 [N], 16 kHz) with what is outside `spans` silenced; None: nothing is."""
+    if spans is None:
+        return samples
+    speech = np.zeros(len(samples), np.float32)
+    for span in spans:
+        first, last = ((time - clip.start) * MODEL_RATE for time in (span.start, span.end))
+        if last > 0:
+            speech[max(0, round(first)) : round(last)] = 1.0
+    return samples * speech
+
+
+def _spread(count: int) -> list[int]:
+    """At most `LANGUAGE_CLIPS` of `count` numbers, evenly."""
+    return [int(index) for index in np.linspace(0, count - 1, min(LANGUAGE_CLIPS, count)).round()]
 
 
 def _placed(word: Word, clip: Span) -> Word:

@@ -1,4 +1,4 @@
-"""Stage `turns`: from words and speakers to turns. Given turns are kept as they are."""
+"""Stage `turns`: from words and speakers to turns. Given turns are kept as they are, but for backchannels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ from data_prep.records import (
 )
 from data_prep.speech.edges import Edges
 from data_prep.speech.grouping import Group, end_of, grouped, start_of
-from data_prep.speech.words import SpokenWord, aligned, checked_turns, speakers_of, united
+from data_prep.speech.text_checks import without_controls
+from data_prep.speech.words import (
+    SpokenWord,
+    aligned,
+    changes_at_sentence_ends,
+    checked_turns,
+    speakers_of,
+    united,
+)
 from data_prep.stages.base import Item
 
 
@@ -42,7 +50,7 @@ class TurnsStage:
     """Forms turns. Every word is in a turn or an event; unusable turns stay in the list, with their rejection."""
 
     name = "turns"
-    version = 2  # 1: rejections had other columns
+    version = 3  # 2: overlap was 0 where it is not known; 1: rejections had other columns
     reads: tuple[str, ...] = ("vad", "diarize", "transcribe")
     result = Turns
     backend = ""
@@ -58,7 +66,8 @@ class TurnsStage:
     def _turns(self, item: Item) -> Turns:
         speech, speakers, transcript = (item.results[name] for name in self.reads)
         if item.recording.turns is not None:
-            return Turns(given_turns(item.recording, speakers, transcript, self.options.turns), [])
+            turns = given_turns(item.recording, speakers, transcript, self.options.turns)
+            return Turns(turns, given_backchannels(turns, self.options.turns))
         return made_turns(item.audio, item.recording, speech, speakers, transcript, self.options)
 
 
@@ -77,13 +86,14 @@ def made_turns(
     cfg = options.turns
     words = spoken_words(speech, speakers, transcript)
     groups, backchannels = grouped(words, cfg)
-    overlaps = _overlaps(speakers, backchannels)
+    overlaps = None if speakers.one_at_a_time else _overlaps(speakers, backchannels)
     turns: list[DraftTurn] = []
     for track in speech.tracks:
         edges = Edges(audio, track, recording.seconds, options.vad_pad_seconds, cfg)
         of_track = [group for group in groups if group[0].clip.channel == track.channel]
         for group, (start, end) in zip(of_track, edges.around(of_track), strict=True):
-            turns.append(_draft(group, start, end, overlaps.get(track.channel, []), cfg))
+            both = None if overlaps is None else overlaps.get(track.channel, [])
+            turns.append(_draft(group, start, end, both, cfg))
     turns.sort(key=lambda turn: (turn.start, turn.end, turn.speaker))
     for number, turn in enumerate(turns):
         turn.number = number
@@ -99,11 +109,12 @@ def spoken_words(speech: Speech, speakers: Speakers, transcript: Transcript) -> 
         if words:
             words = aligned(words, track.spans)
             who = speakers_of(words, [span for span in speakers.spans if span.channel == track.channel])
+            who = changes_at_sentence_ends(words, who)
             found += [SpokenWord(*of_word) for of_word in zip(words, who, clips, strict=True)]
     return found
 
 
-def _draft(group: Group, start: float, end: float, overlaps: list[Span], cfg: TurnsConfig) -> DraftTurn:
+def _draft(group: Group, start: float, end: float, overlaps: list[Span] | None, cfg: TurnsConfig) -> DraftTurn:
     clips = [spoken.clip for spoken in group]
     return DraftTurn(
         number=-1,
@@ -114,7 +125,7 @@ def _draft(group: Group, start: float, end: float, overlaps: list[Span], cfg: Tu
         end=end,
         text=_text(group),
         words=[spoken.word for spoken in group],
-        overlap=_common(Span(start, end), overlaps),
+        overlap=None if overlaps is None else _common(Span(start, end), overlaps),
         rejection=_too_short(end - start, cfg) if end - start < cfg.min_seconds else None,
         **_confidence(clips),
     )
@@ -162,7 +173,7 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
         given, rejection, clips = turn.given, turn.rejection, list[Clip]()
         if given.text is None and rejection is None:
             clips = _clips_until(heard, turn.end)
-        text = given.text if given.text is not None else _joined(clips)
+        text = without_controls(given.text) if given.text is not None else _joined(clips)
         seconds = turn.end - turn.start
         if rejection is None and not text:
             rejection = _no_text(bool(clips), given.number)
@@ -190,6 +201,30 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
             )
         )
     return turns
+
+
+def given_backchannels(turns: Sequence[DraftTurn], cfg: TurnsConfig) -> list[Event]:
+    """Events for the given turns that are backchannels, by the rule for recognized ones; the turns are rejected."""
+
+    def is_short(turn: DraftTurn) -> bool:
+        seconds = turn.end - turn.start
+        return seconds <= cfg.backchannel_seconds and len(turn.text.split()) <= cfg.backchannel_words
+
+    events: list[Event] = []
+    talking: list[DraftTurn] = []  # longer turns that have not ended
+    for turn in turns:
+        if turn.rejection is not None:
+            continue
+        talking = [other for other in talking if other.end > turn.start]
+        if not is_short(turn):
+            talking.append(turn)
+            continue
+        outer = [other for other in talking if other.speaker != turn.speaker and turn.end < other.end]
+        if outer:
+            message = f"a backchannel in turn {outer[0].number}; kept as an event"
+            turn.rejection = Rejection(reason=Reason.backchannel, message=message)
+            events.append(Event(turn.start, turn.speaker, "backchannel", turn.text))
+    return events
 
 
 def _clips_until(clips: Iterator[Clip], end: float) -> list[Clip]:

@@ -28,8 +28,11 @@ DOMINATED_SHARE = 0.6
 """Least share of a call's frames of speech that have a dominant channel; a stereo mix has voices on both."""
 OTHER_SHARE = 0.01
 """Least share of the frames of speech in which each channel of a call dominates: both sides are heard."""
-ECHO = 100.0
-"""Ratio of power (20 dB) above which the weaker channel of a call carries only the echo of the other."""
+ECHO_DB = 20.0
+"""Difference of level above which the weaker channel of a call always carries only the echo of the other."""
+LEAK_MARGIN_DB = 4.0
+"""How much closer than its usual leak another voice may come to a channel's level and still be taken for the leak."""
+_DOMINANT_DB = 10 * np.log10(DOMINANT)
 _ECHO_FRAMES = 11  # 0.35 s, over which the channels' peaks are compared: echoes are delayed
 
 
@@ -51,7 +54,7 @@ class VadStage:
     """
 
     name = "vad"
-    version = 1
+    version = 2  # 1: leaks of more than -20 dB counted as speech
     reads: tuple[str, ...] = ()
     result = Speech
     device = "cpu"
@@ -87,8 +90,7 @@ class VadStage:
         power = np.concatenate(powers, axis=1)
         if recording.two_channel == "auto" and not are_two_speakers(power, probabilities >= self.options.threshold):
             return [self._mixed(audio, recording.seconds)]
-        strength = maximum_filter1d(power, _ECHO_FRAMES, axis=1)
-        probabilities[strength[::-1] > ECHO * strength] = 0.0
+        probabilities[is_leak(power, probabilities >= self.options.threshold)] = 0.0
         return [TrackSpeech(channel, self._spans(probabilities[channel], recording.seconds)) for channel in (0, 1)]
 
     def _mixed(self, audio: RecordingAudio, seconds: float) -> TrackSpeech:
@@ -122,6 +124,31 @@ def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:
     first = int((speech[0] & (ratio > DOMINANT)).sum())
     second = int((speech[1] & (ratio < 1 / DOMINANT)).sum())
     return first + second > DOMINATED_SHARE * frames and min(first, second) > OTHER_SHARE * frames
+
+
+def is_leak(power: np.ndarray, speech: np.ndarray) -> np.ndarray:
+    """Frames in which a channel of a call carries only the other side's voice, bool [2, F].
+
+    How much weaker the other side's voice is than on its own channel is estimated for each channel: the most frequent
+    difference of the levels while the other one speaks and is louder. Frames with nearly that difference, or a larger
+    one, are silenced; but none with less than 6 dB (or `are_two_speakers` would not have told the sides apart), and all
+    from 20 dB on.
+
+    Args:
+        power: mean square of each channel's frames, float [2, F].
+        speech: whether somebody speaks in each frame, bool [2, F].
+    """
+    level = 10 * np.log10(maximum_filter1d(power, _ECHO_FRAMES, axis=1) + _FLOOR)
+    found = np.zeros(speech.shape, bool)
+    for channel in (0, 1):
+        louder = level[1 - channel] - level[channel]
+        leaked = louder[speech[1 - channel] & (louder > _DOMINANT_DB / 2)]
+        if not len(leaked):
+            continue
+        counts = np.bincount(leaked.astype(int))  # by dB
+        usual = float(np.convolve(counts, np.ones(3), "same").argmax()) + 0.5
+        found[channel] = louder > np.clip(usual - LEAK_MARGIN_DB, _DOMINANT_DB, ECHO_DB)
+    return found
 
 
 def _given_speech(recording: Recording) -> Speech:

@@ -145,6 +145,28 @@ def test_position_budget_counts_what_the_model_reads():
     assert texts(made(drafts), max_seq_len=1) == [[i] for i in range(6)]
 
 
+def test_what_is_left_out_inside_a_kept_turn_ends_nothing():
+    drafts = [draft(0, 0.5, 3.3), draft(1, 3.8, 10.5, "b"), draft(2, 6.0, 6.5, overlap=0.5), draft(3, 11.0, 13.6)]
+    given = made(drafts)
+    assert texts(given) == [[0, 1, 3]]
+    assert run(given)[1][2].reason == Reason.overlap
+    longer = replace(drafts[2], end=10.9, overlap=4.5)  # goes on after the turn: what it says is missing
+    assert texts(made([*drafts[:2], longer, drafts[3]])) == [[0, 1], [3]]
+
+
+def test_unknown_overlap_breaks_no_limit_and_is_stored_as_unknown():
+    ((sample,), rejected) = run(made([draft(0, 0, 5, overlap=None), draft(1, 6, 8, "b", overlap=0.0)]))
+    assert [turn.overlap for turn in sample.turns] == [None, 0.0] and not rejected
+    assert all(turn.loss for turn in sample.turns)
+    again = _stored(sample)
+    assert [turn.overlap for turn in again.turns] == [None, 0.0]
+
+
+def _stored(sample: Sample) -> Sample:
+    members = sample_to_members(sample)
+    return sample_from_members(members["codes.npy"], members["json"], "here")
+
+
 def test_long_silence_ends_a_conversation():
     drafts = [draft(0, 0, 5), draft(1, 1, 2), draft(2, 13, 14), draft(3, 22.5, 23)]
     assert texts(made(drafts)) == [[0, 1, 2], [3]]  # 8 s after the end of turn 0; 8.5 s

@@ -9,7 +9,16 @@ from heard import draft
 from data_prep.config import LimitsConfig
 from data_prep.records import TurnScore
 from data_prep.speech.limits import RateCounts, SourceRates, check
-from data_prep.speech.text_checks import chars_per_second, hallucination, letters, repetition, words
+from data_prep.speech.text_checks import (
+    chars_per_second,
+    hallucination,
+    has_markup,
+    is_no_speech,
+    letters,
+    repetition,
+    without_controls,
+    words,
+)
 
 TEXT = "This has thirty-two letters, or nearly."  # 31 letters in 3 s
 TURN = draft(0, 10.0, 13.0, TEXT, lang="en", lang_prob=0.8, avg_logprob=-0.5, no_speech_prob=0.3, compression_ratio=1.5)
@@ -55,12 +64,39 @@ def test_what_was_not_measured_passes():
 
 
 def test_text_limits():
-    looping = draft(0, 0.0, 5.0, "yeah " * 8)
+    looping = draft(0, 0.0, 5.0, "yeah " * 8, avg_logprob=-0.5)
     assert check(looping, None, LimitsConfig(hallucination=True), None) is None
     assert check(looping, None, LimitsConfig(repetition=True), None).reason == "repetition"
-    made_up = draft(0, 0.0, 5.0, "Thank you.", lang="en")
+    made_up = draft(0, 0.0, 5.0, "Thank you.", lang="en", avg_logprob=-0.5)
     assert check(made_up, None, LimitsConfig(repetition=True), None) is None
     assert check(made_up, None, LimitsConfig(hallucination=True), None).reason == "hallucination"
+
+
+@pytest.mark.parametrize("text", ["yeah " * 8, "Thank you.", "one one one two two two three three three four"])
+def test_given_texts_are_not_taken_for_a_recognizers_mistakes(text):
+    """Counting, spelling, litanies, poems: whoever wrote the text heard it so."""
+    given = draft(0, 0.0, 5.0, text, lang="en")
+    assert check(given, None, LimitsConfig(repetition=True, hallucination=True), None) is None
+
+
+def test_rhetoric_of_which_the_recognizer_is_sure_is_kept():
+    text = (
+        "It was the best of times. It was the worst of times. It was the age of wisdom. It was the age of foolishness. "
+    )
+    text += "It was the epoch of belief. It was the epoch of disbelief. It was the season of light. It was the best of times."
+    both = LimitsConfig(repetition=True, hallucination=True)
+    assert check(draft(0, 0.0, 20.0, text, avg_logprob=-0.05), None, both, None) is None
+    unsure = check(draft(0, 0.0, 20.0, text, avg_logprob=-0.6), None, both, None)
+    assert unsure.reason == "hallucination" and "distinct words" in unsure.message
+
+
+def test_markup_and_characters_that_nobody_says():
+    marked = "<laugh> [noise] {breath} ((unclear)) &lt;b&gt; "
+    assert is_no_speech(marked) and is_no_speech("... \U0001f600") and not is_no_speech(marked + "So")
+    assert has_markup("Well, <unk> then") and not has_markup("5 < 6 (or so) & more")
+    odd = "Well,\x00 \r\nthat\u200b's\u202e fine.\ufeff"
+    assert without_controls(odd) == "Well, that's fine."
+    assert without_controls("می\u200cخواهم") == "می\u200cخواهم"  # the joiner is part of how the word is written
 
 
 def test_rates_of_a_source_are_its_median_and_robust_deviation():

@@ -18,9 +18,10 @@ from transformers import (
 
 from csm.judges.hub import ModelUnavailable
 from data_prep.config import TranscribeBackend, TranscribeConfig
+from data_prep.reasons import RejectedRecording
 from data_prep.records import GivenTurn, Span, Speech, TrackSpeech, Transcript
 from data_prep.stages.base import Item
-from data_prep.stages.transcribe import TranscribeStage, clips_of
+from data_prep.stages.transcribe import TranscribeStage, _only_speech, clips_of
 
 RATE = 16_000
 
@@ -89,7 +90,35 @@ def test_recordings_that_need_no_model_load_none(tmp_path):
     silent = np.zeros(RATE, np.float32)
     assert missing.process([spoken(tmp_path / "a.wav", silent, turns=turns)]) == [Transcript([])]
     none = TranscribeStage(TranscribeConfig(backend=TranscribeBackend.none))
-    assert none.process([spoken(tmp_path / "b.wav", silent)]) == [Transcript([])]
+    assert none.process([spoken(tmp_path / "b.wav", silent, turns=turns)]) == [Transcript([])]
+
+
+def test_recordings_without_a_word_are_rejected(stage, tmp_path):
+    silence = np.zeros(3 * RATE, np.float32)
+    none = TranscribeStage(TranscribeConfig(backend=TranscribeBackend.none))
+    with pytest.raises(RejectedRecording, match=r"no_words: it has no turns and no text, and transcribe.backend=none"):
+        none.process([spoken(tmp_path / "a.wav", silence)])
+    nothing = spoken(tmp_path / "b.wav", silence)
+    nothing.results = {"vad": Speech([TrackSpeech(None, [])])}
+    with pytest.raises(RejectedRecording, match="no_words: no word was recognized in its speech"):
+        stage.process([nothing])
+
+
+def test_nothing_is_heard_outside_of_detected_speech(stage, tmp_path):
+    """The question and its answer are in one clip, but between spans of speech only silence is recognized."""
+    demo = demo_recordings()["leave-message"]  # a question, then the answer from 1.54 to 4.65 s
+    answer = spoken(tmp_path / "a.wav", demo, Span(0.0, 0.05), Span(1.54, 4.65))
+    (transcript,) = stage.process([answer])
+    assert [(clip.start, clip.end) for clip in transcript.clips] == [(0.0, 4.65)]
+    text = transcript.clips[0].text
+    assert "mailbox number" in text and "Can I" not in text
+    samples = _only_speech(np.ones(4 * RATE, np.float32), Span(10.0, 14.0), [Span(8.0, 10.5), Span(12.0, 20.0)])
+    assert np.flatnonzero(np.diff(samples)).tolist() == [RATE // 2 - 1, 2 * RATE - 1]
+
+
+def test_an_english_model_detects_no_language(stage, tmp_path):
+    with pytest.raises(ModelUnavailable, match="knows only English, so it detects no language"):
+        stage.process([spoken(tmp_path / "a.wav", demo_recordings()["urgent"], lang=None)])
 
 
 def test_results_do_not_depend_on_grouping(stage, tmp_path):

@@ -20,7 +20,7 @@ from data_prep.records import (
     Turns,
     Word,
 )
-from data_prep.speech.words import aligned, speakers_of
+from data_prep.speech.words import aligned, changes_at_sentence_ends, speakers_of
 from data_prep.stages.base import Item
 from data_prep.stages.turns import TurnsStage
 
@@ -225,13 +225,76 @@ def test_given_turns_come_out_as_given(stage, silent):
     assert [turn.number for turn in run(stage, silent).turns] == list(range(10))
 
 
+def test_given_backchannels_are_events(stage, silent):
+    silent.recording.turns = [
+        GivenTurn(0, "A", 0.5, 3.33, "So what do you think?"),
+        GivenTurn(1, "B", 3.83, 10.58, "I think that we should wait for a while."),
+        GivenTurn(2, "A", 6.0, 6.45, "Mhm."),
+        GivenTurn(3, "A", 10.0, 10.5, "But why should we?"),  # four words
+        GivenTurn(4, "A", 10.4, 11.0, "Why?"),  # beyond the end
+        GivenTurn(5, "B", 7.0, 7.5, "well"),  # the same speaker
+        GivenTurn(6, "A", 11.08, 13.6, "And then we go home."),
+    ]
+    silent.results = {"vad": Speech([]), "transcribe": Transcript([])}
+    silent.results["diarize"] = Speakers([SpeakerSpan(3.83, 10.58, "B"), SpeakerSpan(6.0, 6.45, "A")])
+    turns = run(stage, silent)
+    assert turns.events == [Event(6.0, "A", "backchannel", "Mhm.")]
+    rejected = {turn.text: turn.rejection.reason for turn in turns.turns if turn.rejection}
+    assert rejected == {"Mhm.": "backchannel"}
+    (outer,) = (turn for turn in turns.turns if turn.start == 3.83)
+    assert outer.overlap == pytest.approx(0.45)
+
+
+def test_given_texts_are_cleaned_and_what_is_no_speech_or_listed_twice_is_rejected(stage, silent):
+    silent.recording.turns = [
+        GivenTurn(0, "a", 1.0, 3.0, "Well,\x00 that\u200b's\nit."),
+        GivenTurn(1, "a", 4.0, 6.0, "<laugh> [noise] {breath} (()) &lt;b&gt;"),
+        GivenTurn(2, "a", 1.0, 3.0, "Well,\x00 that\u200b's\nit."),
+        GivenTurn(3, "a", 7.0, 9.0, "..."),
+    ]
+    silent.results = {"vad": Speech([]), "diarize": Speakers([]), "transcribe": Transcript([])}
+    turns = run(stage, silent).turns
+    assert [(turn.text, turn.rejection and str(turn.rejection.reason)) for turn in turns[:2]] == [
+        ("Well, that's it.", None),
+        ("Well, that's it.", "duplicate_text"),
+    ]
+    assert [turn.rejection.reason for turn in turns[2:]] == ["empty_text", "empty_text"]
+    assert "only signs or markup" in turns[2].rejection.message
+
+
+def test_overlap_is_unknown_where_the_diarizer_gives_one_speaker_at_a_time(stage, silent):
+    of_both = heard(silent, [("a", 1, 4, "one two three"), ("b", 4, 6, "four five")])
+    of_both.results["diarize"].one_at_a_time = True
+    assert [turn.overlap for turn in run(stage, of_both).turns] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "speakers", "expected"),
+    [
+        ("She owes me a favor. Then call her.", "aaaabbbb", "aaaaabbb"),
+        ("I never liked it anyway. And it was", "aaaabbbb", "aaaaabbb"),
+        ("Good. Then call her. And go home now", "aaaaabbb", "aaaabbbb"),
+        ("Good. Then call her. And go home now", "aaaaaabb", "aaaabbbb"),
+        ("Good. Then call her and go home now.", "aaaaaabb", "aaaaaabb"),  # none is near
+        ("Really? Yes. And then we went home now.", "abbbbbbb", "abbbbbbb"),  # it is one already
+        ("I am so. Tired. Of all that. Yes.", "aaabbbba", "aaabbbba"),
+        ("I was there. You? Me, too. And so on.", "aaaabbbbb", "aaaabbbbb"),
+    ],
+)
+def test_a_change_of_speaker_moves_to_the_end_of_a_sentence_nearby(text, speakers, expected):
+    words = in_equal_parts(0.0, 0.2 * len(text.split()), text)
+    assert "".join(changes_at_sentence_ends(words, list(speakers))) == expected
+    slow = in_equal_parts(0.0, 2.0 * len(text.split()), text)
+    assert "".join(changes_at_sentence_ends(slow, list(speakers))) == speakers
+
+
 def test_given_turns_without_text_get_that_of_their_own_clips(stage, silent):
-    silent.recording.turns = [GivenTurn(0, "a", 1.0, 40.0), GivenTurn(1, "b", 2.0, 3.0), GivenTurn(2, "b", 41.0, 42.0)]
+    silent.recording.turns = [GivenTurn(0, "a", 1.0, 40.0), GivenTurn(1, "b", 2.0, 3.1), GivenTurn(2, "b", 41.0, 42.0)]
 
     def clip(start: float, end: float, text: str) -> Clip:
         return Clip(start, end, None, text, in_equal_parts(start, end, text), "en", 1.0, -0.5, 0.0, 1.0)
 
-    clips = [clip(1.0, 25.0, "One two"), clip(25.0, 40.0, "three."), clip(2.0, 3.0, "No?"), clip(41.0, 42.0, "")]
+    clips = [clip(1.0, 25.0, "One two"), clip(25.0, 40.0, "three."), clip(2.0, 3.1, "No?"), clip(41.0, 42.0, "")]
     silent.results = {"vad": Speech([]), "diarize": Speakers([]), "transcribe": Transcript(clips)}
     turns = run(stage, silent).turns
     assert [turn.text for turn in turns] == ["One two three.", "No?", ""]

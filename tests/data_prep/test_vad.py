@@ -96,6 +96,35 @@ def test_a_calls_speech_is_on_its_speakers_channel(stage, voices, tmp_path):
         assert track.spans and not other
 
 
+@pytest.mark.parametrize("crosstalk", [-20, -12, -9])
+@pytest.mark.parametrize(("delay", "quieter"), [(0.03, 0.0), (0.005, 0.0), (0.03, -18.0)])
+def test_crosstalk_is_nobodys_speech(stage, voices, tmp_path, crosstalk, delay, quieter):
+    """Telephone (30 ms) and two microphones in a room (5 ms), also with the second side 18 dB down."""
+    voices = voices[: 40 * RATE]
+    first = (np.arange(len(voices)) // (5 * RATE)) % 2 == 0
+    sides = np.stack([np.where(first, voices, 0), 10 ** (quieter / 20) * np.where(first, 0, voices)])
+    late = np.pad(sides, ((0, 0), (round(delay * RATE), 0)))[:, : len(voices)]
+    noise = 10 ** (-65 / 20) * np.random.default_rng(0).standard_normal(sides.shape)
+    samples = (sides + 10 ** (crosstalk / 20) * late[::-1] + noise).astype(np.float32)
+    (speech,) = stage.process([item(tmp_path / "a.wav", samples, RATE, [])])
+    (clean,) = stage.process([item(tmp_path / "b.wav", (sides + noise).astype(np.float32), RATE, [])])
+    assert [track.channel for track in speech.tracks] == [0, 1]
+    for track, alone in zip(speech.tracks, clean.tracks, strict=True):
+        others = sum(_common(track.spans, span) for span in _turns_of(1 - track.channel, len(voices) / RATE))
+        assert others < 0.1 * sum(span.end - span.start for span in alone.spans)
+        own = sum(_common(track.spans, span) for span in alone.spans)
+        assert own > 0.95 * sum(span.end - span.start for span in alone.spans)
+
+
+def _turns_of(channel: int, seconds: float) -> list[Span]:
+    """Where only the given channel speaks, half a second after the other one, whose span has a margin."""
+    return [Span(start + 0.5, start + 5.0) for start in np.arange(5.0 * channel, seconds - 5, 10.0).tolist()]
+
+
+def _common(spans: list[Span], other: Span) -> float:
+    return sum(max(0.0, min(span.end, other.end) - max(span.start, other.start)) for span in spans)
+
+
 @pytest.mark.parametrize(("wanted", "tracks"), [("yes", [0, 1]), ("no", [None])])
 def test_the_source_can_say_what_the_channels_are(stage, voices, tmp_path, wanted, tracks):
     samples = np.stack([voices, voices]) if wanted == "yes" else call(voices, 0.0)

@@ -1,0 +1,447 @@
+"""Decoding of audio files of any common format: libsndfile where it is reliable, FFmpeg otherwise.
+
+The only decoder of the project: `csm.audio` reads whole files with it, data preparation streams. What comes out is what
+was recorded, at the times at which it was recorded: files that were joined are read to their end, stretches of another
+sample rate are resampled to the first one's, and pauses in a container's time stamps are silence.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import BinaryIO, Protocol
+
+import av
+import numpy as np
+import soundfile
+
+BLOCK = 1 << 16
+"""Most samples of each channel that are decoded at once."""
+
+TRUNCATED_SECONDS = 0.5
+"""A file that ends this much before its header says is truncated; the padding of encoders is below 0.1 s."""
+
+PAUSE_SECONDS = 0.1
+"""A shorter difference between time stamps and samples is jitter of the container; a larger one is a pause."""
+MAX_PAUSE_SECONDS = 3600.0
+"""A larger jump of time stamps is damage."""
+
+HEADERLESS = {".g722": ("g722", 16_000, 2), ".al": ("alaw", 8_000, 1), ".ul": ("mulaw", 8_000, 1)}
+"""Suffixes of headerless telephone audio, mono: FFmpeg's format, sample rate, samples in a byte."""
+UNKNOWN_HEADERLESS = (".raw", ".pcm")  # of which decoders would guess something
+
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile reports the largest integer
+_STREAMED_BYTES = 0x7FFFF000  # sizes from here on mean "unknown" in headers written to a pipe (sox, FFmpeg)
+_CLAIMED_SIZE = re.compile(r"(?:data|SSND|riff)\s*: (\d+) \(should be (\d+)\)")
+_CUT_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
+_FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio, from headers; not from a bit rate
+_FFMPEG_HAS_CLOCK = ("mov", "matroska", "asf", "mpegts", "flv", "mpeg")  # frames are stamped with their times
+_OGG_PAGE = re.compile(rb"OggS\x00(.)", re.DOTALL)  # RFC 3533, section 6: a page's version and type
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # RFC 9639, section 8: marker, then STREAMINFO of 34 bytes
+_OVERLAP = 16  # bytes of a chunk that are searched again with the next one
+_CHUNK = 1 << 22
+
+
+class Fault(Enum):
+    """Kinds of audio that cannot be used."""
+
+    audio_empty = "audio_empty"
+    audio_corrupt = "audio_corrupt"  # not audio, or damaged
+    audio_truncated = "audio_truncated"  # decodes, but ends early
+
+
+class UnreadableAudio(ValueError):
+    """A file cannot be decoded, on any attempt. The message begins with its name."""
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+@dataclass
+class Header:
+    """Properties of an audio file, as its header gives them."""
+
+    sample_rate: int
+    channels: int
+    codec_format: str  # container/codec: "wav/pcm_16", "mov/aac"; "mp3"
+    samples: int | None  # of each channel; None: not in the header, or unreliable
+
+
+class AudioReader(Protocol):
+    """An open audio file. Both methods raise `UnreadableAudio` for damaged audio, OSError for failing storage."""
+
+    header: Header
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields all samples in order, in blocks of float32 [n, C] with n > 0; can be iterated once.
+
+        There may be fewer or more samples than the header says. A file that ends too early raises `UnreadableAudio`
+        only after its last block.
+        """
+        ...
+
+    def count(self) -> int:
+        """Samples of each channel, from the header or else from the headers of all packets.
+
+        Decodes nothing, except of joined files; to be called instead of `blocks`.
+        """
+        ...
+
+
+def open_audio(file: BinaryIO, name: str) -> AudioReader:
+    """Opens seekable audio of any format; `name` is for messages, and its suffix identifies headerless audio.
+
+    Raises:
+        UnreadableAudio: the file is empty, or not audio.
+        OSError: the storage fails.
+    """
+    watched = _Watched(file, name)
+    size = watched.seek(0, io.SEEK_END)
+    watched.seek(0)
+    if size == 0:
+        raise UnreadableAudio(Fault.audio_empty, f"{name}: the file is empty")
+    with _translated(watched, "cannot be decoded as audio"):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in HEADERLESS:
+            return _Headerless(watched, size, *HEADERLESS[suffix])
+        if suffix in UNKNOWN_HEADERLESS and _at(watched, 0, 4) != b"RIFF":
+            message = f"{name}: headerless audio of unknown rate and format; convert it to WAV"
+            raise UnreadableAudio(Fault.audio_corrupt, message)
+        if _is_mp3_of_unknown_length(watched):  # libsndfile guesses the length, and reads no further
+            return _FfmpegReader(watched)
+        if _goes_on(watched, size):  # libsndfile reads the first part only
+            return _FfmpegReader(watched, joined=True)
+        try:
+            reader = _SoundfileReader(watched)
+        except soundfile.LibsndfileError:
+            reader = None
+        if reader is not None and reader.header.samples:
+            return reader
+        # without a length, or with one of zero as a recorder leaves it that was not stopped
+        watched.check()
+        watched.seek(0)
+        return _FfmpegReader(watched)
+
+
+class _Watched:
+    """A file for libraries that read from C, where exceptions are lost: they are kept, and raised by `check`."""
+
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        self._file = file
+        self.label = label  # a `name` would be taken for the format
+        self.error: OSError | None = None
+        self.ended = False  # a read went beyond the end
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            self.error = error
+            return b""
+        self.ended = self.ended or len(data) < size
+        return data
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def _translated(file: _Watched, problem: str) -> Iterator[None]:
+    """Raises errors of the libraries as `UnreadableAudio`, or the storage's error if that failed."""
+    try:
+        yield
+        file.check()
+    except UnreadableAudio:
+        raise
+    except (soundfile.LibsndfileError, av.FFmpegError, EOFError, ValueError) as error:
+        file.check()
+        raise UnreadableAudio(Fault.audio_corrupt, f"{file.label}: {problem} ({error})") from error
+
+
+class _SoundfileReader:
+    def __init__(self, file: _Watched) -> None:
+        self._file = file
+        self._sound = sound = soundfile.SoundFile(file)
+        log = sound.extra_info
+        self._promised = sound.frames
+        claimed = _CLAIMED_SIZE.search(log)
+        if claimed and int(claimed[2]) < int(claimed[1]) < _STREAMED_BYTES:
+            self._promised = round(sound.frames * int(claimed[1]) / max(1, int(claimed[2])))
+        self._cut = all(sign in log for sign in _CUT_OGG)
+        known = 0 <= sound.frames < _UNKNOWN_FRAMES
+        codec = sound.subtype.lower()
+        kind = "mp3" if codec.startswith("mpeg") else f"{sound.format.lower()}/{codec}"
+        self.header = Header(sound.samplerate, sound.channels, kind, sound.frames if known else None)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        decoded = 0
+        if self._sound.seekable():  # GSM and ADPCM are not
+            self._sound.seek(0)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
+        while True:
+            try:
+                block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
+                self._file.check()
+            except soundfile.LibsndfileError as error:
+                self._file.check()
+                if self._file.ended:
+                    raise _truncated(self._file.label, decoded, self._promised, self.header.sample_rate) from error
+                place = decoded / self.header.sample_rate
+                raise UnreadableAudio(
+                    Fault.audio_corrupt, f"{self._file.label}: damaged after {place:.2f} s ({error})"
+                ) from error
+            if not len(block):
+                break
+            decoded += len(block)
+            yield block
+        if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
+            raise _truncated(self._file.label, decoded, None if self._cut else self._promised, self.header.sample_rate)
+
+    def count(self) -> int:
+        assert self.header.samples is not None  # see `open_audio`
+        return self.header.samples
+
+
+class _Clock:
+    """The times of a container's frames against the samples before them."""
+
+    def __init__(self, label: str, start: Fraction) -> None:
+        self._label, self._start = label, start  # of the container, in seconds: of the video, too
+
+    def pause(self, stamp: Fraction, place: Fraction) -> Fraction:
+        """Seconds of silence between `place`, seconds into the audio, and a frame of time stamp `stamp`.
+
+        Raises `UnreadableAudio` if it is longer than an hour.
+        """
+        pause = stamp - self._start - place
+        if pause > MAX_PAUSE_SECONDS:
+            message = f"{self._label}: its time stamps jump by {float(pause):.0f} s at {float(place):.2f} s"
+            raise UnreadableAudio(Fault.audio_corrupt, message)
+        if pause < -PAUSE_SECONDS:  # the clock was set back: from here on, it counts from there
+            self._start += pause
+        return pause if pause > PAUSE_SECONDS else Fraction(0)
+
+
+class _FfmpegReader:
+    def __init__(
+        self,
+        file: _Watched,
+        container_format: str | None = None,
+        options: dict[str, str] | None = None,
+        joined: bool = False,
+    ) -> None:
+        self._file, self._joined = file, joined
+        file.seek(0)
+        self._container = av.open(file, "r", format=container_format, options=options or {})
+        if not self._container.streams.audio:
+            raise EOFError("it has no audio stream")
+        self._stream = stream = self._container.streams.audio[0]
+        kind, codec = self._container.format.name.split(",")[0], stream.codec_context.name
+        rate, channels = stream.rate, stream.codec_context.channels
+        if not rate or not channels:
+            raise EOFError("it gives neither sample rate nor channels")
+        samples = None
+        if kind in _FFMPEG_KNOWS_LENGTH and not self._container.streams.video and not joined:
+            if stream.duration and stream.time_base:
+                samples = round(stream.duration * stream.time_base * rate)
+            elif self._container.duration:
+                samples = round(self._container.duration * rate / av.time_base)
+        name = kind if codec.startswith(kind) else f"{kind}/{codec}"
+        self.header = Header(rate, channels, name, samples)
+        self._clock: _Clock | None = None
+        if kind in _FFMPEG_HAS_CLOCK and not joined:
+            # a stream may start before 0 with what the decoder drops
+            start = max(Fraction(0), Fraction(self._container.start_time or 0, av.time_base))
+            self._clock = _Clock(file.label, start)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        decoded = 0
+        convert, kind = None, None
+        frames = self._container.decode(self._stream)
+        while True:
+            place = Fraction(decoded, self.header.sample_rate)
+            with _translated(self._file, f"damaged after {float(place):.2f} s"):
+                frame = next(frames, None)
+                converted: list[np.ndarray] = []
+                found = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+                if convert is not None and found != kind:  # the end, or what follows is sampled in another way
+                    converted += [out.to_ndarray() for out in convert.resample(None)]
+                if frame is not None:
+                    if convert is None or found != kind:
+                        convert, kind = av.AudioResampler(format="fltp", rate=self.header.sample_rate), found
+                    if self._clock is not None and frame.pts is not None and frame.time_base is not None:
+                        pause = self._clock.pause(frame.pts * frame.time_base, place)
+                        yield from _silence(round(pause * self.header.sample_rate), self.header.channels)
+                        decoded += round(pause * self.header.sample_rate)
+                    converted += [out.to_ndarray() for out in convert.resample(frame)]
+            for samples in converted:
+                if samples.shape[0] != self.header.channels:
+                    raise UnreadableAudio(
+                        Fault.audio_corrupt,
+                        f"{self._file.label}: from {float(place):.2f} s on it has {samples.shape[0]} channels instead of "
+                        f"{self.header.channels}",
+                    )
+                decoded += samples.shape[1]
+                if samples.shape[1]:
+                    yield np.ascontiguousarray(samples.T)
+            if frame is None:
+                break
+        promised = self.header.samples
+        if promised is not None and decoded < promised - TRUNCATED_SECONDS * self.header.sample_rate:
+            raise _truncated(self._file.label, decoded, promised, self.header.sample_rate)
+
+    def count(self) -> int:
+        if self.header.samples is not None:
+            return self.header.samples
+        if self._joined:  # durations of packets are wrong where the next file begins
+            return sum(len(block) for block in self.blocks())
+        seconds = Fraction(0)
+        with _translated(self._file, "cannot be decoded as audio"):
+            for packet in self._container.demux(self._stream):
+                if self._clock is not None and packet.pts is not None and packet.time_base is not None:
+                    seconds += self._clock.pause(packet.pts * packet.time_base, seconds)
+                seconds += (packet.duration or 0) * (packet.time_base or 0)
+        return round(seconds * self.header.sample_rate)
+
+
+class _Headerless(_FfmpegReader):
+    def __init__(self, file: _Watched, size: int, container_format: str, rate: int, samples_in_byte: int) -> None:
+        super().__init__(file, container_format, {} if container_format == "g722" else {"sample_rate": str(rate)})
+        self.header = Header(rate, self.header.channels, container_format, samples_in_byte * size)
+
+
+def _silence(samples: int, channels: int) -> Iterator[np.ndarray]:
+    for first in range(0, samples, BLOCK):
+        yield np.zeros((min(BLOCK, samples - first), channels), np.float32)
+
+
+def _truncated(name: str, decoded: int, promised: int | None, rate: int) -> UnreadableAudio:
+    expected = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
+    message = f"{name}: the file is cut off after {decoded / rate:.2f} s{expected}"
+    return UnreadableAudio(Fault.audio_truncated, message)
+
+
+# ------------------------------------------------------------------------------------------------ what headers hide
+
+
+def _goes_on(file: _Watched, size: int) -> bool:
+    """Whether another file of the same format follows: podcasts with inserted parts, recordings of radio streams.
+
+    Raises `UnreadableAudio` for joined WAV files, of which neither library reads more than the first.
+    """
+    head = _at(file, 0, 12)
+    if head[:4] == b"RIFF":
+        end = int.from_bytes(head[4:8], "little") + 8
+        if end + 12 < size and _at(file, end + end % 2, 4) == b"RIFF":
+            message = f"{file.label}: several WAV files in one, of which only the first can be read; divide it"
+            raise UnreadableAudio(Fault.audio_corrupt, message)
+        return False
+    start = _after_id3(head)
+    magic = _at(file, start, 4)
+    if magic == b"fLaC":
+        return sum(1 for _ in _find(file, _FLAC_START, start)) > 1
+    if magic == b"OggS":  # beginnings of streams stand together; after another page, they begin a new file
+        others = False
+        for found in _find(file, _OGG_PAGE, start):
+            begins = found[1][0] & 2 != 0
+            if begins and others:
+                return True
+            others = others or not begins
+        return False
+    return _mp3_goes_on(file, start, size)
+
+
+def _find(file: _Watched, pattern: re.Pattern[bytes], start: int) -> Iterator[re.Match[bytes]]:
+    """All matches (of at most `_OVERLAP` bytes) in a file from `start` on, which is read in chunks."""
+    file.seek(start)
+    rest = b""
+    while chunk := file.read(_CHUNK):
+        data = rest + chunk
+        last = len(data) if len(chunk) < _CHUNK else len(data) - _OVERLAP
+        for found in pattern.finditer(data):
+            if found.start() >= last:
+                break
+            yield found
+        rest = data[last:]
+    file.seek(0)
+    file.ended = False
+
+
+def _mp3_goes_on(file: _Watched, start: int, size: int) -> bool:
+    """Whether frames follow those that the first frame's Xing or Info header counts the bytes of."""
+    frame = _at(file, start, 256)
+    if not _mp3_frame_bytes(frame):
+        return False
+    place = max(frame.find(b"Xing"), frame.find(b"Info"))
+    flags = int.from_bytes(frame[place + 4 : place + 8], "big")
+    if place < 0 or not flags & 2:  # no count of bytes
+        return False
+    at = place + 8 + 4 * (flags & 1)
+    end = start + int.from_bytes(frame[at : at + 4], "big")
+    rest = _at(file, end, 1 << 16) if 0 < end < size else b""
+    for offset in range(len(rest) - 4):
+        place = offset
+        for _ in range(3):
+            step = _mp3_frame_bytes(rest[place : place + 4])
+            if not step:
+                break
+            place += step
+        else:
+            return True
+    return False
+
+
+_MP3_KBITS = {
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1, layer III
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2 and 2.5
+}
+
+
+def _mp3_frame_bytes(header: bytes) -> int:
+    """Length of the frame of MPEG layer III that begins with `header`; 0 if none does.
+
+    https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header
+    """
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, rate, kbits = (header[1] >> 3) & 3, (header[2] >> 2) & 3, header[2] >> 4
+    if version == 1 or rate == 3 or kbits in (0, 15):
+        return 0
+    hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+    samples = 1152 if version == 3 else 576
+    return samples // 8 * _MP3_KBITS[version == 3][kbits] * 1000 // hertz + ((header[2] >> 1) & 1)
+
+
+def _is_mp3_of_unknown_length(file: _Watched) -> bool:
+    """Whether a file is an MP3 without the Xing, Info or VBRI header, in its first frame, that counts its frames."""
+    frame = _at(file, _after_id3(_at(file, 0, 10)), 256)
+    return _mp3_frame_bytes(frame) > 0 and not any(sign in frame for sign in (b"Xing", b"Info", b"VBRI"))
+
+
+def _after_id3(head: bytes) -> int:
+    """Where the audio begins: after an ID3 tag, https://id3.org/id3v2.3.0, section 3.1: 7 bits of size in each byte."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << (7 * (3 - place)) for place, byte in enumerate(head[6:10]))
+
+
+def _at(file: _Watched, place: int, size: int) -> bytes:
+    """At most `size` bytes from `place` on; the file is at its beginning afterwards."""
+    file.seek(place)
+    data = file.read(size)
+    file.seek(0)
+    file.ended = False
+    return data
