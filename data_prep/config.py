@@ -61,6 +61,10 @@ class SourceConfig:
     """Text column of a Hugging Face dataset; null: the first known name, see data_prep/inputs/parquet.py."""
     two_channel: str = "auto"
     """auto: two channels that differ are two speakers; yes: always; no: channels are mixed."""
+    format: str | None = None
+    """Layout of the data, such as `kaldi` or `nemo` (docs/data.md); null: found by itself."""
+    min_dnsmos: float | None = None
+    """Reject recordings to which their annotation gives a lower DNSMOS, as Emilia's does; null: none."""
 
 
 @dataclass
@@ -74,7 +78,9 @@ class PlanConfig:
     max_hours: float = 11.0
     """Reject longer recordings."""
     update: bool = False
-    """Add new recordings to an existing plan, in units of their own."""
+    """Add new recordings to an existing plan, in units of their own, and plan changed ones again."""
+    strict: bool = False
+    """End with an error if anything is set aside, left out, or lacks its audio or annotation; also `--strict`."""
     workers: int = 0
     """Threads that probe and hash; 0: one per processor."""
 
@@ -357,6 +363,8 @@ class DataPrepConfig:
     """Language of the single source, as Whisper's code (en, de, ...); null: detected by speech recognition."""
     licence: str = "unknown"
     """Licence of the single source."""
+    format: str | None = None
+    """Layout of the single source, such as `kaldi` or `nemo` (docs/data.md); null: found by itself."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sources: name -> {input: ..., lang: ..., licence: ...}."""
     output: str = MISSING

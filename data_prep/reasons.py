@@ -19,6 +19,7 @@ class Reason(str, Enum):
     bad_annotation = "bad_annotation"  # a transcript or manifest entry that cannot be read
     bad_name = "bad_name"  # a file name that is not UTF-8
     duplicate_file = "duplicate_file"
+    test_split = "test_split"  # of a split that the data keep for tests
     # vad
     no_speech = "no_speech"
     # transcribe

@@ -24,6 +24,16 @@ UNKNOWN_LANGUAGE = "und"  # ISO 639-2, undetermined
 
 
 @dataclass
+class Made:
+    """Audio that is put together from others when it is read, as one file; see audio/made.py."""
+
+    files: list[str]  # paths or URLs, each of them a channel; the only one, if `streams` or a stretch is asked for
+    streams: bool = False  # each audio stream of the container is a channel
+    start: float = 0.0  # seconds; the stretch that is read
+    end: float | None = None
+
+
+@dataclass
 class Locator:
     """The location of an audio file's bytes: a file, a range of a tar file, or a cell of a parquet file."""
 
@@ -32,6 +42,7 @@ class Locator:
     size: int | None = None
     row: int | None = None  # parquet: number of the row
     column: str | None = None  # parquet: struct column with a field `bytes`
+    made: Made | None = None  # several files as one, or a stretch of one; `path` is the first of them
 
 
 @dataclass

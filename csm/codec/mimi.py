@@ -23,7 +23,7 @@ try:
     from moshi.utils.compile import no_compile
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"Mimi needs the package moshi ({error}): pip install 'csm-train[mimi]', or use codec=spectral"
+        f"Mimi needs the package moshi ({error}): pip install moshi, or use codec=spectral"
     ) from error
 
 MAX_CODEBOOKS = 32

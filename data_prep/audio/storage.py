@@ -37,6 +37,10 @@ def open_bytes(locator: Locator) -> BinaryIO:
     """
     if locator.row is not None:
         return io.BytesIO(_cells.read(locator))
+    if locator.made is not None:
+        from data_prep.audio.made import open_made  # which decodes
+
+        return open_made(locator.made)
     file = open_path(locator.path)
     if locator.offset is None:
         return file

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import fsspec
 
@@ -21,6 +22,7 @@ class Files:
     root: str
     names: list[str]
     folder: bool  # a whole folder was asked for, not files by name
+    special: list[str] = field(default_factory=list)  # names of FIFOs, sockets and devices, which are not opened
 
     def path(self, name: str) -> str:
         return f"{self.root}{'' if self.root.endswith('/') else '/'}{name}"  # roots: "/", "memory://"
@@ -62,7 +64,11 @@ def neighbors(files: Files) -> list[str]:
 def _list_local(source: str) -> Files | None:
     path = os.path.abspath(os.path.expanduser(source))
     if os.path.isdir(path):
-        return Files(path, list(_walk(path)), folder=True)
+        names = list(_walk(path))
+        special = [name for name in names if is_special(os.path.join(path, name))]
+        return Files(path, sorted(set(names) - set(special)), folder=True, special=special)
+    if is_special(path):
+        raise ValueError(f"{source}: not a file, but a FIFO, a socket or a device; save what it gives as a file first")
     if os.path.isfile(path):
         return Files(os.path.dirname(path), [os.path.basename(path)], folder=False)
     root = _fixed_part(path)
@@ -80,6 +86,15 @@ def _walk(root: str) -> Iterator[str]:
         seen.add(real)
         folders.sort()  # of two links to one folder, always the same is followed
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in files)
+
+
+def is_special(path: str) -> bool:
+    """Whether reading a path could wait for ever. A dangling link is none: its recording is missing."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _raise(error: OSError) -> None:

@@ -43,6 +43,9 @@ class Entry:
     default_group: str | None = None  # if neither `group` nor the option group_pattern gives one
     split: str | None = None
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
+    lang: str | None = None  # None: as the source
+    dnsmos: float | None = None  # quality as the data's makers measured it
+    two_channel: str | None = None  # None: as the source
 
 
 def read_jsonl(path: str) -> Iterator[Entry]:

@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from data_prep.config import DataPrepConfig, SourceConfig, work_folder
+from data_prep.config import DataPrepConfig, SourceConfig, TranscribeBackend, work_folder
+from data_prep.inputs.notes import Notes
 from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
 from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
 from data_prep.inputs.sources import STAGE, read_source
+from data_prep.inputs.understood import understand
 from data_prep.inputs.units import cut_units, digest_of
+from data_prep.progress import TerminalProgress
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Rejection
 
@@ -36,8 +38,10 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
 
     Raises:
         FileNotFoundError: there is no such input.
-        ValueError: a manifest is malformed, an option is invalid, no recording can be used, or the work folder holds
-            a plan of other recordings or options and `plan.update` is not set.
+        ValueError: a manifest is malformed, an option is invalid, no recording can be used, the work folder holds
+            a plan of other recordings or options and `plan.update` is not set, or `plan.strict` is and anything of a
+            source is not used. Annotations that were corrected are no reason: the units that hold them are planned
+            again.
         OSError: listing fails. (A file that cannot be read is rejected as `failed`.)
     """
     work, options = work_folder(cfg), _options(cfg)
@@ -45,29 +49,56 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
     if before and before.options != options:
         changed = [f"{name}={value}" for name, value in before.options.items() if options.get(name) != value]
         raise ValueError(f"{work}: was planned with {', '.join(changed)}; keep that, or use another work=...")
-    listed, rejections = _list(cfg)
+    listed, rejections, notes = _list(cfg)
     usable = _probe_all(cfg, work / "probed", listed, rejections)
     known = _known(before)
     recordings = _without_duplicates(usable, set(known), rejections)
+    understood = understand(notes, recordings, rejections, cfg.transcribe.backend is not TranscribeBackend.none)
+    losses = [f"{source.source}: {line}" for source in understood for line in source.losses()]
+    if cfg.plan.strict and losses:
+        raise ValueError(f"plan.strict: {'; '.join(losses)}")
     digests = {recording.id: digest_of(recording) for recording in recordings}
     # a planned recording that has become unusable is rejected by the stage that reads it
     rejections = [rejection for rejection in rejections if rejection.recording not in known]
     rejections.sort(key=lambda rejection: (rejection.recording, rejection.reason))
+    differing = [
+        recording for recording in recordings if known.get(recording.id, digests[recording.id]) != digests[recording.id]
+    ]
     if before:
         difference = _difference(before, known, digests, rejections)
-        if difference and "changed" in difference:
-            raise ValueError(f"{work}: holds a plan of other recordings ({difference}); use another work=...")
-        if difference and not cfg.plan.update:
+        if difference and not cfg.plan.update and not _only_corrected(before, difference, differing):
             raise ValueError(
                 f"{work}: holds a plan of other recordings ({difference}); use another work=..., or plan.update=true "
-                "to plan only the new ones"
+                "to plan only what is new or changed"
             )
     new = [recording for recording in recordings if recording.id not in known]
-    if before and not new and _pairs(rejections) == _pairs(before.rejections):
-        return before
-    if not before and not new:
+    plan: Plan
+    if before and not new and not differing and _pairs(rejections) == _pairs(before.rejections):
+        plan = before
+    elif not before and not new:
         raise ValueError(_nothing(rejections))
-    return write_plan(work, list(cut_units(new, digests, cfg.plan.unit_hours * 3600)), rejections, options, before)
+    else:
+        again = _again(before, differing) if before else {}
+        to_plan = new + [recording for members in again.values() for recording in members]
+        digests |= {recording.id: digest_of(recording) for recording in to_plan}
+        units = list(cut_units(to_plan, digests, cfg.plan.unit_hours * 3600))
+        plan = write_plan(work, units, rejections, options, before, list(again))
+    plan.understood, plan.corrected = understood, [recording.id for recording in differing]
+    return plan
+
+
+def _only_corrected(before: Plan, difference: str, changed: list[Recording]) -> bool:
+    """Whether nothing differs but annotations: all files are planned already, and their bytes are the same."""
+    if not changed or not difference.startswith(f"0 new recordings, 0 gone, {len(changed)} changed, such as"):
+        return False
+    return all(before.recording(recording.id).sha256 == recording.sha256 for recording in changed)
+
+
+def _again(before: Plan, changed: list[Recording]) -> dict[str, list[Recording]]:
+    """Units that hold changed recordings -> their recordings as they are now. These units are planned again."""
+    now = {recording.id: recording for recording in changed}
+    units = sorted({row["unit"] for row in before.columns("id", "unit") if row["id"] in now})
+    return {unit: [now.get(old.id, old) for old in before.recordings(unit)] for unit in units}
 
 
 def _options(cfg: DataPrepConfig) -> dict[str, Any]:
@@ -80,25 +111,27 @@ def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
         raise ValueError("give either input=PATH, or +sources={NAME: {input: PATH}, ...}")
     sources = dict(cfg.sources)
     if cfg.input is not None:
-        sources[cfg.source] = SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence)
+        sources[cfg.source] = SourceConfig(input=cfg.input, lang=cfg.lang, licence=cfg.licence, format=cfg.format)
     for name in sources:
         if not _SOURCE_NAME.fullmatch(name):
             raise ValueError(f"source {name!r}: a name must consist of letters, digits, _, - and .")
     return sources
 
 
-def _list(cfg: DataPrepConfig) -> tuple[list[Recording], list[Rejection]]:
-    """All recordings by source and id, not yet probed, and the rejections of the listing."""
+def _list(cfg: DataPrepConfig) -> tuple[list[Recording], list[Rejection], dict[str, Notes]]:
+    """All recordings by source and id, not yet probed, the rejections of the listing, and the notes of each source."""
     listed: list[Recording] = []
     rejections: list[Rejection] = []
+    notes: dict[str, Notes] = {}
     for name, source in sorted(_sources(cfg).items()):
-        found = sorted(read_source(name, source), key=_id)
+        notes[name] = Notes()
+        found = sorted(read_source(name, source, notes[name]), key=_id)
         for entry in found[: cfg.limit]:
             if isinstance(entry, Rejection):
                 rejections.append(entry)
             else:
                 listed.append(entry)
-    return listed, rejections
+    return listed, rejections, notes
 
 
 def _id(entry: Recording | Rejection) -> str:
@@ -165,13 +198,20 @@ def _rejection(recording: Recording, reason: Reason, message: str) -> Rejection:
 
 
 def _without_duplicates(recordings: list[Recording], known: set[str], rejections: list[Rejection]) -> list[Recording]:
-    """Of files with equal bytes, keeps the one planned before, else the first by id; rejects the others."""
+    """Of files with equal bytes, keeps the one planned before, else the best annotated; rejects the others."""
     kept: dict[str, Recording] = {}
-    for recording in sorted(recordings, key=lambda recording: (recording.id not in known, recording.id)):
+    for recording in sorted(recordings, key=lambda recording: (recording.id not in known, *_annotation(recording))):
         first = kept.setdefault(recording.sha256, recording)
         if first is not recording:
-            rejections.append(_rejection(recording, Reason.duplicate_file, f"the same file as {first.id}"))
+            other = "" if recording.turns in (None, first.turns) else ", whose annotation is used instead of this one's"
+            rejections.append(_rejection(recording, Reason.duplicate_file, f"the same file as {first.id}{other}"))
     return list(kept.values())
+
+
+def _annotation(recording: Recording) -> tuple[int, int, str]:
+    """A key that sorts recordings with more texts first, then those with more turns, then by id."""
+    turns = recording.turns or []
+    return -sum(bool(turn.text) for turn in turns), -len(turns), recording.id
 
 
 def _known(before: Plan | None) -> dict[str, str]:
@@ -206,12 +246,11 @@ def _nothing(rejections: list[Rejection]) -> str:
     return f"no recording can be used ({counts}); the first: {rejections[0].recording}: {rejections[0].message}"
 
 
-def _progress() -> Progress:
-    return Progress(
+def _progress() -> TerminalProgress:
+    return TerminalProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("files, {task.fields[hours]:.2f} hours"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
     )

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csm.files import write_atomically
+from data_prep.inputs.understood import Understood
 from data_prep.inputs.units import Unit, digest_of
 from data_prep.records import Recording, Rejection
 from data_prep.tables import from_dict, read_rows, schema_of, write_rows
@@ -47,11 +48,15 @@ class Plan:
         self.options: dict[str, Any] = description["options"]
         self.parts = [Part(**part) for part in description["parts"]]
         self.rejects_file: str = description["rejects"]
+        self.replaced: set[str] = set(description.get("replaced", ()))  # units whose recordings later parts hold
+        self.understood: list[Understood] = []  # set by `make_plan`, for the terminal
+        self.corrected: list[str] = []
         self.units: list[Unit] = []
         self._file_of: dict[str, tuple[str, Unit]] = {}
         for part in self.parts:
             for unit in read_rows(folder / part.units, Unit):
-                self.units.append(unit)
+                if unit.id not in self.replaced:
+                    self.units.append(unit)
                 self._file_of[unit.id] = (part.recordings, unit)
 
     def recordings(self, unit: str) -> list[Recording]:
@@ -73,6 +78,7 @@ class Plan:
         """One recording by its id. Raises KeyError if it is not in the plan."""
         for part in self.parts:
             rows = pq.read_table(self.folder / part.recordings, filters=[("id", "==", name)]).to_pylist()
+            rows = [row for row in rows if row["unit"] not in self.replaced]
             if rows:
                 return from_dict(Recording, rows[0])
         raise KeyError(name)
@@ -91,8 +97,8 @@ class Plan:
         """Some columns of recordings.parquet: those of `Recording`, `unit` and `digest`."""
         for part in self.parts:
             with pq.ParquetFile(self.folder / part.recordings) as file:
-                for batch in file.iter_batches(columns=list(names)):
-                    yield from batch.to_pylist()
+                for batch in file.iter_batches(columns=[*names, *(() if "unit" in names else ("unit",))]):
+                    yield from (row for row in batch.to_pylist() if row["unit"] not in self.replaced)
 
     @cached_property
     def rejections(self) -> list[Rejection]:
@@ -124,8 +130,13 @@ def write_plan(
     rejections: list[Rejection],
     options: dict[str, Any],
     before: Plan | None = None,
+    replaced: Iterable[str] = (),
 ) -> Plan:
-    """Writes a plan, or adds `units` to the plan `before`. If interrupted, the old plan remains."""
+    """Writes a plan, or adds `units` to the plan `before`. If interrupted, the old plan remains.
+
+    replaced: ids of units of the old plan whose recordings are in `units`, as they are now
+    """
+    gone = {*(before.replaced if before else ()), *replaced}
     parts = list(before.parts) if before else []
     number = 1 + _number(before.rejects_file) if before else 0
     suffix = f"-{number}" if number else ""
@@ -136,7 +147,8 @@ def write_plan(
         parts.append(part)
     rejects_file = f"rejects{suffix}.parquet"
     write_rows(work / rejects_file, rejections, Rejection)
-    all_units = [*(before.units if before else []), *(unit for unit, _ in units)]
+    all_units = [unit for unit in before.units if unit.id not in gone] if before else []
+    all_units += [unit for unit, _ in units]
     description = {
         "version": VERSION,
         "hash": _hash(options, all_units, rejections),
@@ -147,6 +159,7 @@ def write_plan(
         "rejected": len(rejections),
         "parts": [asdict(part) for part in parts],
         "rejects": rejects_file,
+        "replaced": sorted(gone),
     }
     text = json.dumps(description, indent=1, ensure_ascii=False)
     write_atomically(work / PLAN_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import fsspec
 
 from data_prep.audio.decode import open_audio
 from data_prep.audio.storage import is_url, open_bytes, retry, where
+from data_prep.inputs.files import is_special
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Locator
 from data_prep.tables import read_rows, write_rows
@@ -54,6 +55,8 @@ def probe(locator: Locator, name: str, key: str = "") -> Probe:
 
 
 def _probe(locator: Locator, name: str, found: Probe) -> None:
+    if not is_url(locator.path) and is_special(locator.path):  # opening a FIFO would wait for its other end
+        raise RejectedRecording(Reason.audio_corrupt, f"{name}: not a file, but a FIFO, a socket or a device")
     with open_bytes(locator) as file:
         digest = hashlib.sha256()
         while chunk := file.read(_CHUNK):
@@ -114,6 +117,8 @@ class Stamps:
         if stamp is None:
             return ""
         place = [_DECODER, locator.path, locator.offset, locator.size, locator.row, locator.column, name, *stamp]
+        if locator.made is not None:
+            place += [asdict(locator.made), *(self._stamp(path) for path in locator.made.files)]
         return hashlib.sha256(json.dumps(place).encode()).hexdigest()[:32]
 
 

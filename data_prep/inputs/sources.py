@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from data_prep.audio.made import count_streams
 from data_prep.config import SourceConfig
-from data_prep.inputs.files import Files, list_files, neighbors
-from data_prep.inputs.folders import is_audio, pair_files, read_tar
+from data_prep.inputs.files import list_files, neighbors
+from data_prep.inputs.folders import pair_files, read_tar
+from data_prep.inputs.kinds import CONTAINERS, HEADERLESS, headerless_hint, is_archive, is_audio, suffix_of, unpack_hint
 from data_prep.inputs.manifest import Entry, read_jsonl
+from data_prep.inputs.merge import merge_lines
+from data_prep.inputs.notes import Notes
 from data_prep.inputs.parquet import read_table
+from data_prep.inputs.pile import Pile
+from data_prep.inputs.readers import READERS, is_own_manifest
 from data_prep.inputs.side_files import SIDE_SUFFIXES
+from data_prep.inputs.splits import TEST, given_splits
 from data_prep.reasons import Reason
-from data_prep.records import Locator, Recording, Rejection
-
-log = logging.getLogger(__name__)
+from data_prep.records import Locator, Made, Recording, Rejection
 
 STAGE = "plan"
 TWO_CHANNEL = ("auto", "yes", "no")
 _YAML = ("True", "False")
-_FOLDER_KINDS: tuple[str, ...] = ("audio", "tar", "parquet")  # of files that a folder is searched for
-_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
+FILES, TARS, TABLES, MANIFESTS = "files", "tar", "parquet", "manifest"
+FORMATS = (FILES, TARS, TABLES, MANIFESTS, *READERS)
+"""Values of the option `format`."""
 
 
-def read_source(name: str, cfg: SourceConfig) -> Iterator[Recording | Rejection]:
+def read_source(name: str, cfg: SourceConfig, notes: Notes | None = None) -> Iterator[Recording | Rejection]:
     """Yields the recordings of the source `name`, in no particular order, without decoding anything.
 
-    A recording whose annotation or name cannot be read is yielded as a `Rejection` with its reason.
+    A recording whose annotation or name cannot be read is yielded as a `Rejection` with its reason. Files that are not
+    used, and whatever else the user should know, are added to `notes`.
 
     Raises:
         FileNotFoundError: there is no such input.
@@ -38,24 +43,16 @@ def read_source(name: str, cfg: SourceConfig) -> Iterator[Recording | Rejection]
             an option is invalid, or there are no recordings at all.
         OSError: the storage fails.
     """
+    notes = notes if notes is not None else Notes()
     group_of = _group_pattern(name, cfg)
-    if cfg.two_channel not in TWO_CHANNEL:
-        words = ", ".join(TWO_CHANNEL)
-        hint = "; quote yes and no, which YAML otherwise reads as true and false" if cfg.two_channel in _YAML else ""
-        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {words}{hint}")
-    seen: set[str] = set()
+    _check_options(name, cfg)
     empty = True
-    for entry in _entries(cfg):
+    for entry in _checked(_entries(cfg, notes), cfg, notes):
         empty = False
-        if isinstance(entry, Entry):
-            entry = _check_utf8(entry)
         if isinstance(entry, Rejection):
             audio, message = _printable(entry.audio), _printable(entry.message)
             yield replace(entry, source=name, recording=f"{name}/{audio}", audio=audio, stage=STAGE, message=message)
             continue
-        if entry.id in seen:
-            raise ValueError(f"{cfg.input}: two recordings have the id {entry.id!r}; give each its own")
-        seen.add(entry.id)
         recording_id = f"{name}/{entry.id}"
         yield Recording(
             id=recording_id,
@@ -64,70 +61,152 @@ def read_source(name: str, cfg: SourceConfig) -> Iterator[Recording | Rejection]
             locator=entry.locator,
             group=entry.group or group_of(entry.audio) or entry.default_group or recording_id,
             split=entry.split,
-            lang=cfg.lang,
+            lang=entry.lang or cfg.lang,
             licence=cfg.licence,
             turns=entry.turns,
-            two_channel=cfg.two_channel,
+            two_channel=entry.two_channel or cfg.two_channel,
         )
     if empty:
         raise ValueError(f"{cfg.input}: holds no recordings")
 
 
-def _entries(cfg: SourceConfig) -> Iterator[Entry | Rejection]:
-    files = list_files(cfg.input)
-    by_kind: dict[str, list[str]] = {}
-    for name in files.names:
-        by_kind.setdefault(_kind(name), []).append(name)
-    if not files.folder:
-        side = [] if "audio" in by_kind else by_kind.get("side", [])
-        odd = by_kind.get("other", []) + by_kind.get("compressed", []) + side
-        if odd:
-            raise ValueError(
-                f"{files.path(_printable(odd[0]))}: not a supported input; give a folder, a manifest (.jsonl or "
-                ".parquet), audio files, .tar (uncompressed: they are read in place) or .parquet files"
-            )
-        used = [kind for kind in (*_FOLDER_KINDS, "jsonl") if kind in by_kind]
-    else:  # the first kind found is the input: a table next to audio files is something else
-        used = [kind for kind in _FOLDER_KINDS if kind in by_kind][:1]
-        if not used:
-            hint = f"; give input={files.path(by_kind['jsonl'][0])}" if "jsonl" in by_kind else ""
-            raise ValueError(f"{cfg.input}: holds no audio files, .tar or .parquet files{hint}")
-        _warn_of_ignored_files(cfg.input, files, used[0])
-    for kind in used:
-        if kind == "audio":
-            names = by_kind["audio"] + by_kind.get("side", [])
-            if not files.folder:
-                stems = {PurePosixPath(name).with_suffix("") for name in names}
-                same_stem = [name for name in neighbors(files) if PurePosixPath(name).with_suffix("") in stems]
-                names += [name for name in same_stem if _kind(name) == "side" and name not in by_kind.get("side", [])]
-            yield from pair_files({name: Locator(files.path(name)) for name in names}, cfg.input)
-            continue
-        for name in by_kind[kind]:
-            if kind == "tar":
-                yield from read_tar(files.path(name), name)
-            elif kind == "parquet":
-                yield from read_table(files.path(name), name, cfg.text_column)
-            else:
-                yield from read_jsonl(files.path(name))
+def _checked(entries: Iterable[Entry | Rejection], cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
+    """Entries of one file merged, and those rejected that cannot or must not be used."""
+    for entry in merge_lines(entries, cfg.input):
+        if isinstance(entry, Entry):
+            entry = _check_utf8(entry)
+        if isinstance(entry, Entry):
+            entry = _with_streams(entry, notes)
+        if isinstance(entry, Rejection):
+            yield entry
+        elif entry.split == TEST:
+            yield Rejection(audio=entry.id, reason=Reason.test_split, message="of the data's own test split")
+        elif suffix_of(entry.audio) in HEADERLESS:
+            yield Rejection(audio=entry.id, reason=Reason.audio_corrupt, message=headerless_hint(entry.audio))
+        elif cfg.min_dnsmos is not None and entry.dnsmos is not None and entry.dnsmos < cfg.min_dnsmos:
+            message = f"DNSMOS {entry.dnsmos:g} in its annotation is below min_dnsmos={cfg.min_dnsmos:g}"
+            yield Rejection(audio=entry.id, reason=Reason.quality, message=message)
+        else:
+            yield entry
 
 
-def _kind(name: str) -> str:
-    suffix = PurePosixPath(name).suffix.lower()
-    if is_audio(name):
-        return "audio"
-    if suffix in SIDE_SUFFIXES:
-        return "side"
-    if _COMPRESSED.search(name.lower()):
-        return "compressed"
-    return suffix[1:] if suffix in (".tar", ".parquet", ".jsonl") else "other"
+def _with_streams(entry: Entry, notes: Notes) -> Entry:
+    """A video with several audio streams: each is a channel, with a speaker of its own if there are two."""
+    place = entry.locator
+    if suffix_of(entry.audio) not in CONTAINERS or place != Locator(place.path):
+        return entry
+    streams = count_streams(place.path)
+    if streams < 2:
+        return entry
+    notes.remark("files with several audio streams: each stream is a channel", entry.id)
+    return replace(
+        entry,
+        locator=Locator(place.path, made=Made([place.path], streams=True)),
+        two_channel=entry.two_channel or ("yes" if streams == 2 else None),
+    )
 
 
-def _warn_of_ignored_files(source: str, files: Files, used: str) -> None:
-    kinds = (used, "side") if used == "audio" else (used,)
-    ignored = Counter(PurePosixPath(_printable(name)).suffix for name in files.names if _kind(name) not in kinds)
-    if ignored:
-        listed = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(10))
-        log.warning("%s: read as %s files; files ignored: %s", source, used, listed)
+def _entries(cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
+    pile = Pile(list_files(cfg.input), notes, text_column=cfg.text_column, asked=cfg.format is not None)
+    notes.put_aside(pile.files.special, "not a file, but a FIFO, a socket or a device")
+    split_of = given_splits(pile.files.names) if pile.files.folder else lambda name: None
+    found = False
+    for layout, entry in _folder(pile, cfg) if pile.files.folder else _files(pile, cfg):
+        found = True
+        if isinstance(entry, Entry):
+            notes.layouts[layout] += 1
+            if entry.split is None:
+                entry = replace(entry, split=split_of(entry.audio))
+        yield entry
+    if not found and cfg.format is not None:
+        raise ValueError(f"{cfg.input}: holds nothing in the layout format={cfg.format}; docs/data.md names its files")
+    notes.put_aside(map(_printable, pile.left))
+
+
+def _folder(pile: Pile, cfg: SourceConfig) -> Iterator[tuple[str, Entry | Rejection]]:
+    """Recordings of a folder, each with the name of its layout.
+
+    Readers take what has their shape. Of the rest, the first kind found is read: audio files, tar files, tables.
+    """
+    for layout, reader in READERS.items():
+        if cfg.format in (None, layout):
+            yield from ((layout, entry) for entry in reader(pile))
+    taken = len(pile.left) < len(pile.files.names)
+    if (cfg.format is None and any(map(is_audio, pile.left))) or cfg.format == FILES:
+        yield from _audio_files(pile, pile.left)
+    elif (cfg.format is None and not taken and pile.named(".tar")) or cfg.format == TARS:
+        for name in pile.named(".tar"):
+            pile.take([name])
+            yield from ((TARS, entry) for entry in read_tar(pile.path(name), name, pile.notes))
+    elif (cfg.format is None and not taken and pile.named(".parquet")) or cfg.format == TABLES:
+        for name in pile.named(".parquet"):
+            pile.take([name])
+            yield from ((TABLES, entry) for entry in read_table(pile.path(name), name, cfg.text_column))
+    elif cfg.format == MANIFESTS:
+        for name in pile.named(".jsonl"):
+            pile.take([name])
+            yield from ((MANIFESTS, entry) for entry in read_jsonl(pile.path(name)))
+    elif not taken and cfg.format is None:
+        raise ValueError(_no_recordings(pile, cfg.input))
+
+
+def _files(pile: Pile, cfg: SourceConfig) -> Iterator[tuple[str, Entry | Rejection]]:
+    """Recordings of files that were given by name or by a glob, which must all be of a known form."""
+    for name in pile.left:
+        if is_archive(name) and not name.lower().endswith(".gz"):
+            raise ValueError(unpack_hint(pile.path(_printable(name))))
+        if suffix_of(name) in HEADERLESS:
+            raise ValueError(headerless_hint(pile.path(_printable(name))))
+    for name in pile.named(".jsonl"):
+        if cfg.format in (None, MANIFESTS) and is_own_manifest(pile, name):
+            pile.take([name])
+            yield from ((MANIFESTS, entry) for entry in read_jsonl(pile.path(name)))
+    if not any(map(is_audio, pile.left)) or cfg.format is not None:
+        for layout, reader in READERS.items():
+            if cfg.format in (None, layout):
+                yield from ((layout, entry) for entry in reader(pile))
+    if cfg.format in (None, FILES) and any(map(is_audio, pile.left)):
+        stems = {PurePosixPath(name).with_suffix("") for name in pile.left if is_audio(name)}
+        beside = [name for name in neighbors(pile.files) if PurePosixPath(name).with_suffix("") in stems]
+        sides = [name for name in beside if suffix_of(name) in SIDE_SUFFIXES]
+        yield from _audio_files(pile, dict.fromkeys([*pile.left, *sides]))
+    for name in pile.named(".tar") if cfg.format in (None, TARS) else []:
+        pile.take([name])
+        yield from ((TARS, entry) for entry in read_tar(pile.path(name), name, pile.notes))
+    for name in pile.named(".parquet") if cfg.format in (None, TABLES) else []:
+        pile.take([name])
+        yield from ((TABLES, entry) for entry in read_table(pile.path(name), name, cfg.text_column))
+    for name in pile.left if cfg.format is None else []:
+        if is_archive(name):
+            raise ValueError(unpack_hint(pile.path(_printable(name))))
+        raise ValueError(
+            f"{pile.path(_printable(name))}: not a supported input; give a folder, a manifest (.jsonl or .parquet), "
+            "audio files, .tar (uncompressed: they are read in place) or .parquet files"
+        )
+
+
+def _audio_files(pile: Pile, names: Iterable[str]) -> Iterator[tuple[str, Entry | Rejection]]:
+    used = [name for name in names if is_audio(name) or suffix_of(name) in (*SIDE_SUFFIXES, *HEADERLESS)]
+    pile.take(used)
+    entries = pair_files({name: Locator(pile.path(name)) for name in used}, pile.notes)
+    yield from ((FILES, entry) for entry in entries)
+
+
+def _no_recordings(pile: Pile, source: str) -> str:
+    message = f"{source}: holds no audio files, .tar or .parquet files"
+    archives = [name for name in pile.left if is_archive(name)]
+    if pile.named(".jsonl"):
+        return f"{message}; give input={pile.path(pile.named('.jsonl')[0])}"
+    return f"{message}; {unpack_hint(pile.path(archives[0]))}" if archives else message
+
+
+def _check_options(name: str, cfg: SourceConfig) -> None:
+    if cfg.two_channel not in TWO_CHANNEL:
+        words = ", ".join(TWO_CHANNEL)
+        hint = "; quote yes and no, which YAML otherwise reads as true and false" if cfg.two_channel in _YAML else ""
+        raise ValueError(f"source {name}: two_channel={cfg.two_channel} must be one of {words}{hint}")
+    if cfg.format is not None and cfg.format not in FORMATS:
+        raise ValueError(f"source {name}: format={cfg.format} must be one of {', '.join(FORMATS)}")
 
 
 def _group_pattern(name: str, cfg: SourceConfig) -> Callable[[str], str | None]:

@@ -17,6 +17,7 @@ from made_recordings import noise, write_manifest
 
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import SourceConfig
+from data_prep.inputs.notes import Notes
 from data_prep.inputs.sources import read_source
 from data_prep.records import GivenTurn, Recording, Rejection
 
@@ -233,7 +234,7 @@ MISTAKES = [
     (first_turn(speaker=-1), "turn 0: 'speaker' must be a name or a whole number >= 0, got -1"),
     (first_turn(channel=0.5), "turn 0: 'channel' must be a whole number >= 0, got 0.5"),
     (first_turn(text=7), "turn 0: 'text' must be a string, got 7"),
-    ({**GOOD, "id": "a.wav"}, "two recordings have the id 'a.wav'"),
+    ({**GOOD, "audio": "b.wav", "id": "a.wav"}, "two recordings have the id 'a.wav'"),
 ]
 
 
@@ -284,10 +285,9 @@ def test_wrong_requests_are_one_line(tmp_path):
     with_manifest = tmp_path / "with"
     with_manifest.mkdir()
     (with_manifest / "all.jsonl").touch()
-    twins = tmp_path / "twins"
-    twins.mkdir()
-    for name in ("a.wav", "a.mp3", "a.txt"):
-        (twins / name).touch()
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (audio / "a.wav").touch()
     for source, options, message in [
         (tmp_path / "nowhere", {}, "nowhere: no such input; give a folder"),
         ("memory://nowhere", {}, "nowhere: no such input; give a folder"),
@@ -298,25 +298,27 @@ def test_wrong_requests_are_one_line(tmp_path):
         (tmp_path / "latin.jsonl", {}, "line 1: not UTF-8 text"),
         (tmp_path / "half.jsonl", {}, "line 1: not valid JSON"),
         (tmp_path / "x.parquet", {}, "not a parquet file"),
-        (tmp_path / "x.tar.gz", {}, "uncompressed"),
-        (twins, {}, "two audio files have the name 'a' of 'a.txt'"),
-        (twins, {"group_pattern": "("}, "group_pattern='(' is not a regular expression"),
-        (twins, {"group_pattern": "a"}, "must contain one group in parentheses"),
-        (twins, {"two_channel": "maybe"}, "two_channel=maybe must be one of auto, yes, no"),
+        (tmp_path / "x.tar.gz", {}, "x.tar.gz: unpack it first: tar -xf"),
+        (audio, {"group_pattern": "("}, "group_pattern='(' is not a regular expression"),
+        (audio, {"group_pattern": "a"}, "must contain one group in parentheses"),
+        (audio, {"two_channel": "maybe"}, "two_channel=maybe must be one of auto, yes, no"),
+        (audio, {"format": "kaldy"}, "format=kaldy must be one of files, tar, parquet, manifest, kaldi, shar"),
+        (audio, {"format": "kaldi"}, "audio: holds nothing in the layout format=kaldi"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             listed(source, **options)
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_links_and_foreign_files_in_a_folder(tmp_path, caplog):
+def test_links_and_foreign_files_in_a_folder(tmp_path):
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     soundfile.write(tmp_path / "disk" / "deep" / "a.wav", speech("help")[0], RATE)
     (tmp_path / "disk" / "deep" / "up").symlink_to(tmp_path / "disk")  # a cycle
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "disk")
     (tmp_path / "in" / "notes.pdf").touch()
-    assert list(listed(tmp_path / "in")) == ["link/deep/a.wav"]
-    assert "files ignored: 1 .pdf" in caplog.text
+    notes = Notes()
+    (only,) = read_source("s", SourceConfig(str(tmp_path / "in")), notes)
+    assert only.id == "s/link/deep/a.wav" and notes.set_aside == {".pdf (document)": ["notes.pdf"]}
     (entry,) = listed(tmp_path / "in", group_pattern=r"link/(\w+)/").values()
     assert entry.group == "deep"

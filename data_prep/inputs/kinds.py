@@ -1,0 +1,86 @@
+"""Kinds of file, by suffix: audio that is read, files that are refused by name, and names for the rest."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+# fmt: off
+AUDIO_SUFFIXES = (
+    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".g722", ".aiff", ".aif", ".webm", ".w64",
+    ".caf", ".au", ".wma", ".amr", ".mka", ".mp4", ".sph", ".nist", ".m4b", ".mkv", ".mov", ".avi", ".ts", ".m4v",
+    ".3gp", ".3g2", ".wv", ".mp2", ".mpga", ".voc", ".gsm", ".ac3", ".eac3", ".tta", ".rf64", ".snd", ".ape", ".spx",
+    ".mpg", ".mpeg", ".flv", ".wve", ".ircam", ".sf",
+)
+# fmt: on
+
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".flv", ".3gp")
+"""Containers that may hold several audio streams."""
+
+HEADERLESS = (".raw", ".pcm", ".al", ".ul", ".alaw", ".ulaw", ".vox")
+"""Audio without a header: its rate, channels and encoding are known to nobody but the user."""
+
+ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz2", ".txz")
+
+_NAMES = {
+    ".csv": "table",
+    ".tsv": "table",
+    ".parquet": "parquet table",
+    ".arrow": "Arrow table",
+    ".tar": "tar file",
+    ".jsonl": "JSON lines",
+    ".json": "JSON",
+    ".scp": "Kaldi list",
+    ".eaf": "ELAN annotation, export it as TextGrid",
+    ".cha": "CHAT transcript, export it as TextGrid or CTM",
+    ".lab": "HTK labels, export them as TextGrid or CTM",
+    ".trn": "transcript",
+    ".trs": "Transcriber annotation, export it as STM",
+    ".docx": "document",
+    ".pdf": "document",
+    ".md": "document",
+    ".html": "document",
+    ".npz": "array",
+    ".npy": "array",
+}
+
+
+def is_audio(name: str) -> bool:
+    return suffix_of(name) in AUDIO_SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The suffix in lower case: ".wav"; of a compressed file both: ".jsonl.gz"."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in ARCHIVES:
+        before = PurePosixPath(name[: -len(suffix)]).suffix.lower()
+        return before + suffix if before in (".jsonl", ".json", ".tar", ".csv", ".tsv") else suffix
+    return suffix
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file must be unpacked before anything in it can be read."""
+    suffix = suffix_of(name)
+    return suffix.endswith(ARCHIVES) and not suffix.startswith((".json", ".csv", ".tsv"))
+
+
+def unpack_hint(name: str) -> str:
+    """The way out of an archive, as a sentence."""
+    if suffix_of(name) == ".zip":
+        return f"{name}: unpack it first: unzip {name} -d FOLDER, then input=FOLDER"
+    if suffix_of(name).startswith((".tar", ".tgz", ".tbz", ".txz")):
+        return f"{name}: unpack it first: tar -xf {name} -C FOLDER; only uncompressed .tar files are read in place"
+    return f"{name}: unpack it first"
+
+
+def headerless_hint(name: str) -> str:
+    return (
+        f"{name}: audio without a header, whose rate and encoding nobody can tell; convert it first, such as: "
+        f"ffmpeg -f mulaw -ar 8000 -ac 1 -i {PurePosixPath(name).name} {PurePosixPath(name).stem}.wav"
+    )
+
+
+def kind_of(name: str) -> str:
+    """The kind of a file that is set aside, in words: ".csv (table)"."""
+    suffix = suffix_of(name)
+    known = "archive, unpack it" if is_archive(name) else _NAMES.get(suffix)
+    return f"{suffix or 'without suffix'}{f' ({known})' if known else ''}"

@@ -1,0 +1,127 @@
+"""Lhotse manifests, as JSON lines (also .gz): recordings with supervisions, or cuts, which hold both.
+
+The package `lhotse` is not needed. A cut is a stretch of a recording: its supervisions are turns of that recording.
+ Sources that are commands, and cuts mixed from several, are refused with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.inputs.kinds import suffix_of
+from data_prep.inputs.manifest import Entry
+from data_prep.inputs.pile import Pile
+from data_prep.reasons import Reason
+from data_prep.records import GivenTurn, Rejection
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+
+
+def read(pile: Pile) -> Iterator[Entry | Rejection]:
+    """Entries of all cuts; without cuts, of all recordings with their supervisions."""
+    kinds = {name: kind for name in pile.left if (kind := kind_of(pile, name))}
+    pile.take(kinds)
+    cuts = [name for name, kind in kinds.items() if kind == "cut"]
+    for name in cuts:
+        for cut in manifest(pile, name):
+            yield _of_cut(pile, cut, name)
+    recordings = [name for name, kind in kinds.items() if kind == "recording"]
+    supervisions = [name for name, kind in kinds.items() if kind == "supervision"]
+    if cuts:
+        pile.notes.put_aside(recordings + supervisions, "Lhotse manifests (the cuts hold them too)")
+        return
+    of_recording: dict[str, list[dict[str, Any]]] = {}
+    for name in supervisions:
+        for row in manifest(pile, name):
+            of_recording.setdefault(str(row["recording_id"]), []).append(row)
+    for name in recordings:
+        for row in manifest(pile, name):
+            yield _of_recording(pile, row, of_recording.pop(str(row["id"]), []), name, 0.0)
+    for recording, rows in of_recording.items():
+        pile.notes.without_audio.append(f"{supervisions[0]}: {recording} ({len(rows)} supervisions)")
+        message = "supervisions describe it, but no recordings manifest names it"
+        yield Rejection(audio=recording, reason=Reason.audio_missing, message=message)
+
+
+def kind_of(pile: Pile, name: str) -> str | None:
+    """Whether a file is a manifest of "recording"s, "supervision"s or "cut"s, by its first line; None: of neither."""
+    if suffix_of(name) not in SUFFIXES:
+        return None
+    try:
+        row = json.loads(pile.head(name).strip().partition("\n")[0])
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or "id" not in row:
+        return None
+    if str(row.get("type", "")).endswith("Cut") or ("recording" in row and "supervisions" in row):
+        return "cut"
+    if isinstance(row.get("sources"), list) and "sampling_rate" in row:
+        return "recording"
+    return "supervision" if "recording_id" in row and "start" in row and "duration" in row else None
+
+
+def is_manifest(pile: Pile, name: str) -> bool:
+    return kind_of(pile, name) is not None
+
+
+def manifest(pile: Pile, name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(pile.text(name).splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{pile.path(name)}, line {number}: not valid JSON ({error})") from error
+
+
+def _of_cut(pile: Pile, cut: dict[str, Any], name: str) -> Entry | Rejection:
+    if not isinstance(cut.get("recording"), dict):
+        message = f"{name}: a {cut.get('type', 'cut')} of several recordings, or without audio; save it as a file"
+        return Rejection(audio=str(cut["id"]), reason=Reason.audio_missing, message=message)
+    return _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, float(cut.get("start") or 0.0))
+
+
+def _of_recording(
+    pile: Pile, recording: dict[str, Any], supervisions: list[dict[str, Any]], name: str, offset: float
+) -> Entry | Rejection:
+    sources = recording.get("sources") or []
+    if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
+        kinds = ", ".join(str(source.get("type")) for source in sources) or "no"
+        message = f"{name}: has {kinds} sources, of which only a single file or URL is read"
+        return Rejection(audio=str(recording["id"]), reason=Reason.audio_missing, message=message)
+    audio, locator = pile.find(str(sources[0]["source"]), name)
+    pile.take([audio])
+    several = len(recording.get("channel_ids") or sources[0].get("channels") or []) > 1
+    return Entry(audio=audio, locator=locator, id=audio, **described(supervisions, offset, several))
+
+
+def described(supervisions: list[dict[str, Any]], offset: float, several: bool) -> dict[str, Any]:
+    """Fields of an `Entry` that supervisions give; `offset` is where their time begins, `several` channels or one."""
+    turns = []
+    for number, row in enumerate(sorted(supervisions, key=lambda row: row["start"])):
+        start = round(offset + float(row["start"]), 6)
+        channel = row.get("channel")
+        turns.append(
+            GivenTurn(
+                number,
+                str(row.get("speaker") or "0"),
+                start,
+                round(start + float(row["duration"]), 6),
+                None if row.get("text") is None else str(row["text"]).strip(),
+                channel if several and isinstance(channel, int) else None,
+            )
+        )
+    languages = {str(row["language"]).lower() for row in supervisions if row.get("language")}
+    names = {turn.speaker for turn in turns}
+    return {
+        "turns": turns or None,
+        "lang": _code(languages.pop()) if len(languages) == 1 else None,
+        "default_group": names.pop() if len(names) == 1 and supervisions[0].get("speaker") else None,
+    }
+
+
+def _code(language: str) -> str | None:
+    """Lhotse's recipes write "English" as well as "en"."""
+    known = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "chinese": "zh", "mandarin": "zh"}
+    return known.get(language, language if len(language) <= 3 else None)

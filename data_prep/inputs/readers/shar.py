@@ -1,0 +1,55 @@
+"""Lhotse Shar: cuts.000000.jsonl.gz with the audio of exactly these cuts in recording.000000.tar beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from data_prep.inputs.folders import tar_members
+from data_prep.inputs.kinds import is_audio
+from data_prep.inputs.manifest import Entry
+from data_prep.inputs.pile import Pile
+from data_prep.inputs.readers.lhotse import described, manifest
+from data_prep.reasons import Reason
+from data_prep.records import Rejection
+
+_CUTS = re.compile(r"cuts\.(\d+)\.jsonl(?:\.gz)?")
+_FIELD = re.compile(r"(\w+)\.(\d+)\.(?:tar|jsonl|jsonl\.gz)")
+
+
+def read(pile: Pile) -> Iterator[Entry | Rejection]:
+    """A recording for each cut; other fields than `recording` (features, targets) are noted and not used."""
+    for cuts in [name for name in pile.left if _CUTS.fullmatch(PurePosixPath(name).name)]:
+        folder, _, file = cuts.rpartition("/")
+        number = _CUTS.fullmatch(file)[1]  # type: ignore[index]
+        prefix = f"{folder}/" if folder else ""
+        tar = f"{prefix}recording.{number}.tar"
+        if tar not in pile.left:
+            continue  # plain cuts, that lhotse.py reads
+        fields = [name for name in pile.left if name.startswith(prefix) and _of_shard(name, number)]
+        pile.take([cuts, tar, *fields])
+        pile.notes.put_aside(
+            (name for name in fields if name not in (cuts, tar)), "fields of Shar other than recording"
+        )
+        members, damage = tar_members(pile.path(tar), tar)
+        if damage:
+            yield Rejection(audio=tar, reason=Reason.audio_corrupt, message=f"{pile.path(tar)}: {damage}")
+        audio = {
+            str(PurePosixPath(name).with_suffix("")).removeprefix(f"{tar}/"): name for name in members if is_audio(name)
+        }
+        for cut in manifest(pile, cuts):
+            name = audio.pop(str(cut["id"]), None)
+            if name is None:
+                message = f"{cuts} describes it, but {tar} does not hold it"
+                yield Rejection(audio=f"{prefix}{cut['id']}", reason=Reason.audio_missing, message=message)
+                continue
+            several = len((cut.get("recording") or {}).get("channel_ids") or []) > 1
+            fields_of = described(cut.get("supervisions") or [], 0.0, several)
+            yield Entry(audio=name, locator=members[name], id=f"{prefix}{cut['id']}", **fields_of)
+        pile.notes.put_aside(audio.values(), "audio in Shar that no cut describes")
+
+
+def _of_shard(name: str, number: str) -> bool:
+    match = _FIELD.fullmatch(PurePosixPath(name).name)
+    return match is not None and match[2] == number

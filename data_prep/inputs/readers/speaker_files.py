@@ -1,0 +1,152 @@
+"""Conversations with an audio file for each speaker: they become one recording with a channel for each.
+
+    V00_S0644_I00000129_P0799.wav, .json                  Seamless Interaction: participants P...
+    <task>/speaker_1_audio.wav, speaker_1_annotation_a.srt  TurnBench: the first annotator is used
+    call_spk1.flac, call_spk1.json; call-agent.wav, call-agent.srt; ...
+
+Files belong together if their names differ by the speaker alone. An annotation is a file that begins with the name of
+the speaker's audio file (without `_audio`), or one named as the conversation, whose speakers are those of the files.
+With format=speakers, a letter or a number at the end of the name is a speaker, too (call_A.wav, call_B.wav).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from data_prep.inputs.kinds import suffix_of
+from data_prep.inputs.manifest import Entry
+from data_prep.inputs.pile import Pile
+from data_prep.inputs.side_files import SIDE_SUFFIXES, parse_side_file
+from data_prep.inputs.transcripts.annotation import Annotation
+from data_prep.inputs.transcripts.words import numbered
+from data_prep.reasons import Reason
+from data_prep.records import GivenTurn, Locator, Made, Rejection
+
+_ROLES = "user|assistant|agent|customer|caller|callee|client|host|guest|interviewer|interviewee|left|right|moderator"
+_SURE = re.compile(
+    r"(?P<conversation>.*?)[-_. ]?"
+    r"(?P<speaker>P\d{3,}[A-Z]?|(?:speaker|spk|participant|channel|track|ch|mic)[-_ ]?(?:\d+|[A-Za-z])|"
+    rf"{_ROLES})"
+    r"(?:[-_ ](?:audio|track|mic|channel|mono))?",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?P<conversation>.*?)[-_. ]?(?P<speaker>[A-Za-z]|\d+)")
+_MIX = re.compile(r"[-_. ]?(?:combined|mix|mixed|stereo|both|full|conversation)(?:[-_ ]audio)?", re.IGNORECASE)
+_TAIL = re.compile(r"[-_ ](?:audio|track|mic|channel|mono)$", re.IGNORECASE)
+
+
+@dataclass
+class _Conversation:
+    folder: str
+    name: str  # "" if the folder is the conversation
+    audio: dict[str, str]  # speaker -> name of the audio file, sorted
+
+    @property
+    def id(self) -> str:
+        return "/".join(part for part in (self.folder, self.name) if part) or next(iter(self.audio.values()))
+
+
+def read(pile: Pile) -> Iterator[Entry | Rejection]:
+    """A recording for each conversation, with the turns of all speakers' annotations, each on its channel."""
+    for conversation in _conversations(pile):
+        pile.take(conversation.audio.values())
+        _put_mix_aside(pile, conversation)
+        turns: list[GivenTurn] = []
+        bare, problem = [], None
+        for channel, (speaker, audio) in enumerate(conversation.audio.items()):
+            found = _own_annotation(pile, audio)
+            if isinstance(found, str):
+                problem = found
+            elif found is None:
+                bare.append(audio)
+            else:
+                turns += [replace(turn, speaker=speaker, channel=channel, speaker_id=None) for turn in found]
+        if problem is None and not turns:
+            found = _common_annotation(pile, conversation)
+            problem = found if isinstance(found, str) else None
+            turns, bare = (found, []) if isinstance(found, list) else ([], bare)
+        if problem is not None:
+            yield Rejection(audio=conversation.id, reason=Reason.bad_annotation, message=problem)
+            continue
+        if turns:
+            for audio in bare:
+                pile.notes.remark("files of speakers without an annotation: what they say is not used", audio)
+        paths = [pile.path(name) for name in conversation.audio.values()]
+        yield Entry(
+            audio=conversation.id,
+            locator=Locator(paths[0], made=Made(paths)),
+            id=conversation.id,
+            turns=numbered(turns) if turns else None,
+            two_channel="yes" if len(paths) == 2 else None,
+        )
+
+
+def _conversations(pile: Pile) -> list[_Conversation]:
+    pattern = _ASKED if pile.asked else _SURE
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for name in sorted(pile.audio):
+        stem = PurePosixPath(name).stem
+        match = _SURE.fullmatch(stem) or pattern.fullmatch(stem)
+        if match:
+            key = (name.rpartition("/")[0], match["conversation"])
+            found.setdefault(key, {}).setdefault(match["speaker"], name)
+    return [_Conversation(*key, audio) for key, audio in sorted(found.items()) if len(audio) > 1]
+
+
+def _put_mix_aside(pile: Pile, conversation: _Conversation) -> None:
+    for name in pile.audio:
+        stem = PurePosixPath(name).stem
+        beside = name.rpartition("/")[0] == conversation.folder and stem.startswith(conversation.name)
+        if beside and _MIX.fullmatch(stem.removeprefix(conversation.name)):
+            pile.take([name])
+            pile.notes.put_aside([name], "mix of the speakers' own files")
+
+
+def _own_annotation(pile: Pile, audio: str) -> list[GivenTurn] | str | None:
+    """Turns of a speaker's annotation; a str says what is wrong with it; None: there is none."""
+    base = _TAIL.sub("", str(PurePosixPath(audio).with_suffix("")))
+    names = [name for name in pile.left if _belongs(name, base)]
+    names.sort(key=lambda name: (SIDE_SUFFIXES.index(suffix_of(name)), name))
+    for number, name in enumerate(names):
+        pile.take([name])
+        found = _parse(pile, name, PurePosixPath(audio).stem)
+        if isinstance(found, str) or found.turns is not None:
+            pile.take(names)
+            pile.notes.put_aside(names[number + 1 :], "further annotations of the same speaker")
+            return found if isinstance(found, str) else found.turns
+        pile.notes.put_aside([name], f"{suffix_of(name)} (neither turns nor a text in it)")
+    return None
+
+
+def _belongs(name: str, base: str) -> bool:
+    return suffix_of(name) in SIDE_SUFFIXES and name.startswith(base) and not name[len(base)].isalnum()
+
+
+def _common_annotation(pile: Pile, conversation: _Conversation) -> list[GivenTurn] | str | None:
+    """Turns of an annotation of the whole conversation; its speakers must be those of the files."""
+    for suffix in SIDE_SUFFIXES:
+        name = f"{conversation.id}{suffix}"
+        if name not in pile.left:
+            continue
+        pile.take([name])
+        found = _parse(pile, name, PurePosixPath(conversation.id).name)
+        if isinstance(found, str) or not found.turns:
+            return found if isinstance(found, str) else None
+        speakers = [speaker.lower() for speaker in conversation.audio]
+        for turn in found.turns:
+            if turn.speaker.lower() in speakers:
+                turn.channel = speakers.index(turn.speaker.lower())
+            elif turn.channel is None:
+                return f"{name}: speaker {turn.speaker!r} is none of the files' {', '.join(conversation.audio)}"
+        return found.turns
+    return None
+
+
+def _parse(pile: Pile, name: str, stem: str) -> Annotation | str:
+    try:
+        return parse_side_file(suffix_of(name), pile.text(name).encode(), stem)
+    except ValueError as error:
+        return str(error) if name in str(error) else f"{name}: {error}"

@@ -1,0 +1,9 @@
+"""Formats of transcripts: text of a file -> turns. Each raises ValueError saying what is wrong, and knows no files.
+
+nist.py        RTTM, STM, CTM
+subtitles.py   SRT, WebVTT
+textgrid.py    Praat TextGrid
+labels.py      .txt: a plain text, Audacity labels, lines that begin with times
+json_text.py   JSON of our own, Whisper, whisperX, Deepgram, moshi-finetune, Seamless, Emilia, lists of segments
+words.py       words with times -> turns
+"""
