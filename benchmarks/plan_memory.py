@@ -29,11 +29,11 @@ from csm.config import CSMConfig, TrainConfig, TransformerConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.kernels import cpu
+from csm.model.backward import LocalEngine, backward_in_chunks
 from csm.model.csm import CSM
 from csm.planning.device import FRAME_RATE, MemoryPlan
 from csm.planning.estimate import make_plan
 from csm.planning.request import read_request
-from csm.training.module import LocalEngine, backward_in_chunks
 from csm.training.optim import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent

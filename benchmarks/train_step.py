@@ -36,11 +36,11 @@ from csm.config import CSMConfig, TrainConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import TurnTokens, conversation_frames
 from csm.kernels import cpu, cuda
+from csm.model.backward import LocalEngine, backward_in_chunks
 from csm.model.csm import CSM
 from csm.model.flops import Work, find_gpu, training_flops
 from csm.parallel.gradients import clip_gradients, gradient_norms
-from csm.parallel.plan import parallelize
-from csm.training.module import LocalEngine, attention_mask, backward_in_chunks
+from csm.parallel.plan import attention_mask, parallelize
 from csm.training.optim import trainable_parts
 
 TRANSFORMERS, OURS, BASELINE = "transformers", "ours", "baseline"

@@ -11,9 +11,9 @@ from torch import Tensor
 from csm.config import CSMConfig, LossConfig, TransformerConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
 from csm.frames import Frames, TurnTokens, conversation_frames
+from csm.model.backward import LocalEngine, backward_in_chunks
 from csm.model.csm import CSM
 from csm.model.loss import LossSums
-from csm.training.module import LocalEngine, backward_in_chunks
 
 K, CODEBOOK_SIZE, TEXT_VOCAB = 5, 13, 41
 

@@ -19,10 +19,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from csm.config import ActivationCheckpointing, LoraConfig, StrategyName, TrainerConfig
+from csm.config import ActivationCheckpointing, LoraConfig, StrategyName, TrainConfig, TrainerConfig
+from csm.data.packing import RowBatch
+from csm.kernels.cuda import flex_limit
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
-from csm.model.transformer import Transformer
+from csm.model.transformer import AttentionMask, Transformer
 
 DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
 SHARDING = (StrategyName.fsdp, *DEEPSPEED)
@@ -45,6 +47,17 @@ def precision(options: TrainerConfig) -> Precision:
     else:
         native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
+    """For flex attention on CUDA, unless the GPU or the width of the heads rules it out; elsewhere a dense mask."""
+    backbone, options = config.model.backbone, config.trainer
+    # Selective checkpointing looks at every operation, and flex attention would not be compiled under it (torch 2.9).
+    watched = options.activation_checkpointing is ActivationCheckpointing.selective and not options.compile
+    if not rows.tokens.is_cuda or watched:
+        return rows.attention_mask()
+    limit = flex_limit(backbone.dim // backbone.heads, precision(options) == "bf16-mixed")
+    return rows.block_mask() if limit is None else rows.attention_mask()
 
 
 def parallelize(

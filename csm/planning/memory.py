@@ -1,6 +1,6 @@
 """Peak memory of one device during a training step, from the moments at which the most is alive.
 
-The order is that of `backward_in_chunks` (csm/training/module.py):
+The order is that of `backward_in_chunks` (csm/model/backward.py):
 
     backbone, loss of codebook 0: forward
     depth decoder, for each chunk of frames: forward, and backward but for the last

@@ -12,7 +12,7 @@ csm/training/train.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from csm.config import ActivationCheckpointing, LossConfig, TrainConfig
+from csm.config import TrainConfig
 from csm.data.packing import RowBatch
-from csm.kernels.cuda import flex_limit
+from csm.model.backward import backward_in_chunks
 from csm.model.csm import CSM
-from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, join, join_chunks
-from csm.model.transformer import AttentionMask
-from csm.parallel.plan import precision, reshard
+from csm.model.loss import LossSums, frame_chunks, join, join_chunks
+from csm.parallel.plan import attention_mask, reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
 from csm.training.optim import build_optimizer
@@ -138,110 +137,3 @@ class CSMTrainingModule(L.LightningModule):
             "slot_weights": rows.slot_weights,
             "attention_mask": attention_mask(rows, self.config),
         }
-
-
-def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
-    """For flex attention on CUDA, unless the GPU or the width of the heads rules it out; elsewhere a dense mask."""
-    backbone, options = config.model.backbone, config.trainer
-    # Selective checkpointing looks at every operation, and flex attention would not be compiled under it (torch 2.9).
-    watched = options.activation_checkpointing is ActivationCheckpointing.selective and not options.compile
-    if not rows.tokens.is_cuda or watched:
-        return rows.attention_mask()
-    limit = flex_limit(backbone.dim // backbone.heads, precision(options) == "bf16-mixed")
-    return rows.block_mask() if limit is None else rows.attention_mask()
-
-
-class LocalEngine:
-    """The engine of a bare model in one process, for measurements and tests of `backward_in_chunks`."""
-
-    def __init__(self, model: CSM) -> None:
-        self.model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-    def local_gradients(self) -> nullcontext[None]:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
-def backward_in_chunks(
-    engine: Engine | LocalEngine,
-    inputs: dict[str, Any],
-    config: LossConfig,
-    total_frames: float | Tensor,
-    sum_over_ranks: bool = True,
-    chunk_size: int | None = None,
-) -> LossSums:
-    """Forward and backward of `CSM.losses(**inputs)` over `total_frames`, the depth decoder on a chunk of frames at a
-    time: `chunk_size` of them, or `config.decoder_chunk` but no more than there are.
-
-    The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many
-    frames are used. Frames do not depend on one another: each chunk is differentiated as soon as it is computed, with
-    respect to the decoder's weights and the chunk's own inputs, which are cut off from the backbone. The last chunk's
-    backward pass goes on through the backbone, taking the gradients of the earlier chunks' inputs with it. So every
-    parameter takes part in that pass, which is the one whose gradients DDP and FSDP sum over ranks.
-    """
-
-    def share(c0: Tensor | float, decoder: Tensor) -> Tensor:
-        return (config.c0_weight * c0 + config.decoder_weight * decoder) / total_frames
-
-    with engine.local_gradients():
-        backbone, frames = engine(**inputs, method="backbone_losses")
-    *earlier, last = frame_chunks(frames, chunk_size or min(config.decoder_chunk, len(frames.weights)))
-    sums: list[DecoderSums] = []
-    leaves: list[DecoderFrames] = []
-    with engine.local_gradients():
-        for chunk in earlier:
-            leaf = _detached(chunk)
-            part: DecoderSums = engine(leaf, method="decoder_losses")
-            engine.backward(share(0.0, part.decoder))
-            # Without its graph, whose nodes would keep a CPU's heap from joining the holes that activations leave.
-            sums.append(_without_graph(part))
-            leaves.append(leaf)
-            del part
-    with nullcontext() if sum_over_ranks else engine.local_gradients():
-        part = engine(last, method="decoder_losses")
-        sums.append(_without_graph(part))
-        loss = share(backbone.c0, part.decoder)
-        for chunk, leaf in zip(earlier, leaves, strict=True):
-            loss = _with_gradients(loss, chunk, leaf)
-        engine.backward(loss)
-    return join(backbone, join_chunks(sums, len(frames.weights)))
-
-
-def _without_graph(sums: DecoderSums) -> DecoderSums:
-    return DecoderSums(*(tensor.detach() for tensor in sums))
-
-
-def _detached(chunk: DecoderFrames) -> DecoderFrames:
-    """The chunk cut off from the graph that it comes from, its inputs collecting gradients of their own."""
-    states, embeddings = (
-        tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (chunk.states, chunk.embeddings)
-    )
-    return chunk._replace(states=states, embeddings=embeddings)
-
-
-def _with_gradients(loss: Tensor, chunk: DecoderFrames, leaf: DecoderFrames) -> Tensor:
-    """`loss`, whose backward pass also gives `chunk` the gradients that `leaf` has collected."""
-    for tensor, collected in ((chunk.states, leaf.states), (chunk.embeddings, leaf.embeddings)):
-        if collected.grad is not None:
-            loss = _WithGradient.apply(loss, tensor, collected.grad)
-    return loss
-
-
-class _WithGradient(torch.autograd.Function):
-    """forward: loss; backward: its gradient to `loss`, and `gradient` to `tensor`."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.view_as(loss)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return scale, gradient, None

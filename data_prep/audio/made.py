@@ -15,7 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from data_prep.audio.decode import BLOCK, open_audio
+from csm.decode import BLOCK
+from data_prep.audio.decode import open_audio
 from data_prep.audio.storage import open_path
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Made

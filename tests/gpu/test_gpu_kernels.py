@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from csm.config import ActivationCheckpointing, CSMConfig, LossConfig, TrainConfig, TrainerConfig, TransformerConfig
 from csm.kernels import cuda
+from csm.model.backward import LocalEngine, backward_in_chunks
 from csm.model.csm import CSM
-from csm.parallel.plan import parallelize
-from csm.training.module import LocalEngine, attention_mask, backward_in_chunks
+from csm.parallel.plan import attention_mask, parallelize
 from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, conversation, inputs, rows
 
 pytestmark = [

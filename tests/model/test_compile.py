@@ -11,9 +11,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from csm.config import ActivationCheckpointing, LossConfig, TrainConfig, TrainerConfig
 from csm.data.packing import RowBatch
+from csm.model.backward import LocalEngine, backward_in_chunks
 from csm.model.csm import CSM
 from csm.model.loss import frame_chunks
-from csm.training.module import CSMTrainingModule, LocalEngine, backward_in_chunks
+from csm.training.module import CSMTrainingModule
 from tests.tiny import conversation, forward_backward, inputs, rows, tiny_model
 
 CHUNK = 8  # frames per pass of the depth decoder

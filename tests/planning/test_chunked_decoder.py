@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csm.config import StrategyConfig, StrategyName
 from csm.kernels import cpu
+from csm.model.backward import backward_in_chunks
 from csm.model.csm import CSM
 from csm.parallel.plan import parallelize
 from csm.parallel.strategies import build_engine, build_fabric, device_mesh
@@ -21,7 +22,7 @@ from csm.planning.activations import Precision
 from csm.planning.estimate import make_plan
 from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
-from csm.training.module import CSMTrainingModule, backward_in_chunks
+from csm.training.module import CSMTrainingModule
 from tests.conftest import TINY_OVERRIDES, compose_train
 from tests.tiny import conversation, inputs, rows
 from tests.training.forked import launcher_variables, server
