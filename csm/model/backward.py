@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -52,13 +51,13 @@ def backward_in_chunks(
     sum_over_ranks: bool = True,
     chunk_size: int | None = None,
 ) -> LossSums:
-    """Adds the gradients of `CSM.losses(**inputs) / total_frames`, the depth decoder taking a chunk of frames at a time:
-    `chunk_size` of them, or `config.decoder_chunk` but no more than there are. Returns the sums, detached.
+    """Adds the gradients of `CSM.losses(**inputs) / total_frames`, the depth decoder taking a chunk of frames at a
+    time: `chunk_size` of them, or `config.decoder_chunk` but no more than there are. Returns the sums, detached.
 
     The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many
     frames are used. Frames do not depend on one another: each chunk is differentiated as soon as it is computed, with
     respect to the decoder's weights and the chunk's own inputs, which are cut off from the backbone. The last chunk's
-    backward pass goes on through the backbone, taking the gradients of the earlier chunks' inputs with it. So every
+    backward pass goes on through the backbone, taking the gradients of the earlier chunks' inputs with it: every
     parameter takes part in that pass, which is the one whose gradients DDP and FSDP sum over ranks.
     """
 
@@ -68,51 +67,61 @@ def backward_in_chunks(
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
         num_frames = len(frames.weights)
-        *earlier, last = frame_chunks(frames, chunk_size or min(config.decoder_chunk, num_frames))
-        sums, gradients = _differentiate_apart(engine, earlier, share)
+        size = chunk_size or min(config.decoder_chunk, num_frames)
+        last_start = (num_frames - 1) // size * size
+        # Gradients take the place of the chunks that they belong to: pieces of their own would fragment a heap, too.
+        gradients = [
+            tensor.detach() if last_start and tensor.requires_grad else None
+            for tensor in (frames.states, frames.embeddings)
+        ]
+        sums = []
+        for start in range(0, last_start, size):
+            chunk, leaves = _detached(frames, start, start + size)
+            part: DecoderSums = engine(chunk, method="decoder_losses")
+            engine.backward(share(0.0, part.decoder))
+            # Without its graph, whose nodes would keep a heap from joining the holes that activations leave.
+            sums.append(_without_graph(part))
+            for gradient, leaf in zip(gradients, leaves, strict=True):
+                if gradient is not None:
+                    assert leaf.grad is not None, "the losses depend on all inputs of the depth decoder"
+                    gradient[start : start + size] = leaf.grad
+            del chunk, leaves, leaf, part
     with nullcontext() if sum_over_ranks else engine.local_gradients():
+        states, embeddings = (
+            tensor if gradient is None else _LastChunk.apply(tensor, gradient, last_start)
+            for tensor, gradient in zip((frames.states, frames.embeddings), gradients, strict=True)
+        )
+        codes, weights = frames.codes[last_start:], frames.weights[last_start:]
+        (last,) = frame_chunks(DecoderFrames(states, embeddings, codes, weights), size)
         part = engine(last, method="decoder_losses")
         sums.append(_without_graph(part))
-        loss = share(backbone.c0, part.decoder)
-        for tensor, gradient in gradients:
-            loss = _WithGradient.apply(loss, tensor, gradient)
-        del frames, earlier, last, gradients  # embeddings of all chunks, which the graph does not need
-        engine.backward(loss)
+        engine.backward(share(backbone.c0, part.decoder))
     return join(backbone, join_chunks(sums, num_frames))
 
 
-def _differentiate_apart(
-    engine: PassEngine, chunks: list[DecoderFrames], share: Callable[[float, Tensor], Tensor]
-) -> tuple[list[DecoderSums], list[tuple[Tensor, Tensor]]]:
-    """The sums of each chunk, and the inputs of all chunks with their gradients, for `_WithGradient`."""
-    sums: list[DecoderSums] = []
-    gradients: list[tuple[Tensor, Tensor]] = []
-    for chunk in chunks:
-        inputs = (chunk.states, chunk.embeddings)
-        states, embeddings = leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
-        part: DecoderSums = engine(chunk._replace(states=states, embeddings=embeddings), method="decoder_losses")
-        engine.backward(share(0.0, part.decoder))
-        # Without its graph, whose nodes would keep a CPU's heap from joining the holes that activations leave.
-        sums.append(_without_graph(part))
-        gradients += [(tensor, leaf.grad) for tensor, leaf in zip(inputs, leaves, strict=True) if leaf.grad is not None]
-        del part
-    return sums, gradients
+def _detached(frames: DecoderFrames, start: int, end: int) -> tuple[DecoderFrames, tuple[Tensor, Tensor]]:
+    """A chunk cut off from the graph that it comes from, and its two inputs, which collect gradients of their own."""
+    states, embeddings = (
+        tensor[start:end].detach().requires_grad_(tensor.requires_grad) for tensor in (frames.states, frames.embeddings)
+    )
+    chunk = DecoderFrames(states, embeddings, frames.codes[start:end], frames.weights[start:end])
+    return chunk, (states, embeddings)
 
 
 def _without_graph(sums: DecoderSums) -> DecoderSums:
     return DecoderSums(*(tensor.detach() for tensor in sums))
 
 
-class _WithGradient(torch.autograd.Function):
-    """forward: loss; backward: its gradient to `loss`, and `gradient`, which was found apart, to `tensor`."""
+class _LastChunk(torch.autograd.Function):
+    """forward: `tensor[start:]`; backward: `gradient`, which holds the chunks before, completed by that of the last."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, tensor: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.view_as(loss)
+    def forward(ctx: Any, tensor: Tensor, gradient: Tensor, start: int) -> Tensor:
+        ctx.gradient, ctx.start = gradient, start
+        return tensor[start:].clone()  # its place is taken, too
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return scale, gradient, None
+    def backward(ctx: Any, last: Tensor) -> tuple[Tensor, None, None]:
+        ctx.gradient[ctx.start :] = last
+        return ctx.gradient, None, None

@@ -155,7 +155,7 @@ def stack_bytes(
     While a block is recomputed, all that it would keep without `activation_checkpointing` is there as well.
     """
     if blocks is Blocks.compiled and ranks == 1:
-        block = COMPILED_BLOCK  # flex attention, or no mask at all
+        block: tuple[Saved, ...] = COMPILED_BLOCK  # flex attention, or no mask at all
     else:
         block = BLOCK + MASKED_BLOCK if masked else BLOCK
     plain = blocks is Blocks.plain or ranks > 1
