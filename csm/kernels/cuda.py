@@ -31,7 +31,7 @@ from csm.model.transformer import Attention, AttentionMask, FeedForward
 HEAD_MULTIPLE = 64
 """Ids that a head is padded to a multiple of: rows of bf16 logits are then multiples of 128 bytes."""
 _SMALLEST_DOT = 16  # of Triton, in every dimension
-_SHARED_MEMORY = 2**17  # bytes of a multiprocessor that flex attention's blocks of fp32 heads wider than 64 need
+_WIDE, _SHARED_MEMORY = 64, 2**17  # flex attention's fp32 blocks of wider heads need about that many bytes
 
 
 def install(model: CSM) -> None:
@@ -52,10 +52,11 @@ def flex_limit(head_width: int, bf16: bool) -> str | None:
         return f"flex attention needs heads at least {_SMALLEST_DOT} wide"
     if not has_triton():
         return "flex attention needs Triton and a GPU of compute capability 7.0 or later"
-    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())  # of which stubs know a part
-    memory = properties.shared_memory_per_block_optin
-    if not bf16 and head_width > 64 and memory < _SHARED_MEMORY:
-        return f"flex attention in fp32 with heads wider than 64 needs more than this GPU's {memory // 1024} KB a block"
+    if not bf16 and head_width > _WIDE:
+        properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())  # of which stubs know a part
+        memory = properties.shared_memory_per_block_optin
+        if memory < _SHARED_MEMORY:
+            return f"flex attention in fp32 needs heads at most {_WIDE} wide on this GPU ({memory // 1024} KB a block)"
     return None
 
 

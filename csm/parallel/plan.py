@@ -110,8 +110,8 @@ def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
 def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
     """FSDP2. A unit is gathered when its forward (or backward) begins and freed after it: each block of the backbone,
     and the text embeddings. The depth decoder (together a few such blocks), which ends the forward and begins the
-    backward pass, is freed only after the latter. The rest belongs to the model itself and stays gathered through the
-    pass: audio embeddings, which both stacks read, and the heads.
+    backward pass, is freed only after the last backward pass of a step. So is the rest, which belongs to the model
+    itself: audio embeddings, which both stacks read, and the heads.
 
     bf16: gathered weights, and so the computation, are bfloat16; the shards that the optimizer works on stay fp32, and
     gradients are summed in fp32. Inputs are not cast: rotary angles and slot weights must stay fp32, and activations
