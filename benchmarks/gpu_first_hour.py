@@ -18,28 +18,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu_session import DATA, Session, Surprise, final, within
+from benchmarks.gpu_session import Session, Surprise, final, within
 
 Body = Callable[[Session], str]
 
 
 @dataclass(frozen=True)
 class Check:
-    """body: returns what was seen, or raises Surprise; minutes: what it takes, so that it is not begun too late."""
+    """body: returns what was seen, or raises Surprise; minutes: what it takes on a GPU, so that it is not begun too
+    late; gpu_only: left out with --device cpu."""
 
     part: int
     name: str
     expected: str
     minutes: float
     body: Body
+    gpu_only: bool = False
 
 
 CHECKS: list[Check] = []
 
 
-def check(part: int, name: str, expected: str, minutes: float) -> Callable[[Body], Body]:
+def check(part: int, name: str, expected: str, minutes: float, gpu_only: bool = False) -> Callable[[Body], Body]:
     def add(body: Body) -> Body:
-        CHECKS.append(Check(part, name, expected, minutes, body))
+        CHECKS.append(Check(part, name, expected, minutes, body, gpu_only))
         return body
 
     return add
@@ -60,35 +62,42 @@ def imports(session: Session) -> str:
     return f"{versions['device']}, torch {versions['torch']}, transformers {versions['transformers']}"
 
 
-QUICK = ["experiment=quickstart", "data.path=runs/gpu_first_hour_demo", "data.num_workers=0", "trainer.max_steps=40"]
-QUICK += ["trainer.val_every_steps=40", "trainer.checkpoint_every_steps=0", "trainer.sample_every_steps=0"]
+def quick(session: Session) -> list[str]:
+    """40 steps of the quickstart, the same data in the same order on every device."""
+    words = ["experiment=quickstart", *session.data, *([] if session.cuda else session.tiny), "data.num_workers=0"]
+    words += ["trainer.max_steps=40", "trainer.val_every_steps=40", "trainer.checkpoint_every_steps=0"]
+    return [*words, "trainer.sample_every_steps=0"]
 
 
 @check(1, "40 steps in fp32", "losses of the CPU's fp32 run within 1 %", 2)
 def quickstart_fp32(session: Session) -> str:
-    cpu = session.train("cpu_fp32", *QUICK, "trainer.precision=32-true")
-    here = session.train("fp32", *QUICK, *session.trainer, "trainer.compile=false", "trainer.precision=32-true")
+    cpu = session.train("cpu_fp32", *quick(session), "trainer.precision=32-true")
+    here = session.train(
+        "fp32", *quick(session), *session.trainer, "trainer.compile=false", "trainer.precision=32-true"
+    )
     return within(cpu, here, 0.01)
 
 
 @check(1, "40 steps in bf16", "losses of the fp32 run within 2 %", 1)
 def quickstart_bf16(session: Session) -> str:
-    bf16 = session.train("bf16", *QUICK, *session.trainer, "trainer.compile=false", "trainer.precision=bf16-mixed")
+    bf16 = session.train(
+        "bf16", *quick(session), *session.trainer, "trainer.compile=false", "trainer.precision=bf16-mixed"
+    )
     return within(session.metrics("fp32"), bf16, 0.02)
 
 
-@check(1, "40 steps compiled", "losses of the bf16 run within 1 %; the first step takes 60 to 90 s", 3)
+@check(1, "40 steps compiled", "losses of the bf16 run within 1 %; the first step takes 60 to 90 s", 3, gpu_only=True)
 def quickstart_compiled(session: Session) -> str:
     start = time.perf_counter()
-    words = [*QUICK, *session.trainer, "trainer.compile=true", "trainer.precision=bf16-mixed"]
+    words = [*quick(session), *session.trainer, "trainer.compile=true", "trainer.precision=bf16-mixed"]
     compiled = session.train("compiled", *words)
     return f"{within(session.metrics('bf16'), compiled, 0.01)}; {time.perf_counter() - start:.0f} s in all"
 
 
-@check(1, "recompilations", "none after the first validation; up to 3 before", 3)
+@check(1, "recompilations", "none after the first validation; up to 3 before", 3, gpu_only=True)
 def recompilations(session: Session) -> str:
     """Both stacks without gradients, and the depth decoder: blocks of both stacks run the same code."""
-    words = [*DATA, "model=csm_tiny", "data.max_seq_len=256", *session.trainer, "trainer.compile=true"]
+    words = [*session.data, *session.tiny, *session.trainer, "trainer.compile=true"]
     words += ["trainer.log_every_steps=1", "trainer.val_every_steps=4", "trainer.max_steps=12"]
     log = session.train_log("recompiles", *words, environment={"TORCH_LOGS": "recompiles"})
     _, found, after = log.partition("step 5/12 ")
@@ -98,23 +107,20 @@ def recompilations(session: Session) -> str:
     return f"{total}"
 
 
-SHORT = [*DATA, "model=csm_tiny", "data.max_seq_len=256", "trainer.compile=false", "trainer.val_every_steps=0"]
-SHORT += [
-    "trainer.log_every_steps=1",
-    "optim.schedule=wsd",
-    "trainer.checkpoint_every_steps=0",
-    "trainer.sample_every_steps=0",
-]
+def short(session: Session) -> list[str]:
+    words = [*session.data, *session.tiny, *session.trainer, "trainer.compile=false", "optim.schedule=wsd"]
+    words += ["trainer.val_every_steps=0", "trainer.log_every_steps=1", "trainer.checkpoint_every_steps=0"]
+    return [*words, "trainer.sample_every_steps=0"]
 
 
 @check(1, "strategies", "6 steps and 3 more after a restart; losses of one process within 2 %", 4)
 def strategies(session: Session) -> str:
-    one = session.train("single", *SHORT, *session.trainer, "trainer.max_steps=9")
-    names = ["ddp", "fsdp", "fsdp_offload"]
-    names += ["deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"] if session.cuda else []
+    one = session.train("single", *short(session), "trainer.max_steps=9")
+    names = ["ddp", "fsdp"]
+    names += ["fsdp_offload", "deepspeed_zero2", "deepspeed_zero2_offload", "deepspeed_zero3"] if session.cuda else []
     seen = []
     for name in names:
-        words = [*SHORT, *session.trainer, f"strategy={name}"]
+        words = [*short(session), f"strategy={name}"]
         session.train(name, *words, "trainer.max_steps=6")
         resumed = session.train(name, *words, "trainer.max_steps=9", fresh=False)
         steps = [record["step"] for record in resumed if "train/loss" in record]
@@ -163,10 +169,11 @@ def variants(session: Session) -> str:
         seen.append(f"{level} {found.text}, x{found.seconds / base.seconds:.2f}")
         if session.cuda and found.seconds > limit * base.seconds:
             raise Surprise(seen[-1])
-    for rows in (max(1, session.rows // 2), 2 * session.rows):
-        if session.fits(rows):
-            seen.append(session.step(rows, 16).text)
-    seen.append(session.step(session.rows, 1).text)
+    if session.cuda:
+        seen += [
+            session.step(rows, 16).text for rows in (session.rows // 2 or 1, 2 * session.rows) if session.fits(rows)
+        ]
+        seen.append(session.step(session.rows, 1).text)
     return "; ".join(seen)
 
 
@@ -187,7 +194,7 @@ LOGGED = ["trainer.log_every_steps=10", "trainer.checkpoint_every_steps=0", "tra
 def large_run(session: Session, name: str, *words: str) -> str:
     """30 steps of two microbatches; what is the same for all strategies: memory, losses, no step skipped."""
     rows = session.rows
-    common = [*DATA, *session.large, f"data.max_seq_len={session.positions}", f"data.micro_batch_size={rows}"]
+    common = [*session.data, *session.large, f"data.max_seq_len={session.positions}", f"data.micro_batch_size={rows}"]
     common += [f"data.global_batch_size={2 * rows}", *LOGGED, "trainer.max_steps=30", "trainer.val_every_steps=0"]
     records = session.train(name, *common, *session.trainer, *words)
     (losses, last) = [record["train/loss"] for record in records if "train/loss" in record], final(records)
@@ -222,7 +229,7 @@ def training_fsdp(session: Session) -> str:
 
 @check(3, "the same run twice", "equal losses to the last digit with trainer.deterministic=true", 2)
 def determinism(session: Session) -> str:
-    words = [*SHORT, *session.trainer, "trainer.max_steps=9", "trainer.deterministic=true", "trainer.ema_decay=0.99"]
+    words = [*short(session), "trainer.max_steps=9", "trainer.deterministic=true", "trainer.ema_decay=0.99"]
     first, second = (session.train(f"deterministic_{n}", *words) for n in (1, 2))
     losses = [[record["train/loss"] for record in records if "train/loss" in record] for records in (first, second)]
     if losses[0] != losses[1]:
@@ -267,7 +274,7 @@ def run_parts(session: Session, parts: list[int], seconds: float, checks: list[C
     deadline = time.monotonic() + seconds
     session.start()
     for one in checks:
-        if one.part not in parts or one.name in session.passed:
+        if one.part not in parts or one.name in session.passed or (one.gpu_only and not session.cuda):
             continue
         if session.cuda and time.monotonic() + 60 * one.minutes > deadline:
             print(f"out of time before: {one.name}; run the same command again", flush=True)

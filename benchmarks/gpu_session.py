@@ -21,8 +21,11 @@ from csm.planning.request import read_request
 ROOT = Path(__file__).resolve().parent.parent
 CSM_1B = ["model=csm_1b", "model.text_vocab_size=128256"]
 """With the built-in tokenizer's data and Llama 3's vocabulary: the size of the real thing."""
-DATA = ["data=demo", "data.path=runs/gpu_first_hour_demo", "data.num_workers=2", "codec=spectral", "tokenizer=bytes"]
+DATA = ["data=demo", "data.path=runs/gpu_first_hour_demo", "codec=spectral", "tokenizer=bytes"]
 """The bundled recordings with 32 codebooks of 256; prepared by the first run that uses them."""
+SMALL_DATA = [*DATA, "data.path=runs/gpu_first_hour_demo_cpu", "codec.num_codebooks=5", "codec.codebook_size=23"]
+SMALL = ["model.backbone={layers: 2, dim: 48, heads: 6, kv_heads: 3, ffn_dim: 72}"]
+SMALL += ["model.decoder={layers: 1, dim: 32, heads: 4, kv_heads: 2, ffn_dim: 56}", "data.max_seq_len=128"]
 ROWS = 8
 """Rows of a microbatch where they fit."""
 
@@ -88,7 +91,9 @@ class Session:
             raise ValueError("no CUDA device is visible; --device cpu runs the same checks with tiny models")
         self.trainer = ["trainer=gpu"] if self.cuda else ["trainer=cpu", "trainer.precision=bf16-mixed"]
         self.size, self.positions = ("csm_1b", 2048) if self.cuda else ("csm_tiny", 128)
-        self.large = CSM_1B if self.cuda else ["model=csm_tiny"]
+        self.large = CSM_1B if self.cuda else SMALL
+        self.data = [*(DATA if self.cuda else SMALL_DATA), f"data.num_workers={2 if self.cuda else 0}"]
+        self.tiny = ["model=csm_tiny", "data.max_seq_len=256"] if self.cuda else SMALL
         self.gpu: Gpu | None = find_gpu(torch.cuda.get_device_name()) if self.cuda else None
         self.memory_gib = torch.cuda.get_device_properties(0).total_memory / GIB if self.cuda else float("inf")
         self.versions: dict[str, Any] = {}
@@ -201,7 +206,7 @@ class Session:
         found = next((one for one in self.state["steps"] if one["key"] == key), None)
         if found is None:
             name = f"step_{len(self.state['steps'])}"
-            task = json.dumps({"system": system, "setting": setting, "steps": 5})
+            task = json.dumps({"system": system, "setting": setting, "steps": 5 if self.cuda else 1})
             output = self.run(name, "benchmarks/train_step.py", "--task", task)
             measured = json.loads(output.strip().splitlines()[-1])
             found = {"key": key, "system": system, "overrides": list(overrides), **self._figures(rows, ratio, measured)}

@@ -63,7 +63,7 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path):
     done = first_hour("--device", "cpu", "--out", str(tmp_path), "1", "2", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     tables = (tmp_path / "benchmarks_gpu.md").read_text()
-    assert all(f"| {check.name} | {check.expected} | " in tables for check in CHECKS)
+    assert all(f"| {check.name} | {check.expected} | " in tables for check in CHECKS if not check.gpu_only)
     assert "| ours | 2 | 1/16 |" in tables and "| transformers | 2 | 1/16 |" in tables
 
 

@@ -154,10 +154,9 @@ def stack_bytes(
 
     While a block is recomputed, all that it would keep without `activation_checkpointing` is there as well.
     """
+    block: tuple[Saved, ...] = BLOCK + MASKED_BLOCK if masked else BLOCK
     if blocks is Blocks.compiled and ranks == 1:
-        block: tuple[Saved, ...] = COMPILED_BLOCK  # flex attention, or no mask at all
-    else:
-        block = BLOCK + MASKED_BLOCK if masked else BLOCK
+        block = COMPILED_BLOCK  # flex attention, or no mask at all
     plain = blocks is Blocks.plain or ranks > 1
     kept = saved_bytes(block, stack, length, precision, activation_checkpointing, plain, ranks)
     total = stack.layers * kept

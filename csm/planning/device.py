@@ -13,10 +13,10 @@ from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, tra
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30
 
-CPU_ALLOCATOR, GPU_ALLOCATOR = 0.27, 0.05
+CPU_ALLOCATOR, GPU_ALLOCATOR, GPU_ALLOCATOR_COMMUNICATING = 0.27, 0.03, 0.12
 """Memory that allocators hold beyond what is in use, as a share of it. glibc keeps holes where gradients and
-activations were, and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. For GPUs an assumption
-(PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)."""
+activations were, and returns blocks of 32 MB and more only: measured, see docs/benchmarks.md. PyTorch's allocator on a
+GPU with expandable segments: recorded for strategy=single 0.4 %, for ddp and fsdp 12 % (streams of their own)."""
 WHOLE = (StrategyName.single, StrategyName.ddp)  # every device holds all weights
 CONTEXT_GIB, NCCL_GIB = 1.0, 1.0  # CUDA context with libraries' workspaces; communication buffers
 
@@ -83,6 +83,12 @@ def _blocks(config: TrainConfig, on_gpu: bool) -> Blocks:
     return Blocks.plain if on_gpu or config.lora.rank else Blocks.fused
 
 
+def _allocator(config: TrainConfig, on_gpu: bool) -> float:
+    if not on_gpu:
+        return CPU_ALLOCATOR
+    return GPU_ALLOCATOR if config.strategy.name is StrategyName.single else GPU_ALLOCATOR_COMMUNICATING
+
+
 def memory_plan(
     config: TrainConfig,
     device: Device,
@@ -103,7 +109,7 @@ def memory_plan(
         frames = size * slots(config, device.audio_share)
         microbatch = Microbatch(size, config.data.max_seq_len, frames, config.loss.decoder_chunk)
         peak = peak_memory(config.model, own, state, microbatch, computation, level, blocks, sharing)
-        allocator = (GPU_ALLOCATOR if device.is_gpu else CPU_ALLOCATOR) * peak.total
+        allocator = _allocator(config, device.is_gpu) * peak.total
         return MemoryPlan(peak, allocator, context, device.memory, state.host, largest)
 
     sizes = [size for size in range(rows, 0, -1) if rows % size == 0] if device.is_gpu else []

@@ -169,9 +169,9 @@ def _deepspeed_state(
     if strategy.cpu_offload:  # fp32 weights, moments and gradients on the host; under ZeRO-3 the bf16 weights too
         host = 16 * trained / devices + (weights if third else 0)
         return State(0 if third else weights, 0, 0, 0, 0, 0, buffers, host)
-    # Every pass leaves a partition of the summed gradients: in the type of computation and, for sums over passes and
-    # the optimizer, in fp32.
-    share = (element + 4) / devices
+    # Every pass leaves a partition of the summed gradients in fp32, for sums over passes and the optimizer; ZeRO 3
+    # another one in the type of computation.
+    share = (4 + element if third else 4) / devices
     first = share * trained if accumulates else 0
     return State(weights, 0, 12 * trained / devices, share, share, first, buffers, 0)
 

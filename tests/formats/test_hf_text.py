@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, CsmProcessor
 
@@ -53,13 +54,16 @@ def tokenize(processor, messages):
 def test_transformers_has_nothing_to_say_about_the_tokenizer(exported, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     AutoProcessor.from_pretrained(exported)
-    assert not caplog.records
+    # transformers 5 takes text ids for codes, in the released config.json too
+    assert [text for text in caplog.messages if not text.startswith("Model config: ")] == []
+    if not transformers.__version__.startswith("4."):
+        return
     for file in exported.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "csm"}))
     AutoProcessor.from_pretrained(tmp_path)
-    assert "regex" in caplog.text  # without a version, it takes the tokenizer for a faulty one
+    assert "regex" in caplog.text  # without a version in config.json, 4 takes the tokenizer for a faulty one
 
 
 def test_golden_ids(processor):

@@ -111,6 +111,7 @@ def test_deepspeed_state_agrees_with_deepspeeds_own_estimate():
         return state.weights + state.optimizer + state.gradient_share * count
 
     _, theirs = estimate_zero2_model_states_mem_needs(count, 8, 2, cpu_offload=False)
+    theirs -= 2 * count / 16  # bf16 gradients of a rank's part, which fp32 sums replace (test_recorded_peaks.py)
     assert state(StrategyName.deepspeed_zero2) == pytest.approx(theirs, rel=0.01)
     _, theirs, _ = estimate_zero3_model_states_mem_needs(count, 0, 8, 2, False, False, False)
     assert state(StrategyName.deepspeed_zero3) == pytest.approx(theirs, rel=0.15)
