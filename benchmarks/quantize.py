@@ -4,11 +4,10 @@
     python benchmarks/quantize.py --random csm_1b
 
 The first compares every scheme, in the backbone, in the depth decoder and in both, with the model as it is: bytes of
-the quantized layers and of all weights; milliseconds of a frame (of a few prompts, the variants taking turns, the
-fastest round); cross entropy of each group of codebooks, teacher-forced on the validation split; and for the prompts
-of `eval=quickstart`, spoken greedily, the first frame whose codes differ, word errors of Whisper tiny.en and speaker
-cosine (where all codes are equal, so is the speech). int4 runs on CUDA alone: elsewhere its rows are the values that it
-would have, computed in fp32, without bytes and times.
+the quantized layers and of all weights; cross entropy of each group of codebooks, teacher-forced on the validation
+split; and for the prompts of `eval=quickstart`, spoken greedily, milliseconds of a frame, the first frame whose codes
+differ, word errors of Whisper tiny.en and speaker cosine (where all codes are equal, so is the speech). int4 runs on
+CUDA alone: elsewhere its rows are the values that it would have, computed in fp32, without bytes and times.
 The second measures memory and time of a frame of random weights of a configuration (configs/train/model), in bf16 and
 quantized, each in a process of its own.
 Record results in docs/quantization.md with hardware and versions.
@@ -24,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,8 +35,8 @@ from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.rows import sample_turns
 from csm.evaluation.prompts import EvalPrompt, dataset_prompts, fit_context
-from csm.evaluation.scores import System, Unavailable, score_system
-from csm.evaluation.stages import compare_voices, generated, transcribe
+from csm.evaluation.scores import System, Unavailable, Utterance, score_system
+from csm.evaluation.stages import compare_voices, transcribe
 from csm.evaluation.statistics import Estimate
 from csm.evaluation.text_norm import load_normalizer
 from csm.formats.layouts import Checkpoint
@@ -61,8 +60,8 @@ SPLITS = (("backbone",), ("decoder",), PARTS)
 GROUPS = {"c0": (0, 1), "c1-7": (1, 8), "c8-15": (8, 16), "c16-31": (16, 32)}
 """Groups of codebooks, first and one after the last."""
 MB = 1e6
-TIMED = 3
-"""Prompts whose frames are timed."""
+CLOCK = {"cpu": time.process_time, "cuda": time.perf_counter}
+"""On CPUs, with one thread: processor time, which other work on the machine disturbs least."""
 
 
 @dataclass
@@ -73,7 +72,6 @@ class Variant:
     generator: Generator
     quantization: Quantization | None
     real: bool  # int4 without CUDA: values only, no bytes and times
-    ms: list[float] = field(default_factory=list)
 
 
 # ------------------------------------------------------------------------------------------------- variants
@@ -143,19 +141,31 @@ def cross_entropy(model: CSM, dataset: ShardedDataset, tokenizer: TextTokenizer)
     return {name: float(sums[start:end].mean()) / frames for name, (start, end) in GROUPS.items()}
 
 
-def greedy_codes(variant: Variant, prompts: list[EvalPrompt], settings: EvalConfig) -> list[Tensor]:
-    """Codes [K, T] of every prompt; notes the milliseconds of a frame."""
+def greedy_codes(variant: Variant, prompts: list[EvalPrompt], settings: EvalConfig) -> tuple[list[Tensor], float]:
+    """Codes [K, T] of every prompt, and milliseconds of a frame, prompts included."""
     generator, codes = variant.generator, []
+    clock = CLOCK[generator.codec.device.type]
     limit = generator.max_frames(1000 * settings.max_audio_seconds)
     seconds, frames = 0.0, 0
     for prompt in prompts:
         rows = generator.prompts.prompt(fit_context(prompt, generator, limit), prompt.text, prompt.speaker)
-        started = time.perf_counter()
+        started = clock()
         codes.append(generator.generate_codes(rows.tokens, rows.mask, limit, temperature=0))
-        seconds += time.perf_counter() - started
+        seconds += clock() - started
         frames += codes[-1].shape[1] + 1  # the one that ends the turn
-    variant.ms.append(1000 * seconds / frames)
-    return codes
+    return codes, 1000 * seconds / frames
+
+
+def spoken(variant: Variant, prompts: list[EvalPrompt], codes: list[Tensor]) -> list[Utterance]:
+    """The speech of codes, one of each prompt, ready to be judged."""
+    codec = variant.generator.codec
+    utterances = []
+    for prompt, turn in zip(prompts, codes, strict=True):
+        audio = codec.decode(turn[None])[0, 0].float().cpu() if turn.shape[1] else torch.zeros(0)
+        utterances.append(
+            Utterance(prompt.id, System.model, 0, prompt.cluster, prompt.speaker, prompt.text, audio, codec.sample_rate)
+        )
+    return utterances
 
 
 def first_difference(a: Tensor, b: Tensor) -> int | None:
@@ -170,50 +180,42 @@ def first_difference(a: Tensor, b: Tensor) -> int | None:
 def compare(options: argparse.Namespace) -> None:
     device = options.device
     checkpoint, dataset = open_checkpoint(options.model), ShardedDataset(options.data)
-    config = EVALUATE.options(EVALUATE.compose([f"checkpoint={options.model}", "eval=quickstart"]))
+    words = [f"checkpoint={options.model}", "eval=quickstart", f"eval.max_prompts={options.prompts}"]
+    config = EVALUATE.options(EVALUATE.compose(words))
     settings = config.eval
-    quantizations = [None, *(Quantization(scheme, parts) for scheme in options.schemes for parts in SPLITS)]
-    variants = [load_variant(checkpoint, quantization, device) for quantization in quantizations]
-    original = variants[0]
+    original = load_variant(checkpoint, None, device)
     prompts = dataset_prompts(dataset, settings, original.generator.codec, options.model).prompts
     recognizer = load_recognizer(settings.asr, None, "en", "cpu")
     embedder = load_embedder(settings.speaker_model_kind, None, "cpu")
-    entropies, codes = {}, {}
-    for variant in variants:
-        entropies[variant.name] = cross_entropy(variant.generator.model, dataset, checkpoint.read_tokenizer())
-        codes[variant.name] = greedy_codes(variant, prompts, settings)
-    for variant in variants:
-        variant.ms.clear()
-    for _ in range(options.rounds):
-        for variant in variants:
-            if variant.real:
-                greedy_codes(variant, prompts[:TIMED], settings)
-    base = entropies[original.name]
+    base = cross_entropy(original.generator.model, dataset, checkpoint.read_tokenizer())
+    wanted, base_ms = greedy_codes(original, prompts, settings)
     print(f"as it is: cross entropy {', '.join(f'{name} {value:.3f}' for name, value in base.items())}")
-    speech = ""
-    for variant in variants:
-        pairs = zip(codes[original.name], codes[variant.name], strict=True)
-        found = [first_difference(a, b) for a, b in pairs]
+    quantizations = [Quantization(scheme, parts) for scheme in options.schemes for parts in SPLITS]
+    for variant in (original, *(load_variant(checkpoint, quantization, device) for quantization in quantizations)):
+        model = variant.generator.model
+        entropies = cross_entropy(model, dataset, checkpoint.read_tokenizer())
+        codes, ms = (wanted, base_ms) if variant is original else greedy_codes(variant, prompts, settings)
+        found = [first_difference(a, b) for a, b in zip(wanted, codes, strict=True)]
         later = sorted(frame for frame in found if frame is not None)
-        if later or not speech:
-            utterances = generated(prompts, variant.generator, settings)
+        print(f"\n{variant.name}")
+        if variant.real:
+            weights = nbytes(list(plain_tensors(model.state_dict()).values()))
+            print(f"  all weights {weights / MB:.2f} MB, {ms:.1f} ms a frame ({ms / base_ms:.2f} of as it is)")
+        if variant.quantization and variant.real:
+            now, whole = layer_bytes(model, variant.quantization)
+            print(f"  layers {now / MB:.2f} MB, {now / whole:.3f} of fp32")
+        changes = {name: entropies[name] - value for name, value in base.items()}
+        print("  cross entropy " + ", ".join(f"{name} {change:+.4f}" for name, change in changes.items()))
+        print(f"  greedy codes: {found.count(None)} of {len(found)} turns equal; others differ first at {later}")
+        if later or variant is original:
+            utterances = spoken(variant, prompts, codes)
             transcribe(utterances, recognizer, load_normalizer("en"))
             compare_voices(utterances, prompts, embedder, variant.generator.sample_rate)
             scores = score_system(System.model, utterances, len(prompts), Unavailable(), settings.bootstrap_samples)
             wer, cosine = scores.metrics["wer_corpus"], scores.metrics["cosine_recording"]
-            speech = f"WER {interval(wer)}, cosine {interval(cosine)}"
-        print(f"\n{variant.name}", flush=True)
-        if variant.real:
-            weights = nbytes(list(plain_tensors(variant.generator.model.state_dict()).values()))
-            print(f"  all weights {weights / MB:.2f} MB, {min(variant.ms):.1f} ms a frame "
-                  f"({min(variant.ms) / min(original.ms):.2f} of as it is)")  # fmt: skip
-        if variant.quantization and variant.real:
-            now, whole = layer_bytes(variant.generator.model, variant.quantization)
-            print(f"  layers {now / MB:.2f} MB, {now / whole:.3f} of fp32")
-        changes = {name: entropies[variant.name][name] - value for name, value in base.items()}
-        print("  cross entropy " + ", ".join(f"{name} {change:+.4f}" for name, change in changes.items()))
-        print(f"  greedy codes: {found.count(None)} of {len(found)} turns equal; others differ first at {later}")
-        print(f"  {speech if later or variant is original else 'speech as it is'}", flush=True)
+            print(f"  WER {interval(wer)}, cosine {interval(cosine)}", flush=True)
+        else:
+            print("  speech as it is", flush=True)
 
 
 def interval(score: object) -> str:
@@ -247,12 +249,13 @@ def measure_random(name: str, scheme: str, device: str, frames: int) -> dict[str
     prompt = conversation_frames([turn], config.num_codebooks)
     engine.submit(Request(prompt.tokens, prompt.mask, frames + 3, Sampling(temperature=0.9, seed=0)))
     seconds = []
+    clock = CLOCK[device]
     for _ in range(frames + 2):
-        started = time.perf_counter()
+        started = clock()
         engine.advance()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     resident = torch.cuda.memory_allocated() if device == "cuda" else _resident()
     return {"weights": weights, "resident": resident, "ms": 1000 * min(seconds[2:])}
 
@@ -284,9 +287,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a prepared dataset")
     parser.add_argument("--random", metavar="NAME", help="a model configuration, such as csm_1b")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=sorted(CLOCK))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--frames", type=int, default=3, help="with --random")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
