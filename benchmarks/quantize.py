@@ -4,8 +4,8 @@
     python benchmarks/quantize.py --random csm_1b
 
 The first compares every scheme, in the backbone, in the depth decoder and in both, with the model as it is: bytes of
-the quantized layers and of all weights; cross entropy of each group of codebooks, teacher-forced on the validation
-split; and for the prompts of `eval=quickstart`, spoken greedily, milliseconds of a frame, the first frame whose codes
+the quantized layers and of all weights; cross entropy of each group of codebooks, teacher-forced, held out and trained
+on; and for the prompts of `eval=quickstart`, spoken greedily, milliseconds of a frame, the first frame whose codes
 differ, word errors of Whisper tiny.en and speaker cosine (where all codes are equal, so is the speech). int4 runs on
 CUDA alone: elsewhere its rows are the values that it would have, computed in fp32, without bytes and times.
 The second measures memory and time of a frame of random weights of a configuration (configs/train/model), in bf16 and
@@ -122,11 +122,11 @@ def layer_bytes(model: CSM, quantization: Quantization) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def cross_entropy(model: CSM, dataset: ShardedDataset, tokenizer: TextTokenizer) -> dict[str, float]:
-    """Mean cross entropy of each group of codebooks, in nats, over all frames of the validation split."""
+def cross_entropy(model: CSM, dataset: ShardedDataset, tokenizer: TextTokenizer, split: str) -> dict[str, float]:
+    """Mean cross entropy of each group of codebooks, in nats, over all frames of a split."""
     device = model.codebook0_head.weight.device
     sums, frames = torch.zeros(model.config.num_codebooks, dtype=torch.float64), 0
-    for number in dataset.select("val"):
+    for number in dataset.select(split):
         turns = sample_turns(dataset.read(int(number)), tokenizer, model.config.max_seq_len)
         rows = conversation_frames(turns, model.config.num_codebooks)
         tokens, mask = rows.tokens.to(device), rows.mask.to(device)
@@ -180,42 +180,70 @@ def first_difference(a: Tensor, b: Tensor) -> int | None:
 def compare(options: argparse.Namespace) -> None:
     device = options.device
     checkpoint, dataset = open_checkpoint(options.model), ShardedDataset(options.data)
-    words = [f"checkpoint={options.model}", "eval=quickstart", f"eval.max_prompts={options.prompts}"]
-    config = EVALUATE.options(EVALUATE.compose(words))
-    settings = config.eval
     original = load_variant(checkpoint, None, device)
-    prompts = dataset_prompts(dataset, settings, original.generator.codec, options.model).prompts
-    recognizer = load_recognizer(settings.asr, None, "en", "cpu")
-    embedder = load_embedder(settings.speaker_model_kind, None, "cpu")
-    base = cross_entropy(original.generator.model, dataset, checkpoint.read_tokenizer())
-    wanted, base_ms = greedy_codes(original, prompts, settings)
-    print(f"as it is: cross entropy {', '.join(f'{name} {value:.3f}' for name, value in base.items())}")
-    quantizations = [Quantization(scheme, parts) for scheme in options.schemes for parts in SPLITS]
-    for variant in (original, *(load_variant(checkpoint, quantization, device) for quantization in quantizations)):
+    entropies = cross_entropies(original, dataset)
+    for split, values in entropies.items():
+        print(
+            f"cross entropy of {split} as it is: {', '.join(f'{name} {value:.3f}' for name, value in values.items())}"
+        )
+    speech = Speech(dataset, options, original) if options.prompts else None
+    for scheme in options.schemes:
+        for parts in SPLITS:
+            variant = load_variant(checkpoint, Quantization(scheme, parts), device)
+            report(variant, dataset, entropies)
+            if speech:
+                speech.report(variant)
+
+
+def cross_entropies(variant: Variant, dataset: ShardedDataset) -> dict[str, dict[str, float]]:
+    model, tokenizer = variant.generator.model, variant.generator.tokenizer
+    return {split: cross_entropy(model, dataset, tokenizer, split) for split in ("val", "train")}
+
+
+def report(variant: Variant, dataset: ShardedDataset, original: dict[str, dict[str, float]]) -> None:
+    """Bytes and cross entropies."""
+    assert variant.quantization
+    print(f"\n{variant.name}")
+    if variant.real:
         model = variant.generator.model
-        entropies = cross_entropy(model, dataset, checkpoint.read_tokenizer())
-        codes, ms = (wanted, base_ms) if variant is original else greedy_codes(variant, prompts, settings)
-        found = [first_difference(a, b) for a, b in zip(wanted, codes, strict=True)]
-        later = sorted(frame for frame in found if frame is not None)
-        print(f"\n{variant.name}")
+        now, whole = layer_bytes(model, variant.quantization)
+        weights = nbytes(list(plain_tensors(model.state_dict()).values()))
+        print(f"  layers {now / MB:.2f} MB, {now / whole:.3f} of fp32; all weights {weights / MB:.2f} MB")
+    for split, values in cross_entropies(variant, dataset).items():
+        changes = [f"{name} {value - original[split][name]:+.4f}" for name, value in values.items()]
+        print(f"  cross entropy of {split} {', '.join(changes)}", flush=True)
+
+
+class Speech:
+    """Greedy speech of the quickstart's prompts, compared with that of the model as it is."""
+
+    def __init__(self, dataset: ShardedDataset, options: argparse.Namespace, original: Variant) -> None:
+        words = [f"checkpoint={options.model}", "eval=quickstart", f"eval.max_prompts={options.prompts}"]
+        self.settings = EVALUATE.options(EVALUATE.compose(words)).eval
+        codec = original.generator.codec
+        self.prompts = dataset_prompts(dataset, self.settings, codec, options.model).prompts
+        self.recognizer = load_recognizer(self.settings.asr, None, "en", "cpu")
+        self.embedder = load_embedder(self.settings.speaker_model_kind, None, "cpu")
+        self.codes, self.ms = greedy_codes(original, self.prompts, self.settings)
+        print(f"as it is: {self.ms:.1f} ms a frame, {self.judged(original, self.codes)}", flush=True)
+
+    def report(self, variant: Variant) -> None:
+        codes, ms = greedy_codes(variant, self.prompts, self.settings)
         if variant.real:
-            weights = nbytes(list(plain_tensors(model.state_dict()).values()))
-            print(f"  all weights {weights / MB:.2f} MB, {ms:.1f} ms a frame ({ms / base_ms:.2f} of as it is)")
-        if variant.quantization and variant.real:
-            now, whole = layer_bytes(model, variant.quantization)
-            print(f"  layers {now / MB:.2f} MB, {now / whole:.3f} of fp32")
-        changes = {name: entropies[name] - value for name, value in base.items()}
-        print("  cross entropy " + ", ".join(f"{name} {change:+.4f}" for name, change in changes.items()))
+            print(f"  {ms:.1f} ms a frame, {ms / self.ms:.2f} of as it is")
+        found = [first_difference(a, b) for a, b in zip(self.codes, codes, strict=True)]
+        later = sorted(frame for frame in found if frame is not None)
         print(f"  greedy codes: {found.count(None)} of {len(found)} turns equal; others differ first at {later}")
-        if later or variant is original:
-            utterances = spoken(variant, prompts, codes)
-            transcribe(utterances, recognizer, load_normalizer("en"))
-            compare_voices(utterances, prompts, embedder, variant.generator.sample_rate)
-            scores = score_system(System.model, utterances, len(prompts), Unavailable(), settings.bootstrap_samples)
-            wer, cosine = scores.metrics["wer_corpus"], scores.metrics["cosine_recording"]
-            print(f"  WER {interval(wer)}, cosine {interval(cosine)}", flush=True)
-        else:
-            print("  speech as it is", flush=True)
+        print(f"  {self.judged(variant, codes) if later else 'speech as it is'}", flush=True)
+
+    def judged(self, variant: Variant, codes: list[Tensor]) -> str:
+        utterances = spoken(variant, self.prompts, codes)
+        transcribe(utterances, self.recognizer, load_normalizer("en"))
+        compare_voices(utterances, self.prompts, self.embedder, variant.generator.sample_rate)
+        samples = self.settings.bootstrap_samples
+        scores = score_system(System.model, utterances, len(utterances), Unavailable(), samples)
+        wer, cosine = scores.metrics["wer_corpus"], scores.metrics["cosine_recording"]
+        return f"WER {interval(wer)}, cosine {interval(cosine)}"
 
 
 def interval(score: object) -> str:
@@ -289,7 +317,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--device", default="cpu", choices=sorted(CLOCK))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=16, help="0: no speech")
     parser.add_argument("--frames", type=int, default=3, help="with --random")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
