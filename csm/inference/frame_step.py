@@ -111,7 +111,9 @@ class FrameStep:
         noise = state.noise[:batch].unbind(1)
         inputs, positions = state.inputs[:batch], state.positions[:batch]
         attention = self.depth_attention(batch)
-        code, x = self._first_code(inputs, positions, attention[0], noise[0], sampling, shape.attended, shape.candidates)
+        code, x = self._first_code(
+            inputs, positions, attention[0], noise[0], sampling, shape.attended, shape.candidates
+        )
         codes = [code]
         for number, codebook in enumerate(self.codebooks, start=1):
             code, x = self._next_code(x, codebook, attention[number], noise[number], sampling, shape.candidates)
