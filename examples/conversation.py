@@ -13,10 +13,9 @@ import argparse
 
 import torch
 
-from csm import GeneratedSegment, Segment, load_generator
+from csm import Conversation, GeneratedSegment, Segment, load_generator
 from csm.audio import check_wav_name, load_audio, save_wav
 from csm.errors import user_errors
-from csm.inference.conversation import Conversation
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def speak(arguments: argparse.Namespace) -> None:
         for speaker, prompt in enumerate((arguments.prompt_a, arguments.prompt_b))
         if prompt is not None
     ]
-    # Prompts stay; turns that were spoken are kept as the codes that the model produced, and the oldest ones are dropped
+    # Prompts stay. Turns that were spoken are kept as the codes that the model produced; the oldest ones are dropped
     # when there is no more room.
     conversation = Conversation(
         generator, prompts, max_audio_length_ms=1000 * arguments.max_seconds, temperature=arguments.temperature

@@ -19,7 +19,7 @@ from csm.model.transformer import Block, Transformer, rope_frequencies
 from csm.quantization.tensors import as_parameter, fuse_rows, is_quantized
 
 Attend = Callable[[int, Tensor], Tensor]
-"""Stores k and v of one layer and attends: rotated heads `[N, H+2G, E]` -> `[N, H*E]`. N are the slots of a step, or the
+"""Stores k and v of one layer and attends: rotated heads `[N, H+2G, E]` -> `[N, H*E]`. N are the slots of a step, or
 positions of a prompt. k heads follow the q heads, v heads follow those; q is scaled already."""
 
 
