@@ -10,7 +10,6 @@ Only the linear layers of the two stacks: embeddings, heads, the projection, nor
 
 from __future__ import annotations
 
-import logging
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -71,11 +70,7 @@ class Quantization:
 def load_torchao() -> ModuleType:
     """torchao. Raises ValueError if it is not installed."""
     try:
-        # It announces missing kernels and its own deprecations while it is imported.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logging.getLogger("torch.utils._cpp_extension_versioner").setLevel(logging.ERROR)
-            import torchao
+        import torchao
     except ImportError:
         raise ValueError('quantization needs torchao: pip install "csm-train[quantize]"') from None
     return torchao
