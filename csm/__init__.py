@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from csm.config import CSMConfig
     from csm.formats.load import load_csm_1b, load_generator, load_model
-    from csm.inference.generator import GeneratedSegment, Generator, Segment
+    from csm.inference.conversation import Conversation
+    from csm.inference.generator import Generator, SpeechRequest
+    from csm.inference.segments import GeneratedSegment, Segment
     from csm.model.csm import CSM
 
 __version__ = "0.1.0"
 __all__ = [
     "CSM",
     "CSMConfig",
+    "Conversation",
     "GeneratedSegment",
     "Generator",
     "Segment",
+    "SpeechRequest",
     "load_csm_1b",
     "load_generator",
     "load_model",
@@ -32,9 +36,11 @@ __all__ = [
 _HOMES = {
     "CSM": "csm.model.csm",
     "CSMConfig": "csm.config",
-    "GeneratedSegment": "csm.inference.generator",
+    "Conversation": "csm.inference.conversation",
+    "GeneratedSegment": "csm.inference.segments",
     "Generator": "csm.inference.generator",
-    "Segment": "csm.inference.generator",
+    "Segment": "csm.inference.segments",
+    "SpeechRequest": "csm.inference.generator",
     "load_csm_1b": "csm.formats.load",
     "load_generator": "csm.formats.load",
     "load_model": "csm.formats.load",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,6 +24,7 @@ from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
 from csm.formats.quantize import quantize as quantize_checkpoint
 from csm.inference.guards import Guards
+from csm.inference.long_text import speak_long
 from csm.inference.records import read_context
 from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
@@ -52,21 +54,23 @@ def generate(arguments: argparse.Namespace) -> None:
         num_codebooks=arguments.num_codebooks,
     )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
-    result = generator.generate_segment(
-        arguments.text,
-        arguments.speaker,
-        context,
-        max_audio_length_ms=arguments.max_audio_length_ms,
-        temperature=arguments.temperature,
-        topk=arguments.topk,
-        seed=arguments.seed,
-        guards=Guards.off() if arguments.no_guards else Guards(),
-    )
-    if result.frames == 0:
+    options: dict[str, Any] = {
+        "max_audio_length_ms": arguments.max_audio_length_ms,
+        "temperature": arguments.temperature,
+        "topk": arguments.topk,
+        "seed": arguments.seed,
+        "guards": Guards.off() if arguments.no_guards else Guards(),
+    }
+    if arguments.long:
+        turns = list(speak_long(generator, arguments.text, arguments.speaker, context, **options))
+    else:
+        turns = [generator.generate_segment(arguments.text, arguments.speaker, context, **options)]
+    audio = torch.cat([turn.audio for turn in turns])
+    if not len(audio):
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
-    save_wav(arguments.out, result.audio, generator.sample_rate)
-    seconds = len(result.audio) / generator.sample_rate
-    print(f"{arguments.out}: {seconds:.2f} s{_ENDS[result.finish_reason]}")
+    save_wav(arguments.out, audio, generator.sample_rate)
+    notes = {_ENDS[turn.finish_reason]: None for turn in turns}  # each once, in order
+    print(f"{arguments.out}: {len(audio) / generator.sample_rate:.2f} s{''.join(notes)}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -120,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
     speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
+    speak.add_argument("--long", action="store_true", help="a text longer than a turn, spoken sentence by sentence")
     speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
     speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
     speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")

@@ -13,7 +13,7 @@ import argparse
 
 import torch
 
-from csm import GeneratedSegment, Segment, load_generator
+from csm import Conversation, GeneratedSegment, Segment, load_generator
 from csm.audio import check_wav_name, load_audio, save_wav
 from csm.errors import user_errors
 
@@ -42,16 +42,14 @@ def speak(arguments: argparse.Namespace) -> None:
         for speaker, prompt in enumerate((arguments.prompt_a, arguments.prompt_b))
         if prompt is not None
     ]
+    # Prompts stay. Turns that were spoken are kept as the codes that the model produced; the oldest ones are dropped
+    # when there is no more room.
+    conversation = Conversation(
+        generator, prompts, max_audio_length_ms=1000 * arguments.max_seconds, temperature=arguments.temperature
+    )
     turns: list[GeneratedSegment] = []
     for number, text in enumerate(arguments.say):
-        result = generator.generate_segment(
-            text,
-            speaker=number % 2,
-            context=[*prompts, *(turn.segment for turn in turns)],
-            max_audio_length_ms=1000 * arguments.max_seconds,
-            temperature=arguments.temperature,
-        )
-        # A generated segment keeps the codes that the model produced; the next turn is given exactly those.
+        result = conversation.say(text, speaker=number % 2)
         turns.append(result)
         print(f"speaker {number % 2}: {text}   {result.frames / generator.codec.frame_rate:.1f} s")
     save_wav(arguments.out, torch.cat([turn.audio for turn in turns]), generator.sample_rate)

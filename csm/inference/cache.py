@@ -70,10 +70,6 @@ class KVCache:
         """Attention of one new position in each of the first B slots, at `positions [B]`."""
         return SinglePositions(self, positions, attended)
 
-    def same(self, position: int) -> SamePosition:
-        """Attention of one new position, the same in all slots."""
-        return SamePosition(self, position)
-
     def chunk(self, slot: int, start: int, length: int) -> Chunk:
         """Attention of `length` new positions of one slot, from `start` on."""
         return Chunk(self, slot, start, length)
@@ -86,40 +82,21 @@ class SinglePositions:
         self.cache, self.attended = cache, attended
         batch, groups, length = positions.shape[0], cache.kv_heads, cache.max_length
         device = positions.device
-        kinds, slots, heads = (torch.arange(n, device=device) for n in (2, batch, groups))
-        planes = (kinds[:, None, None] * cache.slots + slots[:, None]) * groups + heads  # [2, B, G]
-        rows = planes * length + positions[:, None]
-        self.rows = rows.flatten()
+        slots, kinds, heads = (torch.arange(n, device=device) for n in (batch, 2, groups))
+        planes = (kinds[:, None] * cache.slots + slots[:, None, None]) * groups + heads  # [B, 2, G]
+        self.rows = (planes * length + positions[:, None, None]).flatten()
         hidden = torch.arange(attended, device=device) > positions[:, None]  # [B, attended]
         mask = torch.zeros(hidden.shape, dtype=cache.rows[0].dtype, device=device).masked_fill(hidden, -torch.inf)
         self.mask = mask.repeat_interleave(groups, dim=0)[:, None]  # [B*G, 1, attended]
 
     def __call__(self, layer: int, heads: Tensor) -> Tensor:
-        cache, batch = self.cache, heads.shape[0]
-        head_dim = heads.shape[-1]
+        cache, (batch, _, head_dim) = self.cache, heads.shape
         rows = cache.rows[layer]
-        new = heads[:, 0, cache.heads :].unflatten(1, (2, -1)).transpose(0, 1)  # [2, B, G, E]
-        rows[self.rows] = new.reshape(-1, head_dim)
+        rows.index_copy_(0, self.rows, heads[:, cache.heads :].reshape(-1, head_dim))
         keys, values = rows.view(cache.shape)[:, :batch, :, : self.attended].flatten(1, 2)  # [B*G, attended, E]
-        q = heads[:, 0, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
+        q = heads[:, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
         weights = torch.baddbmm(self.mask, q, keys.transpose(1, 2)).softmax(dim=-1)
-        return torch.bmm(weights, values).view(batch, 1, -1)
-
-
-class SamePosition:
-    """`Attend` for one position of the depth decoder, which is known on the host."""
-
-    def __init__(self, cache: KVCache, position: int) -> None:
-        self.cache, self.position = cache, position
-
-    def __call__(self, layer: int, heads: Tensor) -> Tensor:
-        cache, batch, head_dim = self.cache, heads.shape[0], heads.shape[-1]
-        data = cache.layers[layer][:, :batch]  # [2, B, G, max_length, E]
-        data[:, :, :, self.position] = heads[:, 0, cache.heads :].unflatten(1, (2, -1)).transpose(0, 1)
-        keys, values = data[:, :, :, : self.position + 1].flatten(1, 2)  # [B*G, position + 1, E]
-        q = heads[:, 0, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
-        weights = torch.bmm(q, keys.transpose(1, 2)).softmax(dim=-1)
-        return torch.bmm(weights, values).view(batch, 1, -1)
+        return torch.bmm(weights, values).view(batch, -1)
 
 
 class Chunk:
@@ -127,18 +104,17 @@ class Chunk:
 
     def __init__(self, cache: KVCache, slot: int, start: int, length: int) -> None:
         self.cache, self.slot, self.start, self.end = cache, slot, start, start + length
-        queries = torch.arange(start, self.end, device=cache.rows[0].device)
-        keys = torch.arange(self.end, device=cache.rows[0].device)
-        seen = keys <= queries[:, None]  # [length, end]
+        device = cache.rows[0].device
+        seen = torch.arange(self.end, device=device) <= torch.arange(start, self.end, device=device)[:, None]
         self.mask = seen.repeat_interleave(cache.heads // cache.kv_heads, dim=0)  # rows as in `q` below
 
     def __call__(self, layer: int, heads: Tensor) -> Tensor:
-        cache, length, head_dim = self.cache, heads.shape[1], heads.shape[-1]
+        cache, (length, _, head_dim) = self.cache, heads.shape
         data = cache.layers[layer][:, self.slot]  # [2, G, max_length, E]
-        new = heads[0, :, cache.heads :].unflatten(1, (2, -1))  # [length, 2, G, E]
+        new = heads[:, cache.heads :].unflatten(1, (2, -1))  # [length, 2, G, E]
         data[:, :, self.start : self.end] = new.permute(1, 2, 0, 3)
         keys, values = data[:, None, :, : self.end]  # [1, G, end, E]
-        q = heads[0, :, : cache.heads].reshape(length, cache.kv_heads, -1, head_dim).transpose(0, 1)
+        q = heads[:, : cache.heads].reshape(length, cache.kv_heads, -1, head_dim).transpose(0, 1)
         q = q.reshape(1, cache.kv_heads, -1, head_dim)  # [1, G, length * H/G, E]
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, scale=1.0)
-        return y.view(cache.kv_heads, length, -1).transpose(0, 1).reshape(1, length, -1)
+        return y.view(cache.kv_heads, length, -1).transpose(0, 1).reshape(length, -1)

@@ -104,9 +104,8 @@ class Engine:
         (the model's, if None). Later than that only a request with a topk above MOST_CANDIDATES needs more."""
         with self._turn:
             assert all(slot is None for slot in self.slots), "warm up before the first request"
-            lengths = {
-                attended_length(n, self.cache.max_length) for n in range(1, (longest or self.cache.max_length) + 1)
-            }
+            most = self.cache.max_length
+            lengths = {attended_length(n, most) for n in range(1, (longest or most) + 1)}
             batches = {min(1 << n, len(self.slots)) for n in range(len(self.slots).bit_length() + 1)}
             for batch in sorted(batches):
                 for attended in sorted(lengths):
@@ -206,7 +205,7 @@ class Engine:
             start, end = slot.cached, min(slot.cached + room, last)
             if end > start:
                 rope = self.weights.backbone.rotations(torch.arange(start, end, device=self.weights.device))
-                self.weights.backbone(slot.inputs[None, start:end], rope, self.cache.chunk(number, start, end - start))
+                self.weights.backbone(slot.inputs[start:end], rope, self.cache.chunk(number, start, end - start))
                 slot.cached, room = end, room - (end - start)
             if end == last:
                 self._begin(number, slot)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csm.inference.cache import KVCache
+from csm.inference.cache import KVCache, SinglePositions
 from csm.inference.sampling import SlotSampling
 from csm.inference.weights import DecodingWeights
 
@@ -61,12 +61,12 @@ class SlotState:
 class Codebook(NamedTuple):
     """What the depth decoder uses to draw one codebook, as tensors: one compiled function serves all codebooks.
 
-    position: int64 [1], the codebook's number from 1, which is its position
-    rope:     factors of that position, the same in every frame
-    head:     [d, codebook_size]
+    first_row: int64 [], the first row of its embeddings in the table
+    rope:      factors of its position, which is its number, the same in every frame
+    head:      [d, codebook_size]
     """
 
-    position: Tensor
+    first_row: Tensor
     rope: tuple[Tensor, Tensor]
     head: Tensor
 
@@ -85,13 +85,15 @@ class FrameStep:
         self.depth = KVCache(config.decoder, cache.slots, num_codebooks, weights.dtype, device)
         # Ids from codebook_size on are reserved: the codec cannot decode them, so they are never drawn.
         self.first_head = weights.codebook0_head.weight.T[:, : config.codebook_size].contiguous()
-        positions = torch.arange(num_codebooks, device=device)
-        ropes = list(zip(*weights.decoder.rotations(positions), strict=True))
+        numbers = torch.arange(num_codebooks, device=device)
+        first_rows = numbers * config.audio_vocab_size
+        ropes = list(zip(*weights.decoder.rotations(numbers), strict=True))
         self.first_rope = ropes[0]
         self.codebooks = [
-            Codebook(positions[n : n + 1], ropes[n], weights.audio_head[n - 1, :, : config.codebook_size])
+            Codebook(first_rows[n], ropes[n], weights.audio_head[n - 1, :, : config.codebook_size])
             for n in range(1, num_codebooks)
         ]
+        self._depth_attention: dict[int, list[SinglePositions]] = {}
         self._first_code, self._next_code = self.first_code, self.next_code
 
     def compile(self, backend: str = "inductor") -> None:
@@ -108,17 +110,30 @@ class FrameStep:
         sampling = SlotSampling(state.temperature[:batch], state.topk[:batch])
         noise = state.noise[:batch].unbind(1)
         inputs, positions = state.inputs[:batch], state.positions[:batch]
-        code, x = self._first_code(inputs, positions, noise[0], sampling, shape.attended, shape.candidates)
+        attention = self.depth_attention(batch)
+        code, x = self._first_code(
+            inputs, positions, attention[0], noise[0], sampling, shape.attended, shape.candidates
+        )
         codes = [code]
         for number, codebook in enumerate(self.codebooks, start=1):
-            code, x = self._next_code(x, codebook, noise[number], sampling, shape.candidates)
+            code, x = self._next_code(x, codebook, attention[number], noise[number], sampling, shape.candidates)
             codes.append(code)
         self.finish(codes, shape)
+
+    def depth_attention(self, batch: int) -> list[SinglePositions]:
+        """Attention at every position of the depth decoder, the same in all slots and all frames."""
+        if batch not in self._depth_attention:
+            positions = torch.arange(self.num_codebooks, device=self.weights.device)
+            self._depth_attention[batch] = [
+                self.depth.single(position.expand(batch), self.num_codebooks) for position in positions
+            ]
+        return self._depth_attention[batch]
 
     def first_code(
         self,
         inputs: Tensor,
         positions: Tensor,
+        attend: SinglePositions,
         noise: Tensor,
         sampling: SlotSampling,
         attended: int,
@@ -126,21 +141,25 @@ class FrameStep:
     ) -> tuple[Tensor, Tensor]:
         """Codes `[B]` of codebook 0, and what the depth decoder reads next `[B, d]`, from the inputs `[B, D]`."""
         weights = self.weights
-        attend = self.cache.single(positions, attended)
-        hidden = weights.backbone(inputs[:, None], weights.backbone.rotations(positions[:, None]), attend)[:, 0]
+        rope = weights.backbone.rotations(positions)  # [B, H+2G, E]
+        hidden = weights.backbone(inputs, rope, self.cache.single(positions, attended))
         code = sampling.sample(hidden @ self.first_head, noise, candidates)
-        weights.decoder(weights.projection(hidden)[:, None], self.first_rope, self.depth.same(0))  # fills its cache
+        weights.decoder(weights.projection(hidden), self.first_rope, attend)  # fills its cache
         return code, F.embedding(code, weights.projected_embeddings)
 
     def next_code(
-        self, x: Tensor, codebook: Codebook, noise: Tensor, sampling: SlotSampling, candidates: int
+        self,
+        x: Tensor,
+        codebook: Codebook,
+        attend: SinglePositions,
+        noise: Tensor,
+        sampling: SlotSampling,
+        candidates: int,
     ) -> tuple[Tensor, Tensor]:
-        """Codes `[B]` of a later codebook, and what the depth decoder reads next."""
-        weights, position = self.weights, codebook.position
-        attend = self.depth.single(position.expand(len(x)), self.num_codebooks)
-        hidden = weights.decoder(x[:, None], codebook.rope, attend)[:, 0]
+        """Codes `[B]` of a later codebook, and what the depth decoder reads next, from `x [B, d]`."""
+        hidden = self.weights.decoder(x, codebook.rope, attend)
         code = sampling.sample(hidden @ codebook.head, noise, candidates)
-        return code, F.embedding(code + position * weights.config.audio_vocab_size, weights.projected_embeddings)
+        return code, F.embedding(code + codebook.first_row, self.weights.projected_embeddings)
 
     def finish(self, codes: list[Tensor], shape: StepShape) -> None:
         """Writes the frame `n x [B]` and moves on to the next."""

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from csm.codec import SpectralCodec
 from csm.frames import TurnTokens, conversation_frames
-from csm.inference.generator import Generator, Segment
+from csm.inference.generator import Generator, SpeechRequest
+from csm.inference.guards import Guards, silent_codes
+from csm.inference.segments import Segment
 from csm.model.csm import CSM
 from tests.inference.toys import ToyCodec, ToyTokenizer, toy_generator
 from tests.tiny import CODEBOOK_SIZE, K, tiny_config, tiny_model
@@ -166,3 +169,71 @@ def test_sampling_options_out_of_range_are_refused(generator, options, reason):
     frames = prompt()
     with pytest.raises(ValueError, match=reason):
         generator.generate_codes(frames.tokens, frames.mask, 3, **options)
+
+
+def test_a_batch_is_its_turns_alone():
+    generator = toy_generator(slots=3)
+    context = [Segment(0, "x", audio=torch.zeros(9))]
+    turns = [SpeechRequest(f"text {n}", n % 2, context, 80 * (3 + n), seed=n) for n in range(7)]
+    together = generator.generate_batch(turns)
+    for turn, result in zip(turns, together, strict=True):
+        alone = generator.generate_segment(turn.text, turn.speaker, context, turn.max_audio_length_ms, seed=turn.seed)
+        assert torch.equal(alone.codes, result.codes) and torch.equal(alone.audio, result.audio)
+    bad = [*turns[:2], SpeechRequest("x", 0, [Segment(1, "y")])]
+    with pytest.raises(ValueError, match=r"turn 2: context segment 0 \('y'\): it has neither audio nor codes"):
+        generator.generate_batch(bad)
+    assert not generator.engine.waiting
+
+
+def test_fewer_codebooks_are_decoded_and_read_as_context():
+    generator = toy_generator(num_codebooks=2)
+    result = generator.generate_segment("hello", 0, [Segment(0, "x", audio=torch.zeros(9))], 800, temperature=0)
+    assert result.codes.shape == (2, 10) and result.audio.shape == (40,)
+    context = [result.segment, Segment(1, "y", codes=torch.ones(K, 3, dtype=torch.int64))]
+    assert generator.generate_segment("again", 1, context, 800, temperature=0).frames == 10
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(generator, text):
+    with pytest.raises(ValueError, match="the text is empty"):
+        generator.generate(text, 0, [], 800)
+
+
+def test_a_text_longer_than_the_model_is_refused(generator):
+    with pytest.raises(ValueError, match=r"prompt of 303 positions is too long.*a shorter text"):
+        generator.generate("a" * 300, 0, [], 800)
+
+
+def test_audio_of_another_rate_is_refused(generator):
+    with pytest.raises(ValueError, match=r"context segment 0 \('x'\): its audio is at 16000 Hz, the codec reads 50 Hz"):
+        generator.generate("a", 0, [Segment(0, "x", audio=torch.zeros(9), sample_rate=16_000)], 800)
+    generator.generate("a", 0, [Segment(0, "x", audio=torch.zeros(9), sample_rate=50)], 800)
+
+
+def test_runaway_speech_is_ended_unless_guards_are_off():
+    """A model that says the same frame for ever: code 4 or 5 in codebook 1, which sees nothing but code 0 before it."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.codebook0_head.weight.zero_()
+        for block in model.decoder.blocks():
+            block.attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        model.audio_head.zero_()
+        model.audio_head[0, :, 4], model.audio_head[0, :, 5] = 1.0, -1.0
+    generator = Generator(model, ToyCodec(), ToyTokenizer())
+    options = {"max_audio_length_ms": 8000, "temperature": 0}
+    ended = generator.generate_segment("hi", 0, [], **options)
+    assert (ended.frames, ended.finish_reason) == (25, "repetition")
+    no_guard = Guards(repetition_seconds=None, silence_seconds=None)
+    ended = generator.generate_segment("hi", 0, [], **options, guards=no_guard)
+    assert (ended.frames, ended.finish_reason) == (55, "length")  # 4 s and 0.2 s for each of two letters
+    ended = generator.generate_segment("hi", 0, [], **options, guards=Guards.off())
+    assert (ended.frames, ended.finish_reason) == (100, "length")
+
+
+def test_silence_is_known_by_the_codec():
+    noise = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
+    codec = SpectralCodec.fit([0.1 * noise], num_codebooks=K, codebook_size=CODEBOOK_SIZE)
+    silent = silent_codes(codec)
+    assert silent and len(silent) < CODEBOOK_SIZE
+    assert codec.encode(torch.zeros(1, 1, 9000))[0, 0, 1].item() in silent
