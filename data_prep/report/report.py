@@ -19,6 +19,7 @@ import numpy as np
 
 from csm.data.dataset import ShardedDataset, is_remote
 from csm.files import write_atomically
+from data_prep.packing.output import REPORT_FILE
 from data_prep.report.checks import check_dataset
 from data_prep.report.data import (
     MAX_CONVERSATIONS,
@@ -39,7 +40,6 @@ from data_prep.report.page import JSON_FILE, Report, render
 from data_prep.report.samples import listen
 from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejections
 
-REPORT_FILE = "report.html"
 SCHEMA_VERSION = 1
 
 
