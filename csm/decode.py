@@ -291,8 +291,8 @@ class _FfmpegReader:
                 if samples.shape[0] != self.header.channels:
                     raise UnreadableAudio(
                         Fault.audio_corrupt,
-                        f"{self._file.label}: from {float(place):.2f} s on it has {samples.shape[0]} channels instead of "
-                        f"{self.header.channels}",
+                        f"{self._file.label}: from {float(place):.2f} s on it has {samples.shape[0]} channels instead "
+                        f"of {self.header.channels}",
                     )
                 decoded += samples.shape[1]
                 if samples.shape[1]:
@@ -432,7 +432,10 @@ def _is_mp3_of_unknown_length(file: _Watched) -> bool:
 
 
 def _after_id3(head: bytes) -> int:
-    """Where the audio begins: after an ID3 tag, https://id3.org/id3v2.3.0, section 3.1: 7 bits of size in each byte."""
+    """Where the audio begins: after an ID3 tag, if any.
+
+    https://id3.org/id3v2.3.0, section 3.1: 7 bits of its size in each byte.
+    """
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << (7 * (3 - place)) for place, byte in enumerate(head[6:10]))

@@ -18,10 +18,11 @@ from data_prep.demo import prepare_demo_dataset
 from data_prep.execution.run import RunSummary, retry, run, status
 from data_prep.execution.unit_files import TRANSIENT_REASONS
 from data_prep.inputs.plan import make_plan
+from data_prep.packing.output import REPORT_FILE
 from data_prep.packing.pack import pack
 from data_prep.prepare import check_options, prepare
 from data_prep.reasons import Reason
-from data_prep.report.report import REPORT_FILE, write_report
+from data_prep.report.report import write_report
 
 
 def run_command(cfg: DataPrepConfig) -> int:

@@ -81,7 +81,8 @@ def _check_language(option: str, lang: str | None, model: str) -> None:
     if lang is None:
         if english:
             raise ValueError(
-                f"{option}=null: transcribe.model={model} knows only English and detects no language; set {option}=en, or another model"
+                f"{option}=null: transcribe.model={model} knows only English and detects no language; "
+                f"set {option}=en, or another model"
             )
         return
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE  # slow to import

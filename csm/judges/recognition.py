@@ -57,7 +57,7 @@ class Recognizer(Protocol):
         ...
 
     def languages(self, clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Probability of each language, by its code, for each clip. Raises ModelUnavailable if it knows only English."""
+        """Probability of each language, by its code, for each clip. Raises ModelUnavailable if it knows only one."""
         ...
 
     def recognize(self, clips: Sequence[np.ndarray], language: str) -> list[Recognized]:

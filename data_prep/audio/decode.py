@@ -14,7 +14,7 @@ from data_prep.reasons import Reason, RejectedRecording
 
 
 def open_audio(file: BinaryIO, name: str) -> AudioReader:
-    """`csm.decode.open_audio`, but it and the reader's methods raise `RejectedRecording` instead of `UnreadableAudio`."""
+    """`csm.decode.open_audio`; it and the reader's methods raise `RejectedRecording` instead of `UnreadableAudio`."""
     with _rejected():
         return _Reader(open_any(file, name))
 

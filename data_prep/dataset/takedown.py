@@ -45,7 +45,7 @@ class Taken:
 
 def read_names(path: Path) -> list[str]:
     """Reads names of recordings or groups, one per line. Raises ValueError if there are none."""
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     names = [name for name in names if name]
     if not names:
         raise ValueError(f"{path}: names no recordings or groups; write one per line")
@@ -139,7 +139,8 @@ def read_tombstones(folder: Path) -> list[Tombstone]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # only line feeds end a line: U+2028 and the like may be part of a name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); restore it: the listed samples must not be used") from error
 

@@ -1,7 +1,8 @@
 """Groups the encoded turns of a recording into conversations, the samples of the dataset.
 
-Consecutive turns are joined as long as they fit into a row of training. A gap between two turns (a rejected turn that is
-not inside a kept one, a long silence, a change of language) ends the conversation, so that speech from before and after a gap is never joined.
+Consecutive turns are joined as long as they fit into a row of training. A gap between two turns (a rejected turn that
+is not inside a kept one, a long silence, a change of language) ends the conversation, so that speech from before and
+after a gap is never joined.
 Every turn ends up in exactly one sample, or is rejected with a reason.
 """
 

@@ -1,7 +1,7 @@
 """Finds duplicates among all recordings of a dataset: equal audio, equal text, and turns that sound the same.
 
 Of equal ones, the one with the first recording id (and turn number) is kept, so that the result does not depend on the
-order of recordings.
+order of recordings; of recordings of equal samples, one with given texts before those whose text was recognized.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class HeardRecording:
     id: str
     pcm_sha256: str
     turns: list[HeardTurn]
+    annotated: bool = False  # a text was given
 
 
 def duplicates(recordings: Iterable[HeardRecording], cfg: DedupConfig) -> list[Duplicate]:
@@ -72,6 +73,7 @@ class _Heard:
     def __init__(self, cfg: DedupConfig) -> None:
         self.cfg = cfg
         self.hashes: dict[str, str] = {}  # recording -> PCM hash
+        self.annotated: set[str] = set()  # recordings
         self.signatures: dict[str, LeanMinHash] = {}  # recording -> of its text
         self.turns: list[tuple[str, int, int, int]] = []  # recording, number, first code, codes
         self.codes = array("I")
@@ -80,6 +82,8 @@ class _Heard:
         if recording.id in self.hashes:
             raise ValueError(f"recording {recording.id!r} occurs twice; ids must be unique")
         self.hashes[recording.id] = recording.pcm_sha256
+        if recording.annotated:
+            self.annotated.add(recording.id)
         for turn in recording.turns:
             if self.cfg.fingerprint and turn.fingerprint and turn.seconds >= self.cfg.fingerprint_min_seconds:
                 self.turns.append((recording.id, turn.number, len(self.codes), len(turn.fingerprint)))
@@ -92,7 +96,7 @@ class _Heard:
     def equal_samples(self) -> dict[str, Duplicate]:
         kept: dict[str, str] = {}
         found = {}
-        for name in sorted(self.hashes):
+        for name in sorted(self.hashes, key=lambda name: (name not in self.annotated, name)):
             twin = kept.setdefault(self.hashes[name], name)
             if twin != name:
                 found[name] = Duplicate(name, None, Reason.duplicate_audio, twin, None, 1.0)

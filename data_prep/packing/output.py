@@ -12,6 +12,8 @@ from pathlib import Path
 from csm.data.dataset import DATASET_FILE
 from csm.files import atomic_directory, exclusive, partial, remove, restore
 
+REPORT_FILE = "report.html"
+
 
 @contextmanager
 def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
@@ -44,6 +46,11 @@ def check_replaceable(output: str | Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if (output / DATASET_FILE).is_file():
+        if not overwrite and not (output / REPORT_FILE).is_file():
+            raise ValueError(
+                f"{output}: already holds a prepared dataset, but no report, which `python -m data_prep report "
+                f"output={output}` writes; or add overwrite=true to replace it"
+            )
         if not overwrite:
             raise ValueError(f"{output}: already holds a prepared dataset; add overwrite=true to replace it")
     elif not output.is_dir() or any(output.iterdir()):

@@ -138,13 +138,14 @@ def _measure_whole_set(
             results = unit_results(work, unit, needed).results
             for name, scores in results["score"].items():
                 score_of = {score.number: score for score in scores.turns}
-                turns = []
+                turns, annotated = [], False
                 for turn in results["turns"][name].turns:
                     if turn.rejection is None:
+                        annotated = annotated or turn.avg_logprob is None
                         counts[source_of[name]].add(turn)
                         fingerprint = score_of[turn.number].fingerprint if turn.number in score_of else []
                         turns.append(HeardTurn(turn.number, turn.end - turn.start, fingerprint, turn.text))
-                yield HeardRecording(name, scores.pcm_sha256, turns)
+                yield HeardRecording(name, scores.pcm_sha256, turns, annotated)
 
     found = duplicates(heard(), cfg.dedup)
     return found, {source: rates.rates() for source, rates in counts.items()}

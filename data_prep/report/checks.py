@@ -29,6 +29,10 @@ MIN_ROWS = 20  # per window
 MAX_NARROW = 0.20
 MIN_MEDIAN_OVRL = 2.5
 MAX_UNKNOWN_LICENCE = 0.0
+MAX_LOST_WHOLE = 0.10
+MAX_BOTH_SPEAK = 0.30
+MIN_KNOWN_OVERLAP = 0.50
+MAX_MARKUP = 0.01
 
 
 @dataclass
@@ -52,10 +56,14 @@ def check_dataset(
     return [
         _failures(flow, rejections),
         _kept(flow),
+        _lost_whole(flow, contents),
         _validation(contents),
         _leak(contents),
         _largest_group(contents),
         _monologues(contents),
+        _both_speak(turns),
+        _overlap_known(turns),
+        _markup(turns),
         _context(contents),
         _too_long(fill, contents),
         _padding(fill),
@@ -112,6 +120,53 @@ def _kept(flow: Flow | None) -> Check:
         "of the hours are kept",
         f"The largest loss is {name}. See whether its limit suits these recordings; the limits of pack change without "
         "encoding again.",
+    )
+
+
+def _lost_whole(flow: Flow | None, contents: Contents) -> Check:
+    return _share(
+        f"At most {_limit(MAX_LOST_WHOLE)} of the recordings are lost whole",
+        1 - contents.recordings / flow.recordings if flow is not None and flow.recordings else None,
+        lambda value: value > MAX_LOST_WHOLE,
+        "of the recordings have no turn in the dataset",
+        "Their reasons are among the losses below. If a limit rejects whole recordings (clipping, confidence in a "
+        "language that the recognizer does not know), see whether it suits them.",
+    )
+
+
+def _both_speak(turns: TurnMeasures) -> Check:
+    rule = f"Both sides of a call speak at once for at most {_limit(MAX_BOTH_SPEAK)} of its speech"
+    if turns.both_speak is None:
+        return Check(rule, "there are no calls with a channel for each speaker", None, "")
+    return _share(
+        rule,
+        turns.both_speak,
+        lambda value: value > MAX_BOTH_SPEAK,
+        "of the speech of calls is said by both sides at once",
+        "Each channel seems to carry both voices, so that everything is said twice, once by the wrong speaker. Listen "
+        "below; for stereo mixes, set two_channel='no' for the source.",
+    )
+
+
+def _overlap_known(turns: TurnMeasures) -> Check:
+    known = float(np.mean(~np.isnan(turns.columns["overlap"])))
+    return _share(
+        f"Of at least {_limit(MIN_KNOWN_OVERLAP)} of the turns it is known whether others talk over them",
+        known,
+        lambda value: value < MIN_KNOWN_OVERLAP,
+        "of the turns have a known overlap",
+        "diarize=cluster finds one speaker at a time: on mixed tracks, conversation.context_overlap and max_overlap do "
+        "nothing, and no backchannel is found. Use diarize=pyannote, or recordings with a channel for each speaker.",
+    )
+
+
+def _markup(turns: TurnMeasures) -> Check:
+    return _share(
+        f"At most {_limit(MAX_MARKUP)} of the texts hold markup",
+        turns.with_markup,
+        lambda value: value > MAX_MARKUP,
+        "of the texts hold tags, entities or notes in brackets",
+        "The model will learn to read them out, or to be silent there. Remove them from the texts given.",
     )
 
 

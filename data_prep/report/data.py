@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from csm.data.lengths import fit, open_lengths
 from csm.data.plan import EpochPlan
 from csm.files import write_atomically
 from data_prep.packing.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
+from data_prep.records import Span
 from data_prep.report.tables import GroupedSums, batches
+from data_prep.speech.text_checks import has_markup
+from data_prep.speech.words import united
 
 TURNS_FILE = "report_turns.parquet"
 MAX_CONVERSATIONS = 200_000  # read for times and measures
@@ -231,6 +235,10 @@ class TurnMeasures:
     columns: dict[str, np.ndarray] = field(repr=False)
     events: int  # backchannels
     narrow_share: float | None  # of the seconds whose bandwidth is known
+    given_texts: float  # share of the turns whose text was given; those of the others were recognized
+    with_markup: float  # share of the turns with tags, entities or bracketed notes in their text
+    langs_detected: float  # share of the conversations whose language was detected; those of the others were given
+    both_speak: float | None  # share of the speech of calls during which both sides speak; None: there are no calls
 
 
 def choose(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,15 +251,22 @@ def choose(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
 def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
     """Reads the json members of samples `numbers` and writes report_turns.parquet."""
     columns = {name: array("f") for name in _MEASURES}
-    events = 0
+    counts: Counter[str] = Counter()
+    call_seconds = both_seconds = 0.0
 
     def write(path: Path) -> None:
-        nonlocal events
+        nonlocal call_seconds, both_seconds
         with pq.ParquetWriter(path, _TURNS_SCHEMA, compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
             for number in track(numbers.tolist(), "Reading turns", console=Console(stderr=True)):
                 record = dataset.read_record(number)
-                events += len(record["events"])
+                counts["events"] += len(record["events"])
+                counts["detected"] += record["lang_prob"] is not None
+                counts["turns"] += len(record["turns"])
+                counts["given"] += sum(turn["words"] is None for turn in record["turns"])
+                counts["markup"] += sum(has_markup(turn["text"]) for turn in record["turns"])
+                speech, both = _speech_of_call(record["turns"])
+                call_seconds, both_seconds = call_seconds + speech, both_seconds + both
                 rows += _turn_rows(record)
                 if len(rows) >= _WRITE_ROWS:
                     _flush(writer, rows, columns)
@@ -263,7 +278,27 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
     known = ~np.isnan(arrays["bandwidth"])
     seconds = float(arrays["seconds"][known].sum(dtype=np.float64))
     narrow = float(arrays["seconds"][known & (arrays["bandwidth"] < NARROW_BAND)].sum(dtype=np.float64))
-    return TurnMeasures(len(numbers), arrays, events, narrow / seconds if seconds else None)
+    return TurnMeasures(
+        conversations=len(numbers),
+        columns=arrays,
+        events=counts["events"],
+        narrow_share=narrow / seconds if seconds else None,
+        given_texts=counts["given"] / max(1, counts["turns"]),
+        with_markup=counts["markup"] / max(1, counts["turns"]),
+        langs_detected=counts["detected"] / max(1, len(numbers)),
+        both_speak=both_seconds / call_seconds if call_seconds else None,
+    )
+
+
+def _speech_of_call(turns: list[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds in which somebody speaks, and in which two channels do; 0 for a conversation on one track."""
+    channels = sorted({turn["channel"] for turn in turns if turn["channel"] is not None})
+    if len(channels) < 2:
+        return 0.0, 0.0
+    spans = {n: united(Span(turn["start"], turn["end"]) for turn in turns if turn["channel"] == n) for n in channels}
+    each = sum(span.end - span.start for of_channel in spans.values() for span in of_channel)
+    any_of_them = sum(span.end - span.start for span in united(span for some in spans.values() for span in some))
+    return any_of_them, each - any_of_them
 
 
 def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:

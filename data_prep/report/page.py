@@ -29,7 +29,7 @@ _LISTED = 12  # sources, and languages, with a row of their own
 _MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND}
 _NOTES = {
     "gap_seconds": "negative: it starts before the others have ended",
-    "overlap": "on the same track; calls with one channel per speaker have none",
+    "overlap": "on the same track, where it is known; calls with one channel per speaker have none",
 }
 
 
@@ -111,7 +111,8 @@ def _view(report: Report) -> dict[str, Any]:
                 percent(1 - contents.loss_frames / contents.frames),
                 "of the speech is never predicted",
             ),
-            ("Languages", _names(info.langs), _shares(info.langs)),
+            ("Languages", _names(info.langs), f"{_shares(info.langs)}; {_origin(report.turns.langs_detected)}"),
+            ("Texts", f"{percent(report.turns.given_texts)} given", "the others are recognized"),
             ("Licences", _names(info.licences), _shares(info.licences)),
             ("Splits", _names(info.totals), _shares(info.totals)),
         ],
@@ -264,6 +265,12 @@ def _shares(totals: dict[str, dict[str, Any]]) -> str:
     whole = sum(entry["frames"] for entry in totals.values())
     entries = sorted(totals.items(), key=lambda item: -item[1]["frames"])[:3]
     return ", ".join(f"{name} {percent(entry['frames'] / whole)}" for name, entry in entries)
+
+
+def _origin(detected: float) -> str:
+    if detected in (0.0, 1.0):
+        return "detected" if detected else "as given, not measured"
+    return f"detected for {percent(detected)}, else as given"
 
 
 def _short(value: int) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from csm.data.dataset import ShardedDataset, is_remote
 from csm.files import write_atomically
+from data_prep.packing.output import REPORT_FILE
 from data_prep.report.checks import check_dataset
 from data_prep.report.data import (
     MAX_CONVERSATIONS,
@@ -39,7 +40,6 @@ from data_prep.report.page import JSON_FILE, Report, render
 from data_prep.report.samples import listen
 from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejections
 
-REPORT_FILE = "report.html"
 SCHEMA_VERSION = 1
 
 
@@ -154,6 +154,10 @@ def _numbers(report: Report) -> dict[str, Any]:
             "backchannels": report.turns.events,
             "narrow_band": NARROW_BAND,
             "narrow_share": report.turns.narrow_share,
+            "given_texts": report.turns.given_texts,
+            "with_markup": report.turns.with_markup,
+            "langs_detected": report.turns.langs_detected,
+            "both_speak": report.turns.both_speak,
         },
         "codebooks": asdict(report.codebooks),
         "distributions": {name: asdict(measure) for name, measure in report.distributions.items()},

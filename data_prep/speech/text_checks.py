@@ -82,7 +82,8 @@ _COURTESIES["en"] |= {"you", "bye", "okay", "so", "please subscribe"}
 
 # What transcribers write beside the words, once entities are characters: <laugh> [noise] {breath} ((unclear))
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\(\([^()]*\)\)")
-# Characters without width that change nothing of what is said; joiners (U+200C, U+200D) do, in Persian and Indic scripts.
+# Characters without width, which change nothing of what is said; joiners (U+200C, U+200D) do, in Persian and in Indic
+# scripts.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 

@@ -15,7 +15,7 @@ inaccurate, and speech beyond the last word is usually its end; more than this i
 
 SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001
 CHANGE_WORDS, CHANGE_SECONDS = 2, 0.5
-"""A change of speaker moves to the end of a sentence that is at most so far away: people rarely stop one word before."""
+"""A change of speaker moves to the end of a sentence that is at most so far away: few stop one word before it."""
 
 
 @dataclass

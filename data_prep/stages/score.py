@@ -91,18 +91,22 @@ def loudness(audio: np.ndarray, rate: int) -> float | None:
 
     A turn shorter than the standard's block of 0.4 s is one block.
     """
-    seconds = len(audio) / rate
-    if len(audio) < _BLOCK_SECONDS * rate:
-        block = math.nextafter(seconds, 0.0)  # pyloudnorm rejects a block that rounding makes longer than the audio
-    else:
-        block = _BLOCK_SECONDS
-        # pyloudnorm would count an incomplete last block as a whole one
-        steps = math.floor((seconds - block) / _BLOCK_STEP_SECONDS + 1e-6)
-        audio = audio[: math.ceil((block + steps * _BLOCK_STEP_SECONDS) * rate)]
+    block, samples = gating(len(audio), rate)
+    audio = audio[:samples]
     # this filter class has the coefficients of the standard; those of the default are 0.1 dB off
     meter = pyloudnorm.Meter(rate, filter_class="DeMan", block_size=block)
     value = float(meter.integrated_loudness(audio)) if len(audio) else -math.inf
     return value if math.isfinite(value) else None
+
+
+def gating(samples: int, rate: int) -> tuple[float, int]:
+    """Block in seconds for audio of that many samples, and how many of them to measure: no incomplete last block."""
+    seconds = samples / rate
+    if samples < _BLOCK_SECONDS * rate:
+        return math.nextafter(seconds, 0.0), samples  # pyloudnorm rejects a block that rounding makes longer than that
+    # pyloudnorm would count an incomplete last block as a whole one
+    steps = math.floor((seconds - _BLOCK_SECONDS) / _BLOCK_STEP_SECONDS + 1e-6)
+    return _BLOCK_SECONDS, min(samples, math.ceil((_BLOCK_SECONDS + steps * _BLOCK_STEP_SECONDS) * rate))
 
 
 def clipped(audio: np.ndarray) -> float | None:

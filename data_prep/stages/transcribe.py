@@ -1,9 +1,10 @@
 """Stage `transcribe`: the words that are said, with their times.
 
 Speech is recognized in clips of at most `max_clip_seconds`: neighboring spans of speech are joined, longer spans
-divided where they are quietest. A batch holds clips of one recording only, so that a recording's text does not depend
-on what it is processed with. Of detected speech, recognizers hear nothing else: what lies between the spans of a clip is
-silenced, so that no word of the other side of a call, or of the background, becomes text. Given turns with texts are not recognized; those without are, each by itself.
+divided where they are quietest. Between the spans of a clip, recognizers hear silence, so that no word of the other
+side of a call, or of the background, becomes text. A batch holds clips of one recording only, so that a recording's
+text does not depend on what it is processed with. Given turns with texts are not recognized; those without are, each
+by itself.
 """
 
 from __future__ import annotations

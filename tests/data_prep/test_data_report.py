@@ -240,12 +240,47 @@ def test_warnings_are_those_of_the_broken_rules(page, numbers) -> None:
     broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
     # 1 of 10 recordings crashed; shows are on both sides of the split; three shows only; a quarter is
     # telephone speech; and too few rows to speak of padding.
-    for begin in ("At most 5 % of the rec", "Training and val", "No group", "At most 20 % of the speech ends"):
+    # 2 of 10 recordings are lost whole.
+    warned = ("At most 5 % of the rec", "Training and val", "No group", "At most 20 % of the speech ends")
+    for begin in (*warned, "At most 10 % of the recordings are lost whole", "At most 1 % of the texts hold markup"):
         assert any(rule.startswith(begin) for rule in broken), (begin, broken)
-    assert not any(rule.startswith(("There is a val", "Every conversation has a licence")) for rule in broken)
+    fine = ("There is a val", "Every conversation has a licence", "Both sides", "Of at least 50 %")
+    assert not any(rule.startswith(fine) for rule in broken)
     text = Parsed(page).text
     assert f"{len(broken)} things to look at" in text
     assert all(rule[1:] in text for rule in broken)
+
+
+def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_of(tmp_path, samples, codec) -> None:
+    """Each turn is on both channels, as of a call with crosstalk; a diarizer that finds one speaker at a time."""
+    made = []
+    for sample in samples[:3]:
+        turns, codes = [], []
+        for turn in sample.turns:
+            part = sample.codes[:, turn.start_frame : turn.start_frame + turn.num_frames]
+            for channel in (0, 1):
+                first = sum(len(c.T) for c in codes)
+                text = "<laugh> " + turn.text
+                turns.append(
+                    replace(
+                        turn, channel=channel, speaker=channel, text=text, overlap=None, start_frame=first, words=[]
+                    )
+                )
+                codes.append(part)
+        made.append(replace(sample, turns=turns, codes=np.concatenate(codes, axis=1), lang_prob=0.9))
+    folder = write_report_dataset(tmp_path / "twice", made, codec)
+    write_tables(folder, made)
+    write_report(folder)
+    numbers = json.loads((folder / JSON_FILE).read_text())
+    measured = numbers["turns_looked_at"]
+    assert measured["both_speak"] == pytest.approx(1.0)
+    assert (measured["with_markup"], measured["given_texts"], measured["langs_detected"]) == (1.0, 0.0, 1.0)
+    assert "overlap" not in numbers["distributions"]  # nothing is drawn of what is not known
+    broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
+    for begin in ("Both sides of a call", "Of at least 50 % of the turns it is known", "At most 1 % of the texts hold"):
+        assert any(rule.startswith(begin) for rule in broken), (begin, broken)
+    text = Parsed((folder / "report.html").read_text()).text
+    assert "diarize=cluster finds one speaker at a time" in text and "en 100 %; detected" in text
 
 
 def test_every_conversation_can_be_heard(page, samples, codec) -> None:

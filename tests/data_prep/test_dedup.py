@@ -56,6 +56,16 @@ EXPECTED = [
 ]
 
 
+def test_of_equal_recordings_the_annotated_one_is_kept():
+    raw, text_too, other = heard("s/raw", "pcm"), heard("s/text", "pcm"), heard("s/later", "pcm")
+    text_too.annotated = True
+    rows = pairs(duplicates([raw, text_too, other], ALL))
+    assert rows == [
+        ("s/later", None, "duplicate_audio", "s/text", None),
+        ("s/raw", None, "duplicate_audio", "s/text", None),
+    ]
+
+
 def test_the_first_is_kept_and_the_rest_name_it():
     rows = duplicates(RECORDINGS, ALL)
     assert pairs(rows) == EXPECTED

@@ -120,6 +120,8 @@ def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(units, server,
 def test_run_that_ended_between_its_two_renames_gets_the_old_dataset_back(units, tmp_path):
     pack(units(tmp_path / "out"))
     (tmp_path / "out").rename(tmp_path / "out.old")
-    with pytest.raises(ValueError, match="already holds a prepared dataset"):
+    with pytest.raises(
+        ValueError, match=r"already holds a prepared dataset, but no report, which `python -m data_prep rep"
+    ):
         pack(units(tmp_path / "out"))
     assert len(ShardedDataset(tmp_path / "out")) == 12

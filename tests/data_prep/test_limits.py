@@ -83,7 +83,7 @@ def test_rhetoric_of_which_the_recognizer_is_sure_is_kept():
     text = (
         "It was the best of times. It was the worst of times. It was the age of wisdom. It was the age of foolishness. "
     )
-    text += "It was the epoch of belief. It was the epoch of disbelief. It was the season of light. It was the best of times."
+    text += "It was the epoch of belief. It was the epoch of disbelief. It was the best of times."
     both = LimitsConfig(repetition=True, hallucination=True)
     assert check(draft(0, 0.0, 20.0, text, avg_logprob=-0.05), None, both, None) is None
     unsure = check(draft(0, 0.0, 20.0, text, avg_logprob=-0.6), None, both, None)
@@ -96,7 +96,7 @@ def test_markup_and_characters_that_nobody_says():
     assert has_markup("Well, <unk> then") and not has_markup("5 < 6 (or so) & more")
     odd = "Well,\x00 \r\nthat\u200b's\u202e fine.\ufeff"
     assert without_controls(odd) == "Well, that's fine."
-    assert without_controls("می\u200cخواهم") == "می\u200cخواهم"  # the joiner is part of how the word is written
+    assert without_controls("می\u200cخواهم") == "می\u200cخواهم"  # noqa: RUF001 the joiner is spelling
 
 
 def test_rates_of_a_source_are_its_median_and_robust_deviation():

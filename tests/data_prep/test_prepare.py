@@ -1,10 +1,12 @@
 import fcntl
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from made_recordings import calls_manifest, comparable, files, noise, turn, write_manifest
@@ -13,7 +15,9 @@ from csm.audio import load_audio, resample
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
+from data_prep.config import DiarizeBackend, TranscribeBackend
 from data_prep.dataset.verify import verify
+from data_prep.demo import MANIFEST
 from data_prep.prepare import prepare
 from data_prep.records import Rejection
 from data_prep.tables import read_rows
@@ -223,3 +227,24 @@ def test_verify_compares_description_index_and_shards(calls, config, tmp_path):
     file.write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"index\.parquet: .*dataset\.json says 4 samples, it has 5"):
         verify(tmp_path / "out")
+
+
+def test_a_recording_without_any_word_is_listed_with_its_reason(config, tmp_path):
+    """Nothing is annotated and nothing recognized: beside an annotated recording, and alone."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("welcome", "echo"):
+        shutil.copy(MANIFEST.parent / f"{name}.flac", folder)
+    (folder / "echo.txt").write_text("You have heard an echo.")
+    options = {"transcribe.backend": TranscribeBackend.none, "diarize.backend": DiarizeBackend.single}
+    dataset, _ = prepare(config(folder, **options))
+    assert dataset.rejected == {"no_words": 1}
+    (row,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert (row["recording"], row["stage"], row["reason"]) == ("local/welcome.flac", "transcribe", "no_words")
+    assert "it has no turns and no text" in row["message"]
+    (folder / "echo.txt").unlink()
+    (folder / "echo.flac").unlink()
+    alone = config(folder, output=str(tmp_path / "none"), **options)
+    alone.codec.path = str(tmp_path / "out" / "codec.safetensors")
+    with pytest.raises(ValueError, match=r"nothing was kept \(no_words 1\).*it has no turns and no text"):
+        prepare(alone)

@@ -176,6 +176,19 @@ def test_verify_sees_a_changed_list(folder):
     assert any(problem.startswith(f"{file}: missing") for problem in verify(folder, workers=1))
 
 
+def test_names_with_unicode_line_separators_are_taken_down_and_stay_readable(folder, tmp_path):
+    """U+2028, U+0085 and form feeds are legal in JSON strings; only a line feed ends a line."""
+    samples = [made_sample(i) for i in range(6)]
+    for i, sample in enumerate(samples):
+        sample.recording = f"made/part{chr(0x2028)}{i // 2}{chr(0x85)}x"
+    data = write_dataset(tmp_path / "odd", samples, shard_bytes=10_000)
+    (tmp_path / "names.txt").write_text(samples[0].recording + "\n", encoding="utf-8")
+    names = read_names(tmp_path / "names.txt")
+    assert names == [samples[0].recording] and takedown(data, names).samples == 2
+    assert takedown(data, [samples[2].recording]).samples == 2
+    assert verify(data) == []
+
+
 def test_list_of_names_is_read_from_a_file(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("made/3\n\n  show 7 \n")
