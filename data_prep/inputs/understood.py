@@ -60,9 +60,9 @@ class Understood:
 
     def lines(self) -> list[str]:
         """The whole account, for the terminal."""
-        layouts = ", ".join(f"{count} as {layout}" for layout, count in self.notes.layouts.most_common())
+        layouts = ", ".join(f"{layout} {count}" for layout, count in self.notes.layouts.most_common()) or "none"
         lines = [
-            f"{self.source}: {self.recordings} recordings, {self.seconds / 3600:.2f} hours, read {layouts or 'nothing'}",
+            f"{self.source}: {self.recordings} recordings, {self.seconds / 3600:.2f} hours, as {layouts}",
             f"  {len(self.with_turns)} with turns ({self.turns} turns in all), {len(self.with_text)} with a text only, "
             f"{len(self.with_nothing)} with nothing",
             f"  languages: {_counts(self.languages)}",

@@ -79,7 +79,7 @@ def _read(pile: Pile, scp: str) -> Iterator[Entry | Rejection]:
 
 def _table(pile: Pile, name: str) -> dict[str, str]:
     """First field of each line -> the rest of it."""
-    rows = (line.strip().partition(" ") for line in pile.text(name).replace("\t", " ").splitlines() if line.strip())
+    rows = (line.strip().partition(" ") for line in pile.text(name).replace("\t", " ").split("\n") if line.strip())
     return {key: rest.strip() for key, _, rest in rows}
 
 

@@ -61,10 +61,13 @@ def reader(layout: str) -> Callable[[Pile], Iterator[Entry | Rejection]]:
 
 def layout_of(pile: Pile, name: str) -> str | None:
     """Which of LAYOUTS a table has, by its first row; None if it is none of them."""
-    if suffix_of(name) not in SUFFIXES:
-        return None
+    suffix = suffix_of(name)
+    return pile.kind(name, "rows", lambda head: _layout(head, suffix)) if suffix in SUFFIXES else None
+
+
+def _layout(head: str, suffix: str) -> str | None:
     try:
-        first = next(iter(parse_rows(pile.head(name), suffix_of(name))), None)
+        first = next(iter(parse_rows(head, suffix)), None)
     except ValueError:
         return None
     if not isinstance(first, dict):
@@ -91,7 +94,7 @@ def parse_rows(text: str, suffix: str) -> Iterator[Any]:
     if text.lstrip()[:1] == "[":
         yield from json.loads(text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from data_prep.inputs.kinds import suffix_of
+from data_prep.inputs.kinds import is_audio, suffix_of
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
 from data_prep.inputs.side_files import SIDE_SUFFIXES, parse_side_file
@@ -51,13 +51,16 @@ class _Conversation:
 
 def read(pile: Pile) -> Iterator[Entry | Rejection]:
     """A recording for each conversation, with the turns of all speakers' annotations, each on its channel."""
-    for conversation in _conversations(pile):
+    conversations = _conversations(pile)
+    in_folder = pile.by_folder() if conversations else {}
+    for conversation in conversations:
+        beside = in_folder[conversation.folder]
         pile.take(conversation.audio.values())
-        _put_mix_aside(pile, conversation)
+        _put_mix_aside(pile, conversation, beside)
         turns: list[GivenTurn] = []
         bare, problem = [], None
         for channel, (speaker, audio) in enumerate(conversation.audio.items()):
-            found = _own_annotation(pile, audio)
+            found = _own_annotation(pile, audio, beside)
             if isinstance(found, str):
                 problem = found
             elif found is None:
@@ -96,19 +99,18 @@ def _conversations(pile: Pile) -> list[_Conversation]:
     return [_Conversation(*key, audio) for key, audio in sorted(found.items()) if len(audio) > 1]
 
 
-def _put_mix_aside(pile: Pile, conversation: _Conversation) -> None:
-    for name in pile.audio:
+def _put_mix_aside(pile: Pile, conversation: _Conversation, beside: list[str]) -> None:
+    for name in filter(is_audio, beside):
         stem = PurePosixPath(name).stem
-        beside = name.rpartition("/")[0] == conversation.folder and stem.startswith(conversation.name)
-        if beside and _MIX.fullmatch(stem.removeprefix(conversation.name)):
+        if name in pile.left and stem.startswith(conversation.name) and _MIX.fullmatch(stem[len(conversation.name) :]):
             pile.take([name])
             pile.notes.put_aside([name], "mix of the speakers' own files")
 
 
-def _own_annotation(pile: Pile, audio: str) -> list[GivenTurn] | str | None:
+def _own_annotation(pile: Pile, audio: str, beside: list[str]) -> list[GivenTurn] | str | None:
     """Turns of a speaker's annotation; a str says what is wrong with it; None: there is none."""
     base = _TAIL.sub("", str(PurePosixPath(audio).with_suffix("")))
-    names = [name for name in pile.left if _belongs(name, base)]
+    names = [name for name in beside if name in pile.left and _belongs(name, base)]
     names.sort(key=lambda name: (SIDE_SUFFIXES.index(suffix_of(name)), name))
     for number, name in enumerate(names):
         pile.take([name])
