@@ -58,6 +58,19 @@ def test_kaldi(tmp_path):
     assert source.notes.layouts == {"kaldi": 4} and not source.notes.set_aside
 
 
+def test_splits_of_kaldi_folders_are_kept(tmp_path):
+    for split in ("train", "dev", "test"):
+        wav(tmp_path / "audio" / f"{split}.wav")
+        text(tmp_path / "data" / split / "wav.scp", f"{split} audio/{split}.wav\n")
+        text(tmp_path / "data" / split / "text", f"{split} so what\n")
+    source = Source(tmp_path)
+    assert {name: entry.split for name, entry in source.recordings.items()} == {
+        "data/train/train": "train",
+        "data/dev/dev": "val",
+    }
+    assert source.reasons == {"data/test/test": "test_split"}
+
+
 def test_kaldi_without_segments(tmp_path):
     wav(tmp_path / "a.wav"), wav(tmp_path / "extra.wav")
     text(tmp_path / "wav.scp", f"a {tmp_path / 'a.wav'}\n")

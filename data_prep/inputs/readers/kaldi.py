@@ -64,6 +64,7 @@ def _read(pile: Pile, scp: str) -> Iterator[Entry | Rejection]:
         yield Entry(
             audio=audio,
             locator=locator,
+            table=scp,
             id=audio if channel is not None else f"{folder}{recording}",
             default_group=who.pop() if len(who) == 1 and "utt2spk" in files else None,
             turns=turns or None,

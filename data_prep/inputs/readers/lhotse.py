@@ -95,7 +95,7 @@ def _of_recording(
     audio, locator = pile.find(str(sources[0]["source"]), name)
     pile.take([audio])
     several = len(recording.get("channel_ids") or sources[0].get("channels") or []) > 1
-    return Entry(audio=audio, locator=locator, id=audio, **described(supervisions, offset, several))
+    return Entry(audio=audio, locator=locator, id=audio, table=name, **described(supervisions, offset, several))
 
 
 def described(supervisions: list[dict[str, Any]], offset: float, several: bool) -> dict[str, Any]:

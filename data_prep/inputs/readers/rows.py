@@ -107,9 +107,6 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
         rows = list(parse_rows(pile.text(name), suffix_of(name)))
     except ValueError as error:
         raise ValueError(f"{pile.path(name)}: {error}") from error
-    # one table is one split if its name says so and there are others beside it
-    tables = [other for other in pile.files.names if suffix_of(other) in SUFFIXES and split_named(other)]
-    split = split_named(name) if len({split_named(other) for other in tables}) > 1 else None
     for number, row in enumerate(rows, start=1):
         at = f"{pile.path(name)}, row {number}"
         audio = first_of(row, _AUDIO) if isinstance(row, dict) else None
@@ -122,7 +119,7 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
         except ValueError as error:
             yield Rejection(audio=audio, reason=Reason.bad_annotation, message=str(error))
         else:
-            entry.split = entry.split or split
+            entry.table = name
             yield entry
 
 

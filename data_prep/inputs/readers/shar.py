@@ -48,7 +48,8 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
                 continue
             several = len((cut.get("recording") or {}).get("channel_ids") or []) > 1
             fields_of = described(cut.get("supervisions") or [], 0.0, several)
-            yield Entry(audio=name, locator=members[name], id=f"{prefix}{cut['id']}", **fields_of)
+            fields_of["default_group"] = (cut.get("recording") or {}).get("id")  # cuts of a recording share voices
+            yield Entry(audio=name, locator=members[name], table=cuts, id=f"{prefix}{cut['id']}", **fields_of)
         pile.notes.put_aside(audio.values(), "audio in Shar that no cut describes")
 
 
