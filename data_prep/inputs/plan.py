@@ -5,6 +5,7 @@ The result depends on the contents of the sources, not on the order in which the
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -28,6 +29,8 @@ from data_prep.reasons import Reason
 from data_prep.records import Recording, Rejection
 
 __all__ = ["Plan", "load_plan", "make_plan"]
+
+log = logging.getLogger(__name__)
 
 _SOURCE_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _BATCH = 4096  # files submitted to the threads at once
@@ -83,6 +86,9 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
         digests |= {recording.id: digest_of(recording) for recording in to_plan}
         units = list(cut_units(to_plan, digests, cfg.plan.unit_hours * 3600))
         plan = write_plan(work, units, rejections, options, before, list(again))
+    for source in understood:
+        if source.warning():
+            log.warning("%s: not all of it is used: %s", source.source, source.warning())
     plan.understood, plan.corrected = understood, [recording.id for recording in differing]
     return plan
 

@@ -58,6 +58,17 @@ class Understood:
             )
         return lines
 
+    def warning(self) -> str:
+        """The losses in one line, without names; "" if there are none."""
+        parts = [f"{len(names)} {kind} set aside" for kind, names in sorted(self.notes.set_aside.items())]
+        left_out = sum(len(found) for reason, found in self.left_out.items() if reason not in _MEANT)
+        counts = {
+            "annotations without audio": len(self.notes.without_audio),
+            "recordings without annotation": len(self.with_nothing) if self.with_turns or self.with_text else 0,
+            "left out": left_out,
+        }
+        return "; ".join(parts + [f"{count} {words}" for words, count in counts.items() if count])
+
     def lines(self) -> list[str]:
         """The whole account, for the terminal."""
         layouts = ", ".join(f"{layout} {count}" for layout, count in self.notes.layouts.most_common()) or "none"
