@@ -213,6 +213,25 @@ def test_several_lines_of_our_own_manifest_are_one_recording(tmp_path):
 # --------------------------------------------------------------------------------------------- read speech
 
 
+def test_emilia_in_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "EN-B000000.tar", "w") as tar:
+        for n in range(2):
+            about = {
+                "id": f"EN_W{n}",
+                "wav": f"EN/mp3/EN_W{n}.mp3",
+                "text": " So.",
+                "speaker": "EN_S1",
+                "language": "en",
+                "dnsmos": 3.4,
+            }
+            tar.add(text(tmp_path / "about.json", json.dumps(about)), f"EN_W{n}.json")
+            tar.add(wav(tmp_path / f"{n}.mp3"), f"EN_W{n}.mp3")
+    source = Source(tmp_path / "EN-B000000.tar", lang="fr")
+    assert source.said == {f"EN-B000000.tar/EN_W{n}.mp3": [("EN_S1", 0.0, None, "So.")] for n in range(2)}
+    assert {(entry.lang, entry.group) for entry in source.recordings.values()} == {("en", "EN_S1")}
+    assert not source.notes.losses
+
+
 def test_emilia_lines(tmp_path):
     for n in range(3):
         wav(tmp_path / "mp3" / f"EN_{n}.wav")
@@ -473,11 +492,19 @@ def test_tracks_with_one_annotation_of_the_conversation(tmp_path):
     assert "speaker 'else' is none of the files' spk1, spk2" in Source(tmp_path).rejected["call1"].message
 
 
-def test_letters_are_speakers_only_when_asked(tmp_path):
-    for name in ("call_A", "call_B"):
-        wav(tmp_path / f"{name}.wav")
-    assert list(Source(tmp_path).recordings) == ["call_A.wav", "call_B.wav"]
-    assert list(Source(tmp_path, format="speakers").recordings) == ["call"]
+def test_letters_and_numbers_are_speakers_only_when_asked(tmp_path):
+    for folder, names in (
+        ("call", ("call_A", "call_B")),
+        ("album", ("track 01", "track 02")),
+        ("book", ("b_P001", "b_P002")),
+    ):
+        for name in names:
+            wav(tmp_path / folder / f"{name}.wav")
+    for n in range(9):
+        wav(tmp_path / "voices" / f"speaker_{n}.wav")
+    assert len(Source(tmp_path).recordings) == 15
+    assert list(Source(tmp_path / "call", format="speakers").recordings) == ["call"]
+    assert list(Source(tmp_path / "album", format="speakers").recordings) == ["track 01.wav"]
 
 
 def write_video(path: Path, streams: int) -> list[np.ndarray]:
