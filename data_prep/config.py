@@ -74,7 +74,7 @@ class PlanConfig:
     """Probing of recordings and their division into units of work."""
 
     unit_hours: float = 4.0
-    """Hours of audio per unit, the work that a worker takes at a time; a longer recording is a unit of its own."""
+    """Most hours of audio per unit, the work that a worker takes at a time; a longer recording is a unit of its own."""
     min_seconds: float = 0.1
     """Reject shorter recordings."""
     max_hours: float = 11.0

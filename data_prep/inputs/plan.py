@@ -23,7 +23,7 @@ from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
 from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
 from data_prep.inputs.sources import STAGE, read_source
 from data_prep.inputs.understood import understand
-from data_prep.inputs.units import cut_units, digest_of
+from data_prep.inputs.units import cut_units, digest_of, unit_seconds
 from data_prep.progress import TerminalProgress
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Rejection
@@ -84,7 +84,8 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
         again = _again(before, differing) if before else {}
         to_plan = new + [recording for members in again.values() for recording in members]
         digests |= {recording.id: digest_of(recording) for recording in to_plan}
-        units = list(cut_units(to_plan, digests, cfg.plan.unit_hours * 3600))
+        seconds = unit_seconds(sum(recording.seconds for recording in to_plan), cfg.plan.unit_hours * 3600)
+        units = list(cut_units(to_plan, digests, seconds))
         plan = write_plan(work, units, rejections, options, before, list(again))
     for source in understood:
         if source.warning():

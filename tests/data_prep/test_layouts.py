@@ -493,13 +493,8 @@ def test_tracks_with_one_annotation_of_the_conversation(tmp_path):
 
 
 def test_letters_and_numbers_are_speakers_only_when_asked(tmp_path):
-    for folder, names in (
-        ("call", ("call_A", "call_B")),
-        ("album", ("track 01", "track 02")),
-        ("book", ("b_P001", "b_P002")),
-    ):
-        for name in names:
-            wav(tmp_path / folder / f"{name}.wav")
+    for name in ("call/call_A", "call/call_B", "album/track 01", "album/track 02", "book/b_P001", "book/b_P002"):
+        wav(tmp_path / f"{name}.wav")
     for n in range(9):
         wav(tmp_path / "voices" / f"speaker_{n}.wav")
     assert len(Source(tmp_path).recordings) == 15
