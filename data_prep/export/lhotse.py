@@ -15,6 +15,7 @@ from typing import Any
 
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
+from data_prep.audio.storage import is_url
 from data_prep.export.originals import UNREADABLE, Originals, channels_of, flac
 from data_prep.records import Locator, Recording
 
@@ -59,10 +60,12 @@ def _recording(recording: Recording, to: Path, final: Path) -> dict[str, Any]:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(flac(recording, list(range(recording.channels)), 0.0, None))
         path = str(final.absolute() / "audio" / file.name)
+    elif not is_url(path) and not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such audio file")
     channels = list(range(recording.channels))
     return {
         "id": recording.id,
-        "sources": [{"type": "url" if "://" in path else "file", "channels": channels, "source": path}],
+        "sources": [{"type": "url" if is_url(path) else "file", "channels": channels, "source": path}],
         "sampling_rate": recording.sample_rate,
         "num_samples": round(recording.seconds * recording.sample_rate),
         "duration": recording.seconds,

@@ -83,12 +83,13 @@ def test_hugging_face_dataset_holds_sound_turns_and_codes(prepared, tmp_path):
     assert "- split: validation\n    path: data/val-*.parquet" in card
 
 
-def test_conversations_without_their_audio_are_named(prepared, tmp_path):
+@pytest.mark.parametrize("form", ExportFormat)
+def test_conversations_without_their_audio_are_named(prepared, tmp_path, form):
     gone = Path(prepared.input).parent / "call2.wav"
     content = gone.read_bytes()
     gone.unlink()
     try:
-        prepared.export = ExportConfig(ExportFormat.huggingface, str(tmp_path / "hf"))
+        prepared.export = ExportConfig(form, str(tmp_path / "exported"))
         done = export(prepared)
     finally:
         gone.write_bytes(content)
