@@ -11,6 +11,8 @@ recordings -> plan -> units -> stages -> conversations -> shards + index -> data
     packing/          `pack`: units -> dataset
     report/           `report`: a page to review before training
     dataset/          `index`, `verify`, `takedown`, `mix`
+    export/           `export`: Lhotse cuts, Hugging Face datasets
+    progress.py       progress in terminals and logs
     prepare.py        all of these steps in one call
     demo/             bundled recordings
 """

@@ -17,10 +17,12 @@ from data_prep.dataset.verify import verify
 from data_prep.demo import prepare_demo_dataset
 from data_prep.execution.run import RunSummary, retry, run, status
 from data_prep.execution.unit_files import TRANSIENT_REASONS
-from data_prep.inputs.plan import make_plan
+from data_prep.export.command import export
+from data_prep.inputs.notes import listed
+from data_prep.inputs.plan import Plan, make_plan
 from data_prep.packing.output import REPORT_FILE
 from data_prep.packing.pack import pack
-from data_prep.prepare import check_options, prepare
+from data_prep.prepare import UnitsFailed, check_options, prepare
 from data_prep.reasons import Reason
 from data_prep.report.report import write_report
 
@@ -32,7 +34,11 @@ def run_command(cfg: DataPrepConfig) -> int:
 
 
 def _all(cfg: DataPrepConfig) -> int:
-    dataset, summary = prepare(cfg)
+    try:
+        dataset, summary = prepare(cfg, lambda plan: _print_plan(cfg, plan))
+    except UnitsFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     _print_dataset(cfg, dataset)
     return _print_run(cfg, summary)
 
@@ -43,13 +49,27 @@ def _demo(cfg: DataPrepConfig) -> int:
 
 
 def _plan(cfg: DataPrepConfig) -> int:
-    plan = make_plan(cfg)
+    _print_plan(cfg, make_plan(cfg))
+    return 0
+
+
+def _print_plan(cfg: DataPrepConfig, plan: Plan) -> None:
+    """What is planned, and what was understood of each source."""
     hours = sum(unit.seconds for unit in plan.units) / 3600
     recordings = sum(unit.recordings for unit in plan.units)
     print(f"{work_folder(cfg)}: {recordings} recordings, {hours:.2f} hours in {len(plan.units)} units")
     if plan.rejections:
         print(f"  rejected: {len(plan.rejections)} recordings, see rejects.parquet there")
-    return 0
+    if plan.corrected:
+        print(f"  annotated otherwise than before: {listed(plan.corrected)}; their units are run again")
+    for source in plan.understood:
+        for line in source.lines():
+            print(_printable(line))
+
+
+def _printable(text: str) -> str:
+    r"""A text that may hold the name of a file that is not UTF-8, with invalid bytes as \udcNN."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _run(cfg: DataPrepConfig) -> int:
@@ -96,6 +116,16 @@ def _report(cfg: DataPrepConfig) -> int:
     return 0
 
 
+def _export(cfg: DataPrepConfig) -> int:
+    done = export(cfg)
+    print(f"{done.folder}: {done.conversations} conversations")
+    for line in done.without_audio[:10]:
+        print(f"  without its audio, left out: {line}", file=sys.stderr)
+    if len(done.without_audio) > 10:
+        print(f"  and {len(done.without_audio) - 10} more", file=sys.stderr)
+    return 0
+
+
 def _take_down(cfg: DataPrepConfig) -> int:
     if cfg.takedown is None:
         raise ValueError("takedown is not set; give takedown=FILE with one name of a recording or group per line")
@@ -128,6 +158,7 @@ _RUN: dict[DataPrepCommand, Callable[[DataPrepConfig], int]] = {
     DataPrepCommand.verify: _verify,
     DataPrepCommand.report: _report,
     DataPrepCommand.takedown: _take_down,
+    DataPrepCommand.export: _export,
     DataPrepCommand.mix: _mix,
     DataPrepCommand.lengths: _lengths,
 }

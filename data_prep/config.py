@@ -39,6 +39,8 @@ class DataPrepCommand(Enum):
     """write a dataset's report.html"""
     takedown = "takedown"
     """remove recordings or groups from a dataset's index"""
+    export = "export"
+    """write a dataset as Lhotse cuts or as a Hugging Face dataset"""
     mix = "mix"
     """write the weights of a mixture of datasets, for training"""
     lengths = "lengths"
@@ -72,7 +74,7 @@ class PlanConfig:
     """Probing of recordings and their division into units of work."""
 
     unit_hours: float = 4.0
-    """Hours of audio per unit, the work that a worker takes at a time; a longer recording is a unit of its own."""
+    """Most hours of audio per unit, the work that a worker takes at a time; a longer recording is a unit of its own."""
     min_seconds: float = 0.1
     """Reject shorter recordings."""
     max_hours: float = 11.0
@@ -312,6 +314,23 @@ class ReportConfig:
     """Conversations to listen to, drawn by `seed` and decoded by the codec."""
 
 
+class ExportFormat(Enum):
+    lhotse = "lhotse"
+    """Cuts of the original recordings, as JSON lines."""
+    huggingface = "huggingface"
+    """Parquet files with the audio of each conversation, its turns and codes."""
+
+
+@dataclass
+class ExportConfig:
+    """The command `export`."""
+
+    format: ExportFormat = ExportFormat.lhotse
+    """Form in which the dataset is written."""
+    to: str | None = None
+    """Folder to write; null: <output>.<format>."""
+
+
 class ExecutorKind(Enum):
     inline = "inline"
     """In the process of the command."""
@@ -411,6 +430,8 @@ class DataPrepConfig:
     """Shards and splits."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """The dataset's report."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """The command `export`."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """Processes and machines."""
 

@@ -5,7 +5,10 @@
     python -m data_prep verify output=data/calls
     python -m data_prep takedown output=data/calls takedown=names.txt
     python -m data_prep mix '+weights={data/a: 2, data/b: 1}' output=mix.yaml
+    python -m data_prep export output=data/calls export.format=huggingface
     python -m data_prep demo output=data/demo
+
+`--strict` is short for `plan.strict=true`: whatever of the input is not used is an error.
 
 Exit codes:  0    success.
              1    `verify` found the dataset damaged, or recordings or units failed that `retry` can re-queue.
@@ -41,6 +44,7 @@ def main() -> None:
                     raise ValueError(f"unknown command {command!r}; known are {', '.join(COMMANDS)}")
                 name = "demo" if command == DataPrepCommand.demo.value else DATA_PREP.name
                 words = ["--config-name", name, f"command={command}", *words]
+            words = ["plan.strict=true" if word == "--strict" else word for word in words]
             sys.argv[1:] = DATA_PREP.read_words(words)
             _run()
     except KeyboardInterrupt:
@@ -53,6 +57,9 @@ def _run(config: DictConfig) -> None:
     with user_errors():
         if OmegaConf.is_missing(config, "output"):
             raise ValueError("output is not set; give output=PATH")
+        options = DATA_PREP.options(config)
+        if "torch" not in sys.modules:  # it takes seconds to import
+            print(f"data_prep {options.command.value}: loading ...", file=sys.stderr, flush=True)
         from data_prep.cli import run_command
 
-        sys.exit(run_command(DATA_PREP.options(config)))
+        sys.exit(run_command(options))

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
-from csm.data.dataset import DatasetInfo
+from csm.data.dataset import DATASET_FILE, DatasetInfo, ShardedDataset
 from csm.judges.recognition import BUNDLED
 from data_prep.config import DataPrepConfig, TranscribeBackend
+from data_prep.execution.pipeline import build_stages, run_codec
 from data_prep.execution.run import RunSummary, run
-from data_prep.inputs.plan import make_plan
+from data_prep.inputs.plan import Plan, make_plan
 from data_prep.packing.output import check_replaceable
-from data_prep.packing.pack import pack
-from data_prep.report.report import write_report
+from data_prep.packing.pack import pack, prep_hash
+from data_prep.report.report import REPORT_FILE, write_report
 
 
-def prepare(cfg: DataPrepConfig) -> tuple[DatasetInfo, RunSummary]:
+class UnitsFailed(RuntimeError):
+    """Units of a run failed; another attempt may succeed."""
+
+
+def prepare(cfg: DataPrepConfig, on_plan: Callable[[Plan], None] = lambda plan: None) -> tuple[DatasetInfo, RunSummary]:
     """plan -> run -> pack -> report. After an interruption, the same call resumes.
 
-    A finished dataset is not touched again; if its report is missing, `report` writes it.
+    A finished dataset of the same options that lacks its report gets it. `on_plan` is told what is planned.
 
     Raises:
         FileNotFoundError: an input, the codec's weights or a model is missing.
         ValueError: an input breaks its format, the plan changed, the output exists, or nothing was kept.
-        RuntimeError: units failed; the message names the first.
+        UnitsFailed: units failed; the message names the first.
     """
     check_options(cfg)
-    check_replaceable(cfg.output, cfg.overwrite)
-    make_plan(cfg)
+    finished = lacks_report(cfg)
+    if not finished:
+        check_replaceable(cfg.output, cfg.overwrite)
+    plan = make_plan(cfg)
+    on_plan(plan)
     summary = run(cfg)
     if summary.failures:
         first = summary.failures[0]
-        raise RuntimeError(f"{len(summary.failures)} units failed; the first, {first.unit}: {first.message}")
-    dataset = pack(cfg)
+        raise UnitsFailed(f"{len(summary.failures)} units failed; the first, {first.unit}: {first.message}")
+    dataset = ShardedDataset(cfg.output).info if finished and _same_options(cfg) else pack(cfg)
     write_report(cfg.output, cfg.seed, cfg.report.conversations)
     return dataset, summary
+
+
+def lacks_report(cfg: DataPrepConfig) -> bool:
+    """Whether the output is a dataset that was packed, but whose report was not written."""
+    output = Path(cfg.output)
+    return (output / DATASET_FILE).is_file() and not (output / REPORT_FILE).is_file() and not cfg.overwrite
+
+
+def _same_options(cfg: DataPrepConfig) -> bool:
+    """Whether the dataset was packed with these options. If not, `pack` refuses to replace it."""
+    stages = build_stages(cfg, run_codec(cfg))
+    return ShardedDataset(cfg.output).read(0).prep == prep_hash(cfg, stages)
 
 
 _POSITIVE = {

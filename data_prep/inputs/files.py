@@ -66,7 +66,7 @@ def _list_local(source: str) -> Files | None:
     if os.path.isdir(path):
         names = list(_walk(path))
         special = [name for name in names if is_special(os.path.join(path, name))]
-        return Files(path, sorted(set(names) - set(special)), folder=True, special=special)
+        return Files(path, sorted(set(names) - set(special)), folder=True, special=sorted(special))
     if is_special(path):
         raise ValueError(f"{source}: not a file, but a FIFO, a socket or a device; save what it gives as a file first")
     if os.path.isfile(path):

@@ -38,7 +38,8 @@ def pair_files(files: dict[str, Locator], notes: Notes) -> Iterator[Entry | Reje
             sides.setdefault(_stem(name), {})[suffix_of(name)] = name
     paired = pair_by_name(audio, sides)
     lone = sorted(sides.keys() - paired.values())
-    of_many, used = _read_files_of_many({stem: sides[stem] for stem in lone}, files, set(audio) - paired.keys())
+    bare = set(audio) - paired.keys()
+    of_many, used = _read_files_of_many({stem: sides[stem] for stem in lone}, files, bare, notes)
     described: dict[str, str] = {}  # stem of side files -> the audio file they describe
     for name in audio:
         stem = paired.get(name)
@@ -111,7 +112,7 @@ def _annotated(name: str, files: dict[str, Locator], sides: dict[str, str], note
 
 
 def _read_files_of_many(
-    lone: dict[str, dict[str, str]], files: dict[str, Locator], audio: set[str]
+    lone: dict[str, dict[str, str]], files: dict[str, Locator], audio: set[str], notes: Notes
 ) -> tuple[dict[str, list[GivenTurn]], set[str]]:
     """Turns of audio files without a side file of their own, from files that name many -> and the files used."""
     by_stem: dict[str, list[str]] = {}
@@ -126,11 +127,15 @@ def _read_files_of_many(
             rows = parse_rows(suffix, _content(files[side]))
         except ValueError:
             continue  # named as an annotation without audio
-        for file, of_file in rows.items():
-            names = set(by_stem.get(file, []))
+        found = {file: set(by_stem.get(file, [])) for file in rows}
+        if not any(found.values()):
+            continue
+        used.add(side)
+        for file, names in found.items():
             if len(names) == 1:
-                turns.setdefault(names.pop(), turns_of(of_file))
-                used.add(side)
+                turns.setdefault(names.pop(), turns_of(rows[file]))
+            else:
+                notes.without_audio.append(f"{side}: {file}")
     return turns, used
 
 

@@ -42,6 +42,7 @@ class Entry:
     group: str | None = None
     default_group: str | None = None  # if neither `group` nor the option group_pattern gives one
     split: str | None = None
+    table: str | None = None  # file that lists it, whose name gives the split if nothing else does
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
     lang: str | None = None  # None: as the source
     dnsmos: float | None = None  # quality as the data's makers measured it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os.path
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from data_prep.inputs.notes import Notes
 from data_prep.inputs.side_files import decode_text
 from data_prep.records import Locator
 
-_SNIFFED = 1 << 16  # bytes of a file that are looked at to tell what it is
+_SNIFFED = 1 << 20  # bytes of a file that are looked at to tell what it is
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Pile:
     notes: Notes
     left: dict[str, None] = field(default_factory=dict)
     text_column: str | None = None
+    kinds: dict[str, str | None] = field(default_factory=dict)  # what readers found files to be, see `kind`
     asked: bool = False  # the layout is named by the user, so a reader need not be sure of it
 
     def __post_init__(self) -> None:
@@ -43,6 +44,13 @@ class Pile:
     @property
     def audio(self) -> list[str]:
         return [name for name in self.left if is_audio(name)]
+
+    def by_folder(self) -> dict[str, list[str]]:
+        """Folder -> the names left in it, for readers that look at each folder by itself."""
+        folders: dict[str, list[str]] = {}
+        for name in self.left:
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
+        return folders
 
     def path(self, name: str) -> str:
         return self.files.path(name)
@@ -65,6 +73,18 @@ class Pile:
             return decode_text(whole)
         except (ValueError, OSError, EOFError):
             return ""
+
+    def kind(self, name: str, of: str, look: Callable[[str], str | None]) -> str | None:
+        """`look` at the first lines of a file, once; `of` names the reader that looks.
+
+        The side file of an audio file, of the same name, is None: there may be millions.
+        """
+        if name.lower().endswith(".json") and name.rpartition(".")[0] in self._stems:
+            return None
+        key = f"{of}:{name}"
+        if key not in self.kinds:
+            self.kinds[key] = look(self.head(name))
+        return self.kinds[key]
 
     def find(self, reference: str, table: str) -> tuple[str, Locator]:
         """The audio file that a table names -> its name in the source, and where its bytes are.
@@ -95,6 +115,10 @@ class Pile:
     @cached_property
     def _names(self) -> set[str]:
         return set(self.files.names)
+
+    @cached_property
+    def _stems(self) -> set[str]:
+        return {name.rpartition(".")[0] for name in filter(is_audio, self.files.names)}
 
     @cached_property
     def _by_ending(self) -> dict[str, list[str]]:

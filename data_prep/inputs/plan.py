@@ -5,6 +5,7 @@ The result depends on the contents of the sources, not on the order in which the
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -22,12 +23,14 @@ from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
 from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
 from data_prep.inputs.sources import STAGE, read_source
 from data_prep.inputs.understood import understand
-from data_prep.inputs.units import cut_units, digest_of
+from data_prep.inputs.units import cut_units, digest_of, unit_seconds
 from data_prep.progress import TerminalProgress
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Rejection
 
 __all__ = ["Plan", "load_plan", "make_plan"]
+
+log = logging.getLogger(__name__)
 
 _SOURCE_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _BATCH = 4096  # files submitted to the threads at once
@@ -81,8 +84,12 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
         again = _again(before, differing) if before else {}
         to_plan = new + [recording for members in again.values() for recording in members]
         digests |= {recording.id: digest_of(recording) for recording in to_plan}
-        units = list(cut_units(to_plan, digests, cfg.plan.unit_hours * 3600))
+        seconds = unit_seconds(sum(recording.seconds for recording in to_plan), cfg.plan.unit_hours * 3600)
+        units = list(cut_units(to_plan, digests, seconds))
         plan = write_plan(work, units, rejections, options, before, list(again))
+    for source in understood:
+        if source.warning():
+            log.warning("%s: not all of it is used: %s", source.source, source.warning())
     plan.understood, plan.corrected = understood, [recording.id for recording in differing]
     return plan
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,11 @@ class Plan:
         self.understood: list[Understood] = []  # set by `make_plan`, for the terminal
         self.corrected: list[str] = []
         self.units: list[Unit] = []
+        self.written: list[Unit] = []  # with those that were replaced
         self._file_of: dict[str, tuple[str, Unit]] = {}
         for part in self.parts:
             for unit in read_rows(folder / part.units, Unit):
+                self.written.append(unit)
                 if unit.id not in self.replaced:
                     self.units.append(unit)
                 self._file_of[unit.id] = (part.recordings, unit)
@@ -137,6 +140,9 @@ def write_plan(
     replaced: ids of units of the old plan whose recordings are in `units`, as they are now
     """
     gone = {*(before.replaced if before else ()), *replaced}
+    restored = gone & {unit.id for unit, _ in units}  # an annotation is as it was in an earlier part again
+    gone -= restored
+    units = _numbered([(unit, members) for unit, members in units if unit.id not in restored])
     parts = list(before.parts) if before else []
     number = 1 + _number(before.rejects_file) if before else 0
     suffix = f"-{number}" if number else ""
@@ -147,7 +153,7 @@ def write_plan(
         parts.append(part)
     rejects_file = f"rejects{suffix}.parquet"
     write_rows(work / rejects_file, rejections, Rejection)
-    all_units = [unit for unit in before.units if unit.id not in gone] if before else []
+    all_units = [unit for unit in before.written if unit.id not in gone] if before else []
     all_units += [unit for unit, _ in units]
     description = {
         "version": VERSION,
@@ -164,6 +170,12 @@ def write_plan(
     text = json.dumps(description, indent=1, ensure_ascii=False)
     write_atomically(work / PLAN_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return load_plan(work)
+
+
+def _numbered(units: list[tuple[Unit, list[Recording]]]) -> list[tuple[Unit, list[Recording]]]:
+    """Units with the rows at which they begin, if they are written one after another."""
+    firsts = accumulate((len(members) for _, members in units), initial=0)
+    return [(replace(unit, first_row=first), members) for (unit, members), first in zip(units, firsts, strict=False)]
 
 
 def _number(name: str) -> int:

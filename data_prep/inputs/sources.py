@@ -109,14 +109,14 @@ def _with_streams(entry: Entry, notes: Notes) -> Entry:
 def _entries(cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
     pile = Pile(list_files(cfg.input), notes, text_column=cfg.text_column, asked=cfg.format is not None)
     notes.put_aside(pile.files.special, "not a file, but a FIFO, a socket or a device")
-    split_of = given_splits(pile.files.names) if pile.files.folder else lambda name: None
+    split_of = given_splits(pile.files.names)
     found = False
     for layout, entry in _folder(pile, cfg) if pile.files.folder else _files(pile, cfg):
         found = True
         if isinstance(entry, Entry):
             notes.layouts[layout] += 1
             if entry.split is None:
-                entry = replace(entry, split=split_of(entry.audio))
+                entry = replace(entry, split=split_of(entry.table or entry.audio) or split_of(entry.audio))
         yield entry
     if not found and cfg.format is not None:
         raise ValueError(f"{cfg.input}: holds nothing in the layout format={cfg.format}; docs/data.md names its files")

@@ -25,10 +25,13 @@ _TABLES = (".parquet", ".tar", ".tsv", ".csv", ".jsonl", ".json", ".gz", ".arrow
 
 
 def split_named(name: str) -> str | None:
-    """The split "train", "val" or "test" that a path names: its deepest folder that is such a word, or its table."""
+    """The split "train", "val" or "test" that a path names: a word of its table's name, or its deepest such folder."""
     path = PurePosixPath(name)
-    parts = list(path.parts[:-1]) + ([path.name] if path.suffix.lower() in _TABLES else [])
-    for part in reversed(parts):
+    if path.suffix.lower() in _TABLES:
+        words = [_WORDS[word] for word in re.split(r"[-_.\s\d]+", path.name.lower()) if word in _WORDS]
+        if words:
+            return words[0]
+    for part in reversed(path.parts[:-1]):
         match = _PART.fullmatch(part)
         if match:
             return _WORDS[match[1].lower()]

@@ -58,11 +58,22 @@ class Understood:
             )
         return lines
 
+    def warning(self) -> str:
+        """The losses in one line, without names; "" if there are none."""
+        parts = [f"{len(names)} {kind} set aside" for kind, names in sorted(self.notes.set_aside.items())]
+        left_out = sum(len(found) for reason, found in self.left_out.items() if reason not in _MEANT)
+        counts = {
+            "annotations without audio": len(self.notes.without_audio),
+            "recordings without annotation": len(self.with_nothing) if self.with_turns or self.with_text else 0,
+            "left out": left_out,
+        }
+        return "; ".join(parts + [f"{count} {words}" for words, count in counts.items() if count])
+
     def lines(self) -> list[str]:
         """The whole account, for the terminal."""
-        layouts = ", ".join(f"{count} as {layout}" for layout, count in self.notes.layouts.most_common())
+        layouts = ", ".join(f"{layout} {count}" for layout, count in self.notes.layouts.most_common()) or "none"
         lines = [
-            f"{self.source}: {self.recordings} recordings, {self.seconds / 3600:.2f} hours, read {layouts or 'nothing'}",
+            f"{self.source}: {self.recordings} recordings, {self.seconds / 3600:.2f} hours, as {layouts}",
             f"  {len(self.with_turns)} with turns ({self.turns} turns in all), {len(self.with_text)} with a text only, "
             f"{len(self.with_nothing)} with nothing",
             f"  languages: {_counts(self.languages)}",

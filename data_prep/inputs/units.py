@@ -10,6 +10,12 @@ from itertools import groupby
 
 from data_prep.records import Recording
 
+_UNITS = 64
+"""Units that a set is divided into before they get as long as `plan.unit_hours`."""
+
+_SMALLEST = 300.0
+"""Seconds of audio below which a unit is not worth its bookkeeping."""
+
 
 @dataclass
 class Unit:
@@ -26,6 +32,14 @@ def digest_of(recording: Recording) -> str:
     """Hash of a recording's row, which tells whether the recording has changed."""
     row = json.dumps(asdict(recording), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(row.encode()).hexdigest()[:32]
+
+
+def unit_seconds(total: float, limit: float) -> float:
+    """Seconds of audio of a unit: `limit`, or less of a small set, so that every worker has something to do.
+
+    It depends on the set alone, never on the number of workers, which may change while a plan lasts.
+    """
+    return min(limit, max(_SMALLEST, total / _UNITS))
 
 
 def cut_units(

@@ -68,7 +68,7 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
     tables = stage_tables(stages)
     units = [unit.id for unit in plan.units]
     repeated, rates = _measure_whole_set(cfg, plan, tables, units)
-    prep = _prep_hash(cfg, stages)
+    prep = prep_hash(cfg, stages)
     with output_folder(Path(cfg.output), cfg.overwrite) as folder:
         codec_file = None
         if isinstance(codec, SpectralCodec):
@@ -115,7 +115,7 @@ def _check_done(work: Path, plan: Plan, stages: list[Stage]) -> None:
         )
 
 
-def _prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
+def prep_hash(cfg: DataPrepConfig, stages: list[Stage]) -> str:
     """Hash of the options that the samples depend on, 12 hex digits."""
     options = [asdict(cfg.strict), asdict(cfg.dedup), asdict(cfg.conversation), cfg.seed, fingerprints(stages)]
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -17,6 +17,7 @@ from data_prep.config import DataPrepConfig, PlanConfig, SourceConfig
 from data_prep.inputs import plan_files
 from data_prep.inputs.plan import Plan, load_plan, make_plan
 from data_prep.inputs.probe import probe
+from data_prep.inputs.units import unit_seconds
 from data_prep.reasons import RejectedRecording
 from data_prep.records import Locator, Recording
 
@@ -170,6 +171,16 @@ def test_a_unit_is_read_without_the_others(many, plan_of, monkeypatch):
         want = [row["id"] for row in all_rows if row["unit"] == unit.id]
         assert [recording.id for recording in plan.recordings(unit.id)] == want and want
     assert load_plan(plan.folder).units == plan.units
+
+
+def test_small_sets_are_divided_so_that_all_workers_have_work(tmp_path, plan_of):
+    (tmp_path / "in").mkdir()
+    for n in range(3):
+        soundfile.write(tmp_path / "in" / f"{n}.wav", noise(200.0, 1000, n), 1000)
+    assert [unit.recordings for unit in plan_of(tmp_path / "in").units] == [1, 1, 1]
+    assert unit_seconds(60.0, 4 * 3600) == 300  # no unit for a minute
+    assert unit_seconds(2 * 3600, 4 * 3600) == 300 and unit_seconds(100 * 3600, 4 * 3600) == 100 * 3600 / 64
+    assert unit_seconds(1e6 * 3600, 4 * 3600) == 4 * 3600 and unit_seconds(2 * 3600, 60) == 60
 
 
 def test_limit_takes_the_first_of_each_source_by_id(many, plan_of):

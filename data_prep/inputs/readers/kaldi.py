@@ -64,6 +64,7 @@ def _read(pile: Pile, scp: str) -> Iterator[Entry | Rejection]:
         yield Entry(
             audio=audio,
             locator=locator,
+            table=scp,
             id=audio if channel is not None else f"{folder}{recording}",
             default_group=who.pop() if len(who) == 1 and "utt2spk" in files else None,
             turns=turns or None,
@@ -79,7 +80,7 @@ def _read(pile: Pile, scp: str) -> Iterator[Entry | Rejection]:
 
 def _table(pile: Pile, name: str) -> dict[str, str]:
     """First field of each line -> the rest of it."""
-    rows = (line.strip().partition(" ") for line in pile.text(name).replace("\t", " ").splitlines() if line.strip())
+    rows = (line.strip().partition(" ") for line in pile.text(name).replace("\t", " ").split("\n") if line.strip())
     return {key: rest.strip() for key, _, rest in rows}
 
 

@@ -47,10 +47,12 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
 
 def kind_of(pile: Pile, name: str) -> str | None:
     """Whether a file is a manifest of "recording"s, "supervision"s or "cut"s, by its first line; None: of neither."""
-    if suffix_of(name) not in SUFFIXES:
-        return None
+    return pile.kind(name, "lhotse", _kind) if suffix_of(name) in SUFFIXES else None
+
+
+def _kind(head: str) -> str | None:
     try:
-        row = json.loads(pile.head(name).strip().partition("\n")[0])
+        row = json.loads(head.strip().partition("\n")[0])
     except ValueError:
         return None
     if not isinstance(row, dict) or "id" not in row:
@@ -67,7 +69,7 @@ def is_manifest(pile: Pile, name: str) -> bool:
 
 
 def manifest(pile: Pile, name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(pile.text(name).splitlines(), start=1):
+    for number, line in enumerate(pile.text(name).split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -93,7 +95,7 @@ def _of_recording(
     audio, locator = pile.find(str(sources[0]["source"]), name)
     pile.take([audio])
     several = len(recording.get("channel_ids") or sources[0].get("channels") or []) > 1
-    return Entry(audio=audio, locator=locator, id=audio, **described(supervisions, offset, several))
+    return Entry(audio=audio, locator=locator, id=audio, table=name, **described(supervisions, offset, several))
 
 
 def described(supervisions: list[dict[str, Any]], offset: float, several: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from data_prep.inputs.kinds import is_audio
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
 from data_prep.reasons import Reason
@@ -13,10 +14,12 @@ from data_prep.records import GivenTurn, Locator, Rejection
 
 def read_librispeech(pile: Pile) -> Iterator[Entry | Rejection]:
     """A recording for each line of a .trans.txt. Speakers, the first part of a name, are the groups."""
-    for table in pile.named(".trans.txt"):
+    tables = pile.named(".trans.txt")
+    in_folder = pile.by_folder() if tables else {}
+    for table in tables:
         folder = table.rpartition("/")[0]
-        audio = {PurePosixPath(name).stem: name for name in pile.audio if name.rpartition("/")[0] == folder}
-        rows = [line.strip().partition(" ") for line in pile.text(table).splitlines() if line.strip()]
+        audio = {PurePosixPath(name).stem: name for name in in_folder[folder] if is_audio(name)}
+        rows = [line.strip().partition(" ") for line in pile.text(table).split("\n") if line.strip()]
         if not audio.keys() & {name for name, _, _ in rows}:
             continue
         pile.take([table])

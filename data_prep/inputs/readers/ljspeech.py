@@ -15,7 +15,7 @@ from data_prep.records import GivenTurn, Locator, Rejection
 def read(pile: Pile) -> Iterator[Entry | Rejection]:
     """A recording for each line, all of one speaker, with the normalized text if there is one."""
     for table in [name for name in pile.left if name.lower().endswith(("metadata.csv", "metadata.txt"))]:
-        lines = [line for line in pile.head(table).splitlines() if line.strip()]
+        lines = [line for line in pile.head(table).split("\n") if line.strip()]
         folder = table.rpartition("/")[0]
         below = f"{folder}/" if folder else ""
         audio = {PurePosixPath(name).stem: name for name in pile.audio if name.startswith(below)}
@@ -24,7 +24,7 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
         if not any(PurePosixPath(line.split("|")[0]).name.removesuffix(".wav") in audio for line in lines[:10]):
             continue
         pile.take([table])
-        for number, line in enumerate(pile.text(table).splitlines(), start=1):
+        for number, line in enumerate(pile.text(table).split("\n"), start=1):
             if not line.strip():
                 continue
             name, *texts = line.split("|")

@@ -61,10 +61,13 @@ def reader(layout: str) -> Callable[[Pile], Iterator[Entry | Rejection]]:
 
 def layout_of(pile: Pile, name: str) -> str | None:
     """Which of LAYOUTS a table has, by its first row; None if it is none of them."""
-    if suffix_of(name) not in SUFFIXES:
-        return None
+    suffix = suffix_of(name)
+    return pile.kind(name, "rows", lambda head: _layout(head, suffix)) if suffix in SUFFIXES else None
+
+
+def _layout(head: str, suffix: str) -> str | None:
     try:
-        first = next(iter(parse_rows(pile.head(name), suffix_of(name))), None)
+        first = next(iter(parse_rows(head, suffix)), None)
     except ValueError:
         return None
     if not isinstance(first, dict):
@@ -91,7 +94,7 @@ def parse_rows(text: str, suffix: str) -> Iterator[Any]:
     if text.lstrip()[:1] == "[":
         yield from json.loads(text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -104,9 +107,6 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
         rows = list(parse_rows(pile.text(name), suffix_of(name)))
     except ValueError as error:
         raise ValueError(f"{pile.path(name)}: {error}") from error
-    # one table is one split if its name says so and there are others beside it
-    tables = [other for other in pile.files.names if suffix_of(other) in SUFFIXES and split_named(other)]
-    split = split_named(name) if len({split_named(other) for other in tables}) > 1 else None
     for number, row in enumerate(rows, start=1):
         at = f"{pile.path(name)}, row {number}"
         audio = first_of(row, _AUDIO) if isinstance(row, dict) else None
@@ -119,7 +119,7 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
         except ValueError as error:
             yield Rejection(audio=audio, reason=Reason.bad_annotation, message=str(error))
         else:
-            entry.split = entry.split or split
+            entry.table = name
             yield entry
 
 

@@ -20,14 +20,16 @@ _FIELD = re.compile(r"(\w+)\.(\d+)\.(?:tar|jsonl|jsonl\.gz)")
 
 def read(pile: Pile) -> Iterator[Entry | Rejection]:
     """A recording for each cut; other fields than `recording` (features, targets) are noted and not used."""
-    for cuts in [name for name in pile.left if _CUTS.fullmatch(PurePosixPath(name).name)]:
+    all_cuts = [name for name in pile.left if _CUTS.fullmatch(PurePosixPath(name).name)]
+    in_folder = pile.by_folder() if all_cuts else {}
+    for cuts in all_cuts:
         folder, _, file = cuts.rpartition("/")
         number = _CUTS.fullmatch(file)[1]  # type: ignore[index]
         prefix = f"{folder}/" if folder else ""
         tar = f"{prefix}recording.{number}.tar"
         if tar not in pile.left:
             continue  # plain cuts, that lhotse.py reads
-        fields = [name for name in pile.left if name.startswith(prefix) and _of_shard(name, number)]
+        fields = [name for name in in_folder[folder] if _of_shard(name, number)]
         pile.take([cuts, tar, *fields])
         pile.notes.put_aside(
             (name for name in fields if name not in (cuts, tar)), "fields of Shar other than recording"
@@ -46,7 +48,8 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
                 continue
             several = len((cut.get("recording") or {}).get("channel_ids") or []) > 1
             fields_of = described(cut.get("supervisions") or [], 0.0, several)
-            yield Entry(audio=name, locator=members[name], id=f"{prefix}{cut['id']}", **fields_of)
+            fields_of["default_group"] = (cut.get("recording") or {}).get("id")  # cuts of a recording share voices
+            yield Entry(audio=name, locator=members[name], table=cuts, id=f"{prefix}{cut['id']}", **fields_of)
         pile.notes.put_aside(audio.values(), "audio in Shar that no cut describes")
 
 

@@ -6,7 +6,7 @@
 
 Files belong together if their names differ by the speaker alone. An annotation is a file that begins with the name of
 the speaker's audio file (without `_audio`), or one named as the conversation, whose speakers are those of the files.
-With format=speakers, a letter or a number at the end of the name is a speaker, too (call_A.wav, call_B.wav).
+With format=speakers, any letter or number at the end of the name is a speaker (call_A.wav, call_B.wav, track_1.wav).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from data_prep.inputs.kinds import suffix_of
+from data_prep.inputs.kinds import is_audio, suffix_of
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
 from data_prep.inputs.side_files import SIDE_SUFFIXES, parse_side_file
@@ -26,14 +26,17 @@ from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Made, Rejection
 
 _ROLES = "user|assistant|agent|customer|caller|callee|client|host|guest|interviewer|interviewee|left|right|moderator"
+_SEAMLESS = re.compile(r"(?P<conversation>V\d+_S\d+_I\d+)_(?P<speaker>P\d+[A-Z]?)")
+_KIND = r"(?:[-_ ](?:audio|track|mic|channel|mono))?"
 _SURE = re.compile(
-    r"(?P<conversation>.*?)[-_. ]?"
-    r"(?P<speaker>P\d{3,}[A-Z]?|(?:speaker|spk|participant|channel|track|ch|mic)[-_ ]?(?:\d+|[A-Za-z])|"
-    rf"{_ROLES})"
-    r"(?:[-_ ](?:audio|track|mic|channel|mono))?",
+    rf"(?P<conversation>.*?)[-_. ]?(?P<speaker>(?:speaker|spk)[-_ ]?(?:\d+|[A-Za-z])|{_ROLES}){_KIND}", re.IGNORECASE
+)
+_ASKED = re.compile(
+    rf"(?P<conversation>.*?)[-_. ]?(?P<speaker>(?:participant|channel|track|ch|mic)?[-_ ]?(?:\d+|[A-Za-z])){_KIND}",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"(?P<conversation>.*?)[-_. ]?(?P<speaker>[A-Za-z]|\d+)")
+_MOST = 8
+"""Files of a conversation that is found by itself; more are voices that have nothing to do with each other."""
 _MIX = re.compile(r"[-_. ]?(?:combined|mix|mixed|stereo|both|full|conversation)(?:[-_ ]audio)?", re.IGNORECASE)
 _TAIL = re.compile(r"[-_ ](?:audio|track|mic|channel|mono)$", re.IGNORECASE)
 
@@ -51,13 +54,16 @@ class _Conversation:
 
 def read(pile: Pile) -> Iterator[Entry | Rejection]:
     """A recording for each conversation, with the turns of all speakers' annotations, each on its channel."""
-    for conversation in _conversations(pile):
+    conversations = _conversations(pile)
+    in_folder = pile.by_folder() if conversations else {}
+    for conversation in conversations:
+        beside = in_folder[conversation.folder]
         pile.take(conversation.audio.values())
-        _put_mix_aside(pile, conversation)
+        _put_mix_aside(pile, conversation, beside)
         turns: list[GivenTurn] = []
         bare, problem = [], None
         for channel, (speaker, audio) in enumerate(conversation.audio.items()):
-            found = _own_annotation(pile, audio)
+            found = _own_annotation(pile, audio, beside)
             if isinstance(found, str):
                 problem = found
             elif found is None:
@@ -85,30 +91,30 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
 
 
 def _conversations(pile: Pile) -> list[_Conversation]:
-    pattern = _ASKED if pile.asked else _SURE
+    patterns = [_SEAMLESS, _SURE, *([_ASKED] if pile.asked else [])]
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name in sorted(pile.audio):
         stem = PurePosixPath(name).stem
-        match = _SURE.fullmatch(stem) or pattern.fullmatch(stem)
+        match = next((match for pattern in patterns if (match := pattern.fullmatch(stem))), None)
         if match:
             key = (name.rpartition("/")[0], match["conversation"])
             found.setdefault(key, {}).setdefault(match["speaker"], name)
-    return [_Conversation(*key, audio) for key, audio in sorted(found.items()) if len(audio) > 1]
+    several = {key: audio for key, audio in found.items() if len(audio) > 1 and (pile.asked or len(audio) <= _MOST)}
+    return [_Conversation(*key, audio) for key, audio in sorted(several.items())]
 
 
-def _put_mix_aside(pile: Pile, conversation: _Conversation) -> None:
-    for name in pile.audio:
+def _put_mix_aside(pile: Pile, conversation: _Conversation, beside: list[str]) -> None:
+    for name in filter(is_audio, beside):
         stem = PurePosixPath(name).stem
-        beside = name.rpartition("/")[0] == conversation.folder and stem.startswith(conversation.name)
-        if beside and _MIX.fullmatch(stem.removeprefix(conversation.name)):
+        if name in pile.left and stem.startswith(conversation.name) and _MIX.fullmatch(stem[len(conversation.name) :]):
             pile.take([name])
             pile.notes.put_aside([name], "mix of the speakers' own files")
 
 
-def _own_annotation(pile: Pile, audio: str) -> list[GivenTurn] | str | None:
+def _own_annotation(pile: Pile, audio: str, beside: list[str]) -> list[GivenTurn] | str | None:
     """Turns of a speaker's annotation; a str says what is wrong with it; None: there is none."""
     base = _TAIL.sub("", str(PurePosixPath(audio).with_suffix("")))
-    names = [name for name in pile.left if _belongs(name, base)]
+    names = [name for name in beside if name in pile.left and _belongs(name, base)]
     names.sort(key=lambda name: (SIDE_SUFFIXES.index(suffix_of(name)), name))
     for number, name in enumerate(names):
         pile.take([name])

@@ -1,0 +1,92 @@
+"""The original audio of the conversations of a dataset, found through the plan it was prepared from."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from csm.data.dataset import ShardedDataset
+from csm.data.sample import Sample
+from data_prep.audio.recording import RecordingAudio
+from data_prep.inputs.plan_files import PLAN_FILE, load_plan
+from data_prep.inputs.probe import probe
+from data_prep.reasons import RejectedRecording
+from data_prep.records import Locator, Recording
+
+
+@dataclass
+class Original:
+    """The recording of a conversation, or the reason why there is none."""
+
+    recording: Recording | None
+    message: str = ""
+
+
+class Originals:
+    """Looks recordings up in the plan in `work`, or without one by the path that samples keep."""
+
+    def __init__(self, dataset: ShardedDataset, work: Path) -> None:
+        self._dataset = dataset
+        self._plan = load_plan(work) if (work / PLAN_FILE).is_file() else None
+        self._last: tuple[str, Original] | None = None
+
+    def of(self, sample: Sample) -> Original:
+        if self._last is None or self._last[0] != sample.recording:
+            self._last = (sample.recording, self._find(sample))
+        return self._last[1]
+
+    def _find(self, sample: Sample) -> Original:
+        if self._plan is not None:
+            try:
+                return Original(self._plan.recording(sample.recording))
+            except KeyError:
+                return Original(None, "it is not in the plan of the work folder")
+        path = self._dataset.audio_path(sample)
+        if path is None or not path.is_file():
+            return Original(None, f"there is no plan in the work folder, and no file {path}")
+        found = probe(Locator(str(path)), path.name)
+        if found.reason is not None:
+            return Original(None, found.message or str(found.reason))
+        recording = Recording(
+            id=sample.recording,
+            source=sample.source,
+            audio=path.name,
+            locator=Locator(str(path)),
+            group=sample.group,
+            split=sample.split,
+            lang=sample.lang,
+            licence=sample.licence,
+            seconds=found.seconds,
+            sample_rate=found.sample_rate,
+            channels=found.channels,
+        )
+        return Original(recording)
+
+
+def flac(recording: Recording, channels: list[int] | None, start: float, end: float | None) -> bytes:
+    """A stretch of a recording as FLAC of 16 bits at the recording's rate; channels None: mixed to one.
+
+    Raises `RejectedRecording` or OSError if it cannot be read.
+    """
+    audio = RecordingAudio(recording)
+    wanted: list[int | None] = [*channels] if channels else [None]
+    try:
+        tracks = [audio.track(channel, audio.rate, start, end) for channel in wanted]
+        file = io.BytesIO()
+        soundfile.write(file, np.clip(np.stack(tracks, axis=1), -1, 1), audio.rate, "PCM_16", format="FLAC")
+    finally:
+        audio.close()
+    return file.getvalue()
+
+
+def channels_of(sample: Sample) -> list[int] | None:
+    """The channels on which a conversation's turns are, from 0; None: they are on the mix of all."""
+    found = {turn.channel for turn in sample.turns}
+    return None if None in found else list(range(max(channel for channel in found if channel is not None) + 1))
+
+
+UNREADABLE = (RejectedRecording, OSError)

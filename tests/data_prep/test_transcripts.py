@@ -1,0 +1,283 @@
+"""Transcripts of every common form, beside their recordings: none is ignored, none is trained on as it stands."""
+
+import json
+import tarfile
+
+import pytest
+from layouts import Source, text, wav
+
+VTT = """WEBVTT
+
+00:00.100 --> 00:00.400
+<v Ann Lee>Hi there.</v>
+
+00:00:00.500 --> 00:00:00.900
+<v Bob>Hello,
+Ann.</v>
+"""
+SRT = "1\n00:00:00,100 --> 00:00:00,400\nAnn: Hi.\n\n2\n00:00:00,500 --> 00:00:00,900\nBob: Hello.\n"
+TEXTGRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 1
+tiers? <exists>
+size = 3
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "Ann"
+        xmin = 0
+        xmax = 1
+        intervals: size = 2
+        intervals [1]:
+            xmin = 0.1
+            xmax = 0.4
+            text = "Hi ""you""."
+        intervals [2]:
+            xmin = 0.4
+            xmax = 1
+            text = ""
+    item [2]:
+        class = "IntervalTier"
+        name = "Bob"
+        xmin = 0
+        xmax = 1
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0.5
+            xmax = 0.9
+            text = "Hello."
+    item [3]:
+        class = "IntervalTier"
+        name = "Bob - phones"
+        xmin = 0
+        xmax = 1
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0.5
+            xmax = 0.9
+            text = "HH"
+"""
+WORDS = [{"word": "Hi", "start": 0.1, "end": 0.2}, {"word": "there.", "start": 0.25, "end": 0.4}]
+
+FORMS = {
+    "vtt": (".vtt", VTT, [("Ann Lee", 0.1, 0.4, "Hi there."), ("Bob", 0.5, 0.9, "Hello, Ann.")]),
+    "srt": (".srt", SRT, [("Ann", 0.1, 0.4, "Hi."), ("Bob", 0.5, 0.9, "Hello.")]),
+    "srt of one": (
+        ".srt",
+        SRT.replace("Ann: ", "").replace("Bob: ", ""),
+        [("0", 0.1, 0.4, "Hi."), ("0", 0.5, 0.9, "Hello.")],
+    ),
+    "textgrid": (".TextGrid", TEXTGRID, [("Ann", 0.1, 0.4, 'Hi "you".'), ("Bob", 0.5, 0.9, "Hello.")]),
+    "ctm": (
+        ".ctm",
+        "x 1 0.1 0.1 Hi 0.9\nx 1 0.25 0.15 there.\nx 1 3.0 0.2 Yes.\n",
+        [("1", 0.1, 0.4, "Hi there."), ("1", 3.0, 3.2, "Yes.")],
+    ),
+    "ctm of a call": (".ctm", "x A 0.1 0.1 Hi\nx B 0.2 0.1 Hm\n", [("A", 0.1, 0.2, "Hi", 0), ("B", 0.2, 0.3, "Hm", 1)]),
+    "Audacity": (
+        ".txt",
+        "0.100000\t0.400000\tHi.\n0.500000\t0.900000\tHello.\n",
+        [("0", 0.1, 0.4, "Hi."), ("0", 0.5, 0.9, "Hello.")],
+    ),
+    "Fisher": (
+        ".txt",
+        "# fe_03_00001.sph\n\n0.10 0.40 A: hi there\n0.50 0.90 B: hello\n",
+        [("A", 0.1, 0.4, "hi there"), ("B", 0.5, 0.9, "hello")],
+    ),
+    "starts": (
+        ".txt",
+        "[00:00:00] A: Hi.\n[00:00:01] B: Hello.\n",
+        [("A", 0.0, 1.0, "Hi."), ("B", 1.0, None, "Hello.")],
+    ),
+    "Whisper": (
+        ".json",
+        {
+            "text": "Hi. Hello.",
+            "language": "de",
+            "segments": [
+                {"id": 0, "start": 0.1, "end": 0.4, "text": " Hi.", "avg_logprob": -0.1},
+                {"start": 0.5, "end": 0.9, "text": " Hello."},
+            ],
+        },
+        [("0", 0.1, 0.4, "Hi."), ("0", 0.5, 0.9, "Hello.")],
+    ),
+    "whisperX": (
+        ".json",
+        {
+            "segments": [{"start": 0.1, "end": 0.4, "text": " Hi there.", "speaker": "SPEAKER_01", "words": WORDS}],
+            "word_segments": [],
+        },
+        [("SPEAKER_01", 0.1, 0.4, "Hi there.")],
+    ),
+    "Deepgram": (
+        ".json",
+        {
+            "metadata": {},
+            "results": {
+                "channels": [
+                    {
+                        "alternatives": [
+                            {
+                                "transcript": "hi",
+                                "words": [
+                                    {"word": "hi", "punctuated_word": "Hi.", "start": 0.1, "end": 0.4, "speaker": 1},
+                                    {"word": "hm", "punctuated_word": "Hm.", "start": 0.5, "end": 0.6, "speaker": 0},
+                                ],
+                            }
+                        ]
+                    }
+                ]
+            },
+        },
+        [("1", 0.1, 0.4, "Hi."), ("0", 0.5, 0.6, "Hm.")],
+    ),
+    "Deepgram utterances": (
+        ".json",
+        {
+            "results": {
+                "channels": [{}, {}],
+                "utterances": [{"start": 0.1, "end": 0.4, "channel": 1, "speaker": 0, "transcript": "Hi."}],
+            }
+        },
+        [("1-0", 0.1, 0.4, "Hi.", 1)],
+    ),
+    "moshi": (
+        ".json",
+        {"alignments": [["Hi", [0.1, 0.2], "SPEAKER_MAIN"], ["there.", [0.25, 0.4], "SPEAKER_MAIN"]]},
+        [("SPEAKER_MAIN", 0.1, 0.4, "Hi there.", 0)],
+    ),
+    "list": (
+        ".json",
+        [{"start": 0.1, "end": 0.4, "speaker": "Ann", "text": "Hi.", "confidence": 0.9}],
+        [("Ann", 0.1, 0.4, "Hi.")],
+    ),
+    "words": (".json", {"words": WORDS}, [("0", 0.1, 0.4, "Hi there.")]),
+    "Emilia": (
+        ".json",
+        {"id": "x", "wav": "x.mp3", "text": "Hi.", "duration": 1.0, "speaker": "EN_1", "language": "de", "dnsmos": 3.2},
+        [("EN_1", 0.0, None, "Hi.")],
+    ),
+    "WebDataset": (".json", {"transcription": "Hi."}, [("0", 0.0, None, "Hi.")]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_gives_its_turns(tmp_path, form):
+    suffix, content, turns = FORMS[form]
+    wav(tmp_path / "x.wav")
+    text(tmp_path / f"x{suffix}", content if isinstance(content, str) else json.dumps(content))
+    source = Source(tmp_path)
+    assert source.said == {"x.wav": turns} and not source.rejected and not source.notes.losses
+
+
+def test_language_speaker_quality_of_a_side_file_are_used(tmp_path):
+    wav(tmp_path / "a.wav"), wav(tmp_path / "b.wav")
+    for name, quality in (("a", 3.2), ("b", 2.1)):
+        row = {"text": "Hallo.", "speaker": "DE_1", "language": "de", "dnsmos": quality}
+        text(tmp_path / f"{name}.json", json.dumps(row))
+    source = Source(tmp_path, min_dnsmos=3.0)
+    assert {(recording.lang, recording.group) for recording in source.recordings.values()} == {("de", "DE_1")}
+    assert source.reasons == {"b.wav": "quality"}
+    assert "DNSMOS 2.1 in its annotation is below min_dnsmos=3" in source.rejected["b.wav"].message
+    assert len({recording.group for recording in Source(tmp_path).recordings.values()}) == 1  # never on both sides
+
+
+def test_names_with_blanks_in_nist_files(tmp_path):
+    wav(tmp_path / "my call.wav"), wav(tmp_path / "call 2 3.wav")
+    text(
+        tmp_path / "my call.rttm",
+        "SPEAKER my call 1 0.50 0.30 <NA> <NA> Ann Lee <NA> <NA>\n"
+        "SPEAKER my call 1 0.9 0.1 <NA> <NA> Ann Roe 0.9 <NA>\n",
+    )
+    text(tmp_path / "call 2 3.stm", "call 2 3 1 Ann 0.5 0.9 4 5 numbers\n")
+    assert Source(tmp_path).said == {
+        "call 2 3.wav": [("Ann", 0.5, 0.9, "4 5 numbers")],
+        "my call.wav": [("Ann Lee", 0.5, 0.8, None), ("Ann Roe", 0.9, 1.0, None)],
+    }
+    text(tmp_path / "my call.rttm", "SPEAKER x 1 0.50 0.30 <NA> <NA> <NA> <NA> <NA>\n")
+    assert Source(tmp_path).reasons == {"my call.wav": "bad_annotation"}
+
+
+@pytest.mark.parametrize("suffix", [".rttm", ".stm", ".ctm"])
+def test_one_file_for_many_recordings(tmp_path, suffix):
+    lines = {
+        ".rttm": "SPEAKER {} 1 0.1 0.3 <NA> <NA> Ann <NA> <NA>\n",
+        ".stm": "{} 1 Ann 0.1 0.4 Hi.\n",
+        ".ctm": "{} 1 0.1 0.3 Hi. 1.0 lex Ann\n",
+    }
+    for name in ("a", "sub/b", "c"):
+        wav(tmp_path / f"{name}.wav")
+    text(tmp_path / f"all{suffix}", "".join(lines[suffix].format(name) for name in ("a", "b", "gone")))
+    source = Source(tmp_path)
+    turn = ("Ann", 0.1, 0.4, None if suffix == ".rttm" else "Hi.")
+    assert source.said == {"a.wav": [turn], "sub/b.wav": [turn], "c.wav": None}
+    assert source.notes.without_audio == [f"all{suffix}: gone"] and not source.rejected
+
+
+STRUCTURES = {
+    "dialog without times": "A: So what?\nB: Nothing.\n",
+    "numbers": "1 So what\n2 Nothing\n",
+    "brackets": "[laughs] So what\n[coughs] Nothing\n",
+    "comments": "# by Ann\n# in May\nSo what\n",
+    "reversed times": "0.9 0.5 So what\n1.9 1.5 Nothing\n",
+    "empty": " \n",
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_a_txt_that_is_no_plain_text_is_never_trained_on(tmp_path, case):
+    wav(tmp_path / "x.wav")
+    text(tmp_path / "x.txt", STRUCTURES[case])
+    source = Source(tmp_path)
+    assert source.reasons == {"x.wav": "bad_annotation"} and "x.txt: it" in source.rejected["x.wav"].message
+    if case == "empty":
+        assert "it is empty: write the text that is spoken, or remove it" in source.rejected["x.wav"].message
+
+
+@pytest.mark.parametrize("content", ["1984 was a year.\nIt was cold.\n", "Well: what now?\nI see.\nYes, I do.\n"])
+def test_a_plain_text_stays_one_turn(tmp_path, content):
+    wav(tmp_path / "x.wav")
+    text(tmp_path / "x.txt", content)
+    assert Source(tmp_path).said == {"x.wav": [("0", 0.0, None, " ".join(content.split()))]}
+
+
+def test_transcripts_that_name_no_speaker_are_remarked_and_broken_ones_rejected(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        wav(tmp_path / f"{name}.wav")
+    text(tmp_path / "a.srt", SRT.replace("Ann: ", "").replace("Bob: ", ""))
+    text(tmp_path / "b.TextGrid", "no grid")
+    text(tmp_path / "c.json", json.dumps({"segments": [{"start": "x", "end": 1, "text": "Hi."}]}))
+    text(tmp_path / "d.vtt", "WEBVTT\n")
+    source = Source(tmp_path)
+    assert source.notes.remarks == {"transcripts that name no speaker: taken as one speaker each": ["a.wav"]}
+    assert source.reasons == dict.fromkeys(["b.wav", "c.wav", "d.wav"], "bad_annotation")
+    assert "c.json: segments, entry 0: 'start' must be a number of seconds" in source.rejected["c.wav"].message
+
+
+def test_keys_of_webdataset_end_at_the_first_dot(tmp_path):
+    wav(tmp_path / "000000.audio.flac")
+    text(tmp_path / "000000.json", '{"text": "Hi."}')
+    text(tmp_path / "000000.cls", "3")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("000000.audio.flac", "000000.json", "000000.cls"):
+            tar.add(tmp_path / name, name)
+    source = Source(tmp_path / "x.tar")
+    assert source.said == {"x.tar/000000.audio.flac": [("0", 0.0, None, "Hi.")]}
+    assert source.notes.set_aside == {".cls": ["x.tar/000000.cls"]}
+
+
+def test_further_side_files_and_json_without_a_text_are_named(tmp_path):
+    for name in ("a", "b"):
+        wav(tmp_path / f"{name}.wav")
+    text(tmp_path / "a.rttm", "SPEAKER a 1 0.1 0.3 <NA> <NA> Ann <NA> <NA>\n")
+    text(tmp_path / "a.txt", "Hi.")
+    text(tmp_path / "b.json", '{"bitrate": 128}')
+    text(tmp_path / "b.txt", "Hello.")
+    source = Source(tmp_path)
+    assert source.said == {"a.wav": [("Ann", 0.1, 0.4, None)], "b.wav": [("0", 0.0, None, "Hello.")]}
+    assert source.notes.set_aside == {
+        ".json (neither turns nor a text in it)": ["b.json"],
+        ".txt (another side file of the recording counts)": ["a.txt"],
+    }
