@@ -195,6 +195,7 @@ def large_run(session: Session, name: str, *words: str) -> str:
     """30 steps of two microbatches; what is the same for all strategies: memory, losses, no step skipped."""
     rows = session.rows
     common = [*session.data, *session.large, f"data.max_seq_len={session.positions}", f"data.micro_batch_size={rows}"]
+    common += ["optim.warmup_steps=5", *([] if session.cuda else ["optim.lr=3e-3"])]
     common += [f"data.global_batch_size={2 * rows}", *LOGGED, "trainer.max_steps=30", "trainer.val_every_steps=0"]
     records = session.train(name, *common, *session.trainer, *words)
     (losses, last) = [record["train/loss"] for record in records if "train/loss" in record], final(records)
