@@ -242,8 +242,13 @@ def determinism(session: Session) -> str:
 def tests(session: Session) -> str:
     if session.probe("versions")["pytest"] == "not installed":
         return "not run: pytest is not installed"
-    output = session.run("tests", "-m", "pytest", "-n", "0", "-q", "tests/gpu", "tests/training/test_no_sync.py")
-    return output.strip().splitlines()[-1]
+    output = session.run(
+        "tests", "-m", "pytest", "-n", "0", "-o", "addopts=", "tests/gpu", "tests/training/test_no_sync.py"
+    )
+    summary = output.strip().splitlines()[-1]
+    if session.cuda and "passed" not in summary:
+        raise Surprise(summary)
+    return summary
 
 
 @check(3, "generation", "faster than speech: less than 80 ms a frame, batch 1", 3)
