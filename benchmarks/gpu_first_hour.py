@@ -195,6 +195,7 @@ def large_run(session: Session, name: str, *words: str) -> str:
     """30 steps of two microbatches; what is the same for all strategies: memory, losses, no step skipped."""
     rows = session.rows
     common = [*session.data, *session.large, f"data.max_seq_len={session.positions}", f"data.micro_batch_size={rows}"]
+    common += ["optim.warmup_steps=5", *([] if session.cuda else ["optim.lr=3e-3"])]
     common += [f"data.global_batch_size={2 * rows}", *LOGGED, "trainer.max_steps=30", "trainer.val_every_steps=0"]
     records = session.train(name, *common, *session.trainer, *words)
     (losses, last) = [record["train/loss"] for record in records if "train/loss" in record], final(records)
@@ -241,8 +242,13 @@ def determinism(session: Session) -> str:
 def tests(session: Session) -> str:
     if session.probe("versions")["pytest"] == "not installed":
         return "not run: pytest is not installed"
-    output = session.run("tests", "-m", "pytest", "-n", "0", "-q", "tests/gpu", "tests/training/test_no_sync.py")
-    return output.strip().splitlines()[-1]
+    output = session.run(
+        "tests", "-m", "pytest", "-n", "0", "-o", "addopts=", "tests/gpu", "tests/training/test_no_sync.py"
+    )
+    summary = output.strip().splitlines()[-1]
+    if session.cuda and "passed" not in summary:
+        raise Surprise(summary)
+    return summary
 
 
 @check(3, "generation", "faster than speech: less than 80 ms a frame, batch 1", 3)
