@@ -202,6 +202,15 @@ def test_generate_with_topk_0_draws_from_all_codes(model_directory, csm, tmp_pat
     assert load_audio(tmp_path / "all.wav", 24_000).shape == (2 * 1920,)
 
 
+def test_generate_speaks_long_texts_in_fewer_codebooks(model_directory, csm, capsys, tmp_path):
+    path, _ = model_directory
+    text = "Hi.\nThis is a paragraph of its own."
+    options = ("--long", "--num-codebooks", 2, "--no-guards", "--seed", 1, "--max-audio-length-ms", 160)
+    assert csm("generate", path, "--text", text, *options, "--out", tmp_path / "long.wav") == 0
+    assert load_audio(tmp_path / "long.wav", 24_000).shape == (2 * 2 * 1920,)
+    assert capsys.readouterr().out.count("cut off") == 1
+
+
 @pytest.mark.slow
 def test_example_conversation(model_directory, tmp_path):
     """Two voices from recordings, two turns, the second with the first in its context."""
