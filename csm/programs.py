@@ -31,7 +31,8 @@ from csm.errors import user_errors
 
 log = logging.getLogger(__name__)
 
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its name in earlier versions of torch
+# torch 2.9 reads segments under the first name only; later versions still know it, and call it the second.
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def train() -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
 from csm.codec.float32 import exact_float32
-from csm.codec.mimi_streaming import MimiStreamingDecoder
 
 try:
     from moshi.models import MimiModel, loaders
     from moshi.utils.compile import no_compile
+
+    from csm.codec.mimi_streaming import MimiStreamingDecoder
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"Mimi needs the package moshi ({error}): pip install moshi, or use codec=spectral"

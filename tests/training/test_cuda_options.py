@@ -15,7 +15,7 @@ from tests.conftest import ROOT, compose_train
 
 HELP = """
 import atexit, os, sys
-atexit.register(lambda: print("seen:", os.environ.get("PYTORCH_ALLOC_CONF"), "torch" in sys.modules))
+atexit.register(lambda: print("seen:", os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), "torch" in sys.modules))
 sys.argv = ["train.py", "--help"]
 from csm.programs import train
 train()
@@ -26,8 +26,8 @@ train()
     ("given", "seen"),
     [
         ({}, "expandable_segments:True False"),
-        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64 False"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "None False"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64 False"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "None False"),
     ],
 )
 def test_allocator_is_configured_before_torch_is_imported_unless_the_user_did(given, seen):
