@@ -30,14 +30,14 @@ from csm.model.loss import (
     decoder_sums,
     join,
 )
-from csm.model.transformer import AttentionMask, Cache, Transformer
+from csm.model.transformer import AttentionMask, Transformer
 
 
 class CSM(nn.Module):
     """The model of one `CSMConfig`.
 
     `model(...)` computes the training loss, `model(..., method="backbone_losses")` and `method="decoder_losses"` its
-    two halves (see `forward`). Generation uses `backbone_states`, `embed_codes` and the stacks themselves.
+    two halves (see `forward`). Generation uses the weights (csm/inference/weights.py).
     """
 
     def __init__(self, config: CSMConfig) -> None:
@@ -110,10 +110,9 @@ class CSM(nn.Module):
         mask: Tensor,
         positions: Tensor,
         attention_mask: AttentionMask | None = None,
-        cache: Cache | None = None,
     ) -> Tensor:
         """States after the final norm `[B, S, D]`; the one at p-1 predicts the frame at p."""
-        return self.backbone(self.embed(tokens, mask), positions, attention_mask, cache)
+        return self.backbone(self.embed(tokens, mask), positions, attention_mask)
 
     def decoder_logits(self, states: Tensor, codes: Tensor) -> Tensor:
         """Teacher-forced logits of codebooks 1..K-1 of M frames.

@@ -7,9 +7,8 @@ B batch, S sequence, D width, H query heads, G key/value heads, E = D / H head w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +20,6 @@ from csm.config import ActivationCheckpointing, RopeConfig, TransformerConfig
 
 AttentionMask = Tensor | BlockMask
 """bool [B, 1, S, S_keys], True where a query may look; or the same for flex attention (CUDA)."""
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Appends `k, v [B, G, S, E]` to those of one layer of a cache; returns all so far."""
-
-
-class Cache(Protocol):
-    """Key/value store of step-by-step generation (csm/inference/cache.py)."""
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """`Extend` for one layer."""
-        ...
 
 
 def rope_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:
@@ -90,17 +79,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self.project(x)
         q = q.view(batch, length, self.heads, self.head_dim).transpose(1, 2)  # [B, H, S, E]
         k = k.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, E]
         v = v.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = self.rotate(q, *rope), self.rotate(k, *rope)
-        if extend is not None:
-            k, v = extend(k, v)
         y = self.attend(q, k, v, mask)  # [B, H, S, E]
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
@@ -151,20 +136,16 @@ class Block(nn.Module):
             ActivationCheckpointing.none
         )  # what the backward pass computes again instead of keeping it
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None) -> Tensor:
         if self.activation_checkpointing is ActivationCheckpointing.none or not torch.is_grad_enabled():
-            return self._forward(x, rope, mask, extend)
+            return self._forward(x, rope, mask)
         options: dict[str, Any] = {"use_reentrant": False}
         if self.activation_checkpointing is ActivationCheckpointing.selective:
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
-        return checkpoint(self._forward, x, rope, mask, extend, **options)
+        return checkpoint(self._forward, x, rope, mask, **options)
 
-    def _forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None, extend: Extend | None
-    ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, mask, extend)
+    def _forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: AttentionMask | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rope, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -187,22 +168,19 @@ class Transformer(nn.Module):
     def blocks(self) -> list[Block]:
         return [cast(Block, layer) for layer in self.layers]
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: AttentionMask | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """Runs the stack.
 
         x:         [B, S, D]
         positions: [B, S] or [1, S] int, rotary positions (they restart with every packed document)
-        mask:      who may look where; None = plain causal attention, which together with a cache is right for a first
-                   chunk or for single steps only
+        mask:      who may look where; None = plain causal attention
         Returns the states after the final norm, [B, S, D].
         """
         # fp32 whatever the weights' dtype: rounding angles to bf16 is an error of up to 2e-3 at far positions.
         angles = positions[:, None, :, None].float() * self._frequencies(x.device)  # [B, 1, S, E/2]
         rope = (angles.cos(), angles.sin())
-        for number, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, None if cache is None else partial(cache.update, number))
+        for layer in self.layers:
+            x = layer(x, rope, mask)
         return self.norm(x)
 
     def _frequencies(self, device: torch.device) -> Tensor:
