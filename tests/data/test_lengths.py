@@ -31,6 +31,7 @@ def expected_lengths(dataset: ShardedDataset, tokenizer) -> np.ndarray:
     return np.array([[sum(t.num_positions for t in ts) for ts in turns], [ts[0].num_positions for ts in turns]])
 
 
+@pytest.mark.slow
 def test_lengths_are_those_of_the_rows_whoever_measures(dataset, llama_tokenizer, tmp_path, monkeypatch):
     for tokenizer in (TOKENIZER, HFTokenizer.load(llama_tokenizer)):
         expected = expected_lengths(dataset, tokenizer)

@@ -101,6 +101,7 @@ def test_killed_at_any_moment_then_run_again(units, server, tmp_path):
     assert not out.with_name("out.partial").exists()
 
 
+@pytest.mark.slow
 def test_killed_while_replacing_leaves_the_old_or_the_new_dataset(units, server, tmp_path):
     out = tmp_path / "out"
     pack(units(out))

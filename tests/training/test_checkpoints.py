@@ -207,6 +207,7 @@ def small_files_only() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [True, False])
 def test_checkpoint_that_cannot_be_written_ends_the_run(background, small_dataset, run_dir, tmp_path):
     """A limit on the size of files is what a full disk is to the program: a write that fails in the middle."""

@@ -128,6 +128,7 @@ def test_one_batch_equals_four_microbatches(one, folder, overrides):
     check_same_run(one, folder / "batch")
 
 
+@pytest.mark.slow
 def test_ddp_equals_one_process(one, folder, overrides):
     launch([*overrides, f"run_dir={folder / 'ddp'}", "strategy=ddp", *TWO])
     check_same_run(one, folder / "ddp")
