@@ -59,11 +59,14 @@ def test_without_a_gpu_it_says_so():
 
 
 @pytest.mark.slow
-def test_all_parts_run_on_a_cpu(tmp_path: Path):
-    done = first_hour("--device", "cpu", "--out", str(tmp_path), "1", "2", "3")
+def test_a_part_runs_on_a_cpu_and_leaves_its_tables(tmp_path: Path):
+    """The second part: the others are many training runs of half a minute each."""
+    done = first_hour("--device", "cpu", "--out", str(tmp_path), "2")
     assert done.returncode == 0, done.stdout + done.stderr
     tables = (tmp_path / "benchmarks_gpu.md").read_text()
-    assert all(f"| {check.name} | {check.expected} | " in tables for check in CHECKS if not check.gpu_only)
+    assert all(
+        f"| {check.name} | {check.expected} | " in tables for check in CHECKS if check.part == 2 and not check.gpu_only
+    )
     assert "| ours | 2 | 1/16 |" in tables and "| transformers | 2 | 1/16 |" in tables
 
 
