@@ -1,4 +1,4 @@
-"""How well speakers, turns and words come out of conversations whose turns are known, in many acoustic variants.
+"""Accuracy of speakers, turns and words in conversations whose turns are known, in many acoustic variants.
 
     python benchmarks/data_speakers.py FOLDER [--half tuning|unseen] [--only PATTERN] [--minutes 2] [--piper COMMAND]
 

@@ -1,4 +1,4 @@
-"""What quantization costs and saves: bytes, time of a frame, cross entropy, greedy codes, words and voice.
+"""Costs and savings of quantization: bytes, time of a frame, cross entropy, greedy codes, words and voice.
 
     python benchmarks/quantize.py --model runs/quickstart/export --data runs/demo-data
     python benchmarks/quantize.py --random csm_1b

@@ -1,4 +1,4 @@
-"""Streamed codecs beside their offline decode: the sound, and the time of a frame.
+"""Streamed codecs compared with their offline decode: the sound, and the time of a frame.
 
     python benchmarks/streaming_codec.py --data runs/demo-data [--device cpu]
 

@@ -14,7 +14,8 @@ import soxr
 import torch
 from torch import Tensor
 
-from csm.decode import UnreadableAudio, open_audio
+from csm.audio_bytes import UnreadableAudio
+from csm.decode import open_audio
 from csm.files import write_atomically
 
 CANCELLED = 0.1

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import BinaryIO, Protocol
@@ -20,6 +19,8 @@ from typing import BinaryIO, Protocol
 import av
 import numpy as np
 import soundfile
+
+from csm.audio_bytes import Fault, UnreadableAudio, WatchedFile, bytes_at, goes_on, is_mp3_of_unknown_length
 
 BLOCK = 1 << 16
 """Most samples of each channel that are decoded at once."""
@@ -42,26 +43,6 @@ _CLAIMED_SIZE = re.compile(r"(?:data|SSND|riff)\s*: (\d+) \(should be (\d+)\)")
 _CUT_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
 _FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio, from headers; not from a bit rate
 _FFMPEG_HAS_CLOCK = ("mov", "matroska", "asf", "mpegts", "flv", "mpeg")  # frames are stamped with their times
-_OGG_PAGE = re.compile(rb"OggS\x00(.)", re.DOTALL)  # RFC 3533, section 6: a page's version and type
-_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # RFC 9639, section 8: marker, then STREAMINFO of 34 bytes
-_OVERLAP = 16  # bytes of a chunk that are searched again with the next one
-_CHUNK = 1 << 22
-
-
-class Fault(Enum):
-    """Kinds of audio that cannot be used."""
-
-    audio_empty = "audio_empty"
-    audio_corrupt = "audio_corrupt"  # not audio, or damaged
-    audio_truncated = "audio_truncated"  # decodes, but ends early
-
-
-class UnreadableAudio(ValueError):
-    """A file cannot be decoded, on any attempt. The message begins with its name."""
-
-    def __init__(self, fault: Fault, message: str) -> None:
-        super().__init__(message)
-        self.fault = fault
 
 
 @dataclass
@@ -102,7 +83,7 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
         UnreadableAudio: the file is empty, or not audio.
         OSError: the storage fails.
     """
-    watched = _Watched(file, name)
+    watched = WatchedFile(file, name)
     size = watched.seek(0, io.SEEK_END)
     watched.seek(0)
     if size == 0:
@@ -111,12 +92,12 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in HEADERLESS:
             return _Headerless(watched, size, *HEADERLESS[suffix])
-        if suffix in UNKNOWN_HEADERLESS and _at(watched, 0, 4) != b"RIFF":
+        if suffix in UNKNOWN_HEADERLESS and bytes_at(watched, 0, 4) != b"RIFF":
             message = f"{name}: headerless audio of unknown rate and format; convert it to WAV"
             raise UnreadableAudio(Fault.audio_corrupt, message)
-        if _is_mp3_of_unknown_length(watched):  # libsndfile guesses the length, and reads no further
+        if is_mp3_of_unknown_length(watched):  # libsndfile guesses the length, and reads no further
             return _FfmpegReader(watched)
-        if _goes_on(watched, size):  # libsndfile reads the first part only
+        if goes_on(watched, size):  # libsndfile reads the first part only
             return _FfmpegReader(watched, joined=True)
         try:
             reader = _SoundfileReader(watched)
@@ -130,37 +111,8 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
         return _FfmpegReader(watched)
 
 
-class _Watched:
-    """A file for libraries that read from C, where exceptions are lost: they are kept, and raised by `check`."""
-
-    def __init__(self, file: BinaryIO, label: str) -> None:
-        self._file = file
-        self.label = label  # a `name` would be taken for the format
-        self.error: OSError | None = None
-        self.ended = False  # a read went beyond the end
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(place, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            data = self._file.read(size)
-        except OSError as error:
-            self.error = error
-            return b""
-        self.ended = self.ended or len(data) < size
-        return data
-
-    def check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
 @contextmanager
-def _translated(file: _Watched, problem: str) -> Iterator[None]:
+def _translated(file: WatchedFile, problem: str) -> Iterator[None]:
     """Raises errors of the libraries as `UnreadableAudio`, or the storage's error if that failed."""
     try:
         yield
@@ -173,7 +125,7 @@ def _translated(file: _Watched, problem: str) -> Iterator[None]:
 
 
 class _SoundfileReader:
-    def __init__(self, file: _Watched) -> None:
+    def __init__(self, file: WatchedFile) -> None:
         self._file = file
         self._sound = sound = soundfile.SoundFile(file)
         log = sound.extra_info
@@ -238,7 +190,7 @@ class _Clock:
 class _FfmpegReader:
     def __init__(
         self,
-        file: _Watched,
+        file: WatchedFile,
         container_format: str | None = None,
         options: dict[str, str] | None = None,
         joined: bool = False,
@@ -318,7 +270,7 @@ class _FfmpegReader:
 
 
 class _Headerless(_FfmpegReader):
-    def __init__(self, file: _Watched, size: int, container_format: str, rate: int, samples_in_byte: int) -> None:
+    def __init__(self, file: WatchedFile, size: int, container_format: str, rate: int, samples_in_byte: int) -> None:
         super().__init__(file, container_format, {} if container_format == "g722" else {"sample_rate": str(rate)})
         self.header = Header(rate, self.header.channels, container_format, samples_in_byte * size)
 
@@ -332,119 +284,3 @@ def _truncated(name: str, decoded: int, promised: int | None, rate: int) -> Unre
     expected = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
     message = f"{name}: the file is cut off after {decoded / rate:.2f} s{expected}"
     return UnreadableAudio(Fault.audio_truncated, message)
-
-
-# ------------------------------------------------------------------------------------------------ what headers hide
-
-
-def _goes_on(file: _Watched, size: int) -> bool:
-    """Whether another file of the same format follows: podcasts with inserted parts, recordings of radio streams.
-
-    Raises `UnreadableAudio` for joined WAV files, of which neither library reads more than the first.
-    """
-    head = _at(file, 0, 12)
-    if head[:4] == b"RIFF":
-        end = int.from_bytes(head[4:8], "little") + 8
-        if end + 12 < size and _at(file, end + end % 2, 4) == b"RIFF":
-            message = f"{file.label}: several WAV files in one, of which only the first can be read; divide it"
-            raise UnreadableAudio(Fault.audio_corrupt, message)
-        return False
-    start = _after_id3(head)
-    magic = _at(file, start, 4)
-    if magic == b"fLaC":
-        return sum(1 for _ in _find(file, _FLAC_START, start)) > 1
-    if magic == b"OggS":  # beginnings of streams stand together; after another page, they begin a new file
-        others = False
-        for found in _find(file, _OGG_PAGE, start):
-            begins = found[1][0] & 2 != 0
-            if begins and others:
-                return True
-            others = others or not begins
-        return False
-    return _mp3_goes_on(file, start, size)
-
-
-def _find(file: _Watched, pattern: re.Pattern[bytes], start: int) -> Iterator[re.Match[bytes]]:
-    """All matches (of at most `_OVERLAP` bytes) in a file from `start` on, which is read in chunks."""
-    file.seek(start)
-    rest = b""
-    while chunk := file.read(_CHUNK):
-        data = rest + chunk
-        last = len(data) if len(chunk) < _CHUNK else len(data) - _OVERLAP
-        for found in pattern.finditer(data):
-            if found.start() >= last:
-                break
-            yield found
-        rest = data[last:]
-    file.seek(0)
-    file.ended = False
-
-
-def _mp3_goes_on(file: _Watched, start: int, size: int) -> bool:
-    """Whether frames follow those that the first frame's Xing or Info header counts the bytes of."""
-    frame = _at(file, start, 256)
-    if not _mp3_frame_bytes(frame):
-        return False
-    place = max(frame.find(b"Xing"), frame.find(b"Info"))
-    flags = int.from_bytes(frame[place + 4 : place + 8], "big")
-    if place < 0 or not flags & 2:  # no count of bytes
-        return False
-    at = place + 8 + 4 * (flags & 1)
-    end = start + int.from_bytes(frame[at : at + 4], "big")
-    rest = _at(file, end, 1 << 16) if 0 < end < size else b""
-    for offset in range(len(rest) - 4):
-        place = offset
-        for _ in range(3):
-            step = _mp3_frame_bytes(rest[place : place + 4])
-            if not step:
-                break
-            place += step
-        else:
-            return True
-    return False
-
-
-_MP3_KBITS = {
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1, layer III
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2 and 2.5
-}
-
-
-def _mp3_frame_bytes(header: bytes) -> int:
-    """Length of the frame of MPEG layer III that begins with `header`; 0 if none does.
-
-    https://www.codeproject.com/Articles/8295/MPEG-Audio-Frame-Header
-    """
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
-        return 0
-    version, rate, kbits = (header[1] >> 3) & 3, (header[2] >> 2) & 3, header[2] >> 4
-    if version == 1 or rate == 3 or kbits in (0, 15):
-        return 0
-    hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
-    samples = 1152 if version == 3 else 576
-    return samples // 8 * _MP3_KBITS[version == 3][kbits] * 1000 // hertz + ((header[2] >> 1) & 1)
-
-
-def _is_mp3_of_unknown_length(file: _Watched) -> bool:
-    """Whether a file is an MP3 without the Xing, Info or VBRI header, in its first frame, that counts its frames."""
-    frame = _at(file, _after_id3(_at(file, 0, 10)), 256)
-    return _mp3_frame_bytes(frame) > 0 and not any(sign in frame for sign in (b"Xing", b"Info", b"VBRI"))
-
-
-def _after_id3(head: bytes) -> int:
-    """Where the audio begins: after an ID3 tag, if any.
-
-    https://id3.org/id3v2.3.0, section 3.1: 7 bits of its size in each byte.
-    """
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    return 10 + sum((byte & 0x7F) << (7 * (3 - place)) for place, byte in enumerate(head[6:10]))
-
-
-def _at(file: _Watched, place: int, size: int) -> bytes:
-    """At most `size` bytes from `place` on; the file is at its beginning afterwards."""
-    file.seek(place)
-    data = file.read(size)
-    file.seek(0)
-    file.ended = False
-    return data

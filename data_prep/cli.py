@@ -54,7 +54,7 @@ def _plan(cfg: DataPrepConfig) -> int:
 
 
 def _print_plan(cfg: DataPrepConfig, plan: Plan) -> None:
-    """What is planned, and what was understood of each source."""
+    """Prints the plan, and the account of each source."""
     hours = sum(unit.seconds for unit in plan.units) / 3600
     recordings = sum(unit.recordings for unit in plan.units)
     print(f"{work_folder(cfg)}: {recordings} recordings, {hours:.2f} hours in {len(plan.units)} units")

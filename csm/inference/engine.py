@@ -3,7 +3,7 @@
     submit --queue--> prefill into a free slot, chunk by chunk --> frame steps with all other slots --> finished
 
 `Engine.advance` does one round: waiting requests take free slots, some positions of their prompts are prefilled, and
-one frame step is taken for all slots that are speaking. What a request says depends on nothing beside it.
+one frame step is taken for all slots that are speaking. What a request says does not depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Slot:
 
     @property
     def position(self) -> int:
-        """Where the next step writes."""
+        """The position that the next step writes."""
         return len(self.inputs) - 1 + len(self.request.frames)
 
 

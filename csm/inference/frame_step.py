@@ -24,7 +24,7 @@ from csm.inference.weights import DecodingWeights
 
 @dataclass(frozen=True)
 class StepShape:
-    """What a step is specialized for; everything else may change without compiling or capturing again.
+    """Constants that a step is specialized for; everything else may change without compiling or capturing again.
 
     batch:      the first B slots take part
     attended:   positions of the cache that are looked at
@@ -37,7 +37,7 @@ class StepShape:
 
 
 class SlotState:
-    """What a step reads and writes for every slot, in place.
+    """Tensors that a step reads and writes for every slot, in place.
 
     inputs:      [slots, D], what the backbone reads next
     positions:   int64 [slots], where it stands in the cache
@@ -59,7 +59,7 @@ class SlotState:
 
 
 class Codebook(NamedTuple):
-    """What the depth decoder uses to draw one codebook, as tensors: one compiled function serves all codebooks.
+    """Inputs of the depth decoder for one codebook, as tensors: one compiled function serves all codebooks.
 
     first_row: int64 [], the first row of its embeddings in the table
     rope:      factors of its position, which is its number, the same in every frame

@@ -1,4 +1,4 @@
-"""Ends of a turn beside the model's own: its limits, and guards against speech that has run away.
+"""Ends of a turn other than the model's own: its limits, and guards against speech that has run away.
 
 A model that misses its end-of-speech frame goes on until the limit, most often repeating a frame or silent.
 """

@@ -1,4 +1,4 @@
-"""How a frame step is run: operation by operation, compiled, or as one CUDA graph."""
+"""Modes of running a frame step: operation by operation, compiled, or as one CUDA graph."""
 
 from __future__ import annotations
 

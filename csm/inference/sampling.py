@@ -2,7 +2,7 @@
 
 An exponential race, argmax of p / e with e ~ Exp(1), is run in its logarithms: argmax of logit / temperature + g with
 g = -log(e) (Gumbel's distribution). g comes from a generator of each request's own, one number for each id of each
-codebook, so what a request draws depends on its seed alone: not on its slot, nor on the requests beside it.
+codebook, so what a request draws depends on its seed alone: not on its slot, nor on its neighbors.
 """
 
 from __future__ import annotations

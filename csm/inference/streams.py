@@ -39,7 +39,7 @@ class ChunkRamp:
 
 @dataclass(eq=False)
 class Listener:
-    """What has been decoded of a request. slot: of the decoder, None before its first frame."""
+    """The decoded part of a request. slot: of the decoder, None before its first frame."""
 
     request: Request
     slot: int | None = None
@@ -53,7 +53,7 @@ class Listener:
         return self.decoded < len(self.request.frames)
 
     def take(self) -> Tensor:
-        """What has not been handed out, `[num_samples]`."""
+        """Audio that no chunk has had yet, `[num_samples]`."""
         chunk, self.audio = torch.cat([torch.zeros(0), *self.audio]), []
         return chunk
 

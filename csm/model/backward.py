@@ -14,7 +14,7 @@ from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, j
 
 
 class PassEngine(Protocol):
-    """What a strategy does in the passes of a step (csm/parallel/strategies.py)."""
+    """A strategy's part in the passes of a step (csm/parallel/strategies.py)."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`CSM.forward`."""

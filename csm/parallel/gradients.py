@@ -33,7 +33,7 @@ def clip_gradients(parts: dict[str, list[nn.Parameter]], norm: Tensor, limit: fl
 
 
 def clip_divisor(norm: Tensor, limit: float) -> Tensor:
-    """What to divide gradients of that norm by, [] fp32, at least 1: the inverse of torch's clipping coefficient."""
+    """Divisor of gradients of that norm, [] fp32, at least 1: the inverse of torch's clipping coefficient."""
     return ((norm + 1e-6) / limit).clamp(min=1.0)
 
 

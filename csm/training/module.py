@@ -85,7 +85,7 @@ class CSMTrainingModule(L.LightningModule):
         """Has DDP make its buckets before training: two passes over a row of two positions, without their gradients.
 
         DDP makes its first buckets for the first pass, and others, in the order in which gradients came, for the
-        second. In a step of several passes the gradients of those not summed yet would lie beside them.
+        second. In a step of several passes the gradients of those not summed yet would need memory of their own.
         """
         codebooks, device = self.config.model.num_codebooks, engine.fabric.device
         inputs = {

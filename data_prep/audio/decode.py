@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from csm.decode import AudioReader, UnreadableAudio
+from csm.audio_bytes import UnreadableAudio
+from csm.decode import AudioReader
 from csm.decode import open_audio as open_any
 from data_prep.reasons import Reason, RejectedRecording
 

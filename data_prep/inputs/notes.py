@@ -11,7 +11,7 @@ from data_prep.inputs.kinds import kind_of
 
 @dataclass
 class Notes:
-    """What became of the files of one source."""
+    """The fate of the files of one source."""
 
     layouts: Counter[str] = field(default_factory=Counter)  # name of a reader -> recordings it found
     set_aside: dict[str, list[str]] = field(default_factory=dict)  # kind of file, in words -> names

@@ -1,4 +1,4 @@
-"""What `plan` made of a source, in words and numbers: nothing is used, left out or transcribed without a line."""
+"""The account that `plan` gives of a source: nothing is used, left out or transcribed without a line."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ _COURTESIES = _spoken(
 _COURTESIES["en"] |= {"you", "bye", "okay", "so", "please subscribe"}
 
 
-# What transcribers write beside the words, once entities are characters: <laugh> [noise] {breath} ((unclear))
+# What transcribers write next to the words, once entities are characters: <laugh> [noise] {breath} ((unclear))
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\(\([^()]*\)\)")
 # Characters without width, which change nothing of what is said; joiners (U+200C, U+200D) do, in Persian and in Indic
 # scripts.

@@ -1,4 +1,4 @@
-"""Where no Mimi is asked for, moshi need not be installed; where one is, its absence is one line."""
+"""moshi need not be installed unless Mimi is asked for; then its absence is one line."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Transcripts of every common form, beside their recordings: none is ignored, none is trained on as it stands."""
+"""Transcripts of every common form, next to their recordings: none is ignored, none is trained on as it stands."""
 
 import json
 import tarfile
 
 import pytest
 from layouts import Source, text, wav
+
+from data_prep.inputs.transcripts.labels import parse_labels
+from data_prep.inputs.transcripts.nist import parse_stm
 
 VTT = """WEBVTT
 
@@ -182,6 +185,14 @@ def test_language_speaker_quality_of_a_side_file_are_used(tmp_path):
     assert source.reasons == {"b.wav": "quality"}
     assert "DNSMOS 2.1 in its annotation is below min_dnsmos=3" in source.rejected["b.wav"].message
     assert len({recording.group for recording in Source(tmp_path).recordings.values()}) == 1  # never on both sides
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b"])
+def test_lines_end_at_line_feeds_alone(separator):
+    said = f"First{separator}second."
+    turns = parse_stm(f"a 1 ann 0.1 0.5 {said}\r\na 1 bob 0.5 0.9 Yes.\n")["a"]
+    assert [turn.text for _, turn in turns] == [said, "Yes."]
+    assert [turn.text for turn in parse_labels(f"0.1\t0.5\t{said}\n0.5\t0.9\tYes.\n")] == [said, "Yes."]
 
 
 def test_names_with_blanks_in_nist_files(tmp_path):

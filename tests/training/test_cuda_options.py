@@ -1,4 +1,4 @@
-"""What train.py arranges for CUDA before it starts, as far as that can be seen without a GPU."""
+"""Preparations of train.py for CUDA, as far as they can be seen without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets saved by Hugging Face's `save_to_disk`: Arrow files beside state.json, a folder for each split.
+"""Datasets saved by Hugging Face's `save_to_disk`: Arrow files next to state.json, a folder for each split.
 
 The bytes of an audio file lie in the Arrow file as they are, so they are read in place, by offset.
 """
@@ -66,7 +66,7 @@ def _batches(reader: pa.RecordBatchStreamReader | pa.RecordBatchFileReader) -> I
 
 
 def _places(audio: pa.StructArray, base: int, path: str) -> list[Locator | None]:
-    """Where the bytes of each row lie in the file; None for a row without."""
+    """Places of the bytes of each row in the file; None for a row without."""
     cells = audio.field("bytes")
     start = cells.buffers()[2].address - base if cells.buffers()[2] is not None else 0
     wide = pa.types.is_large_binary(cells.type)

@@ -1,4 +1,4 @@
-"""Lhotse Shar: cuts.000000.jsonl.gz with the audio of exactly these cuts in recording.000000.tar beside it."""
+"""Lhotse Shar: cuts.000000.jsonl.gz with the audio of exactly these cuts in recording.000000.tar next to it."""
 
 from __future__ import annotations
 

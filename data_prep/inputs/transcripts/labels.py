@@ -9,6 +9,7 @@ A file that looks like anything of the sort but cannot be read is an error: time
 
 from __future__ import annotations
 
+import io
 import re
 
 from data_prep.inputs.transcripts.subtitles import ONE, speakers
@@ -24,7 +25,7 @@ _SUSPECT = re.compile(r"\d[\d.,:]*[\s)\]\t]|[\[#<{]|[\w .'-]{1,20}:\s")  # of a 
 
 def parse_labels(text: str) -> list[GivenTurn]:
     """Turns of a text file. Raises ValueError for one that is empty, or has a structure that is not known."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
     if not lines:
         raise ValueError("it is empty: write the text that is spoken, or remove it to have the recording transcribed")
     rows = [line for line in lines if not _COMMENT.match(line)]

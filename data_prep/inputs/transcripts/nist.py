@@ -5,6 +5,7 @@ Names of files and speakers may contain blanks: a line is read from its numbers 
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
@@ -32,7 +33,7 @@ Rows = dict[str, list[tuple[str, GivenTurn]]]
 def parse_rttm(text: str, stem: str | None = None) -> Rows:
     """Lines `SPEAKER file channel start duration <NA> <NA> speaker <NA> <NA>`; other kinds of line are not used."""
     rows: Rows = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         parts = line.split()
         if not parts or parts[0] != "SPEAKER":
             continue
@@ -53,7 +54,7 @@ def parse_rttm(text: str, stem: str | None = None) -> Rows:
 def parse_stm(text: str, stem: str | None = None) -> Rows:
     """Lines `file channel speaker start end [<labels>] text`; `stem` tells where a file's name with blanks ends."""
     rows: Rows = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         parts = line.split()
         if not parts or parts[0].startswith(";;"):
             continue
@@ -81,7 +82,7 @@ def parse_ctm(text: str, stem: str | None = None) -> Rows:
     Without speakers, each channel is one.
     """
     words: dict[str, list[tuple[str, SaidWord]]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip() or line.startswith(";;"):
             continue
         match = _CTM.fullmatch(line.strip())
