@@ -108,6 +108,4 @@ def test_nothing_is_compiled_again_after_the_first_step(kind):
         for seed in (1, 2, 3):
             step(seed)
         with pytest.raises(torch._dynamo.exc.RecompileError):  # a new shape would have been noticed
-            model.backbone.layers[0](
-                torch.zeros(1, 3, 48), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), None, None
-            )
+            model.backbone.layers[0](torch.zeros(1, 3, 48), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), None)
