@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -51,18 +52,20 @@ def run(*words: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.Compl
     return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.parametrize("value", AWKWARD)
-def test_paths_and_names_are_taken_as_they_are(value):
-    config = TRAIN.options(
-        TRAIN.compose([f"data.path={value}", f"run_dir={value}", f"init_from={value}", f"name={value}"])
-    )
-    assert [config.data.path, config.run_dir, config.init_from, config.name] == [value] * 4
-    config = TRAIN.options(TRAIN.compose(["data.path=x", f"codec.path={value}", f"ckpt_path={value}"]))
-    assert [config.codec.path, config.ckpt_path] == [value] * 2
-    evaluation = EVALUATE.options(EVALUATE.compose([f"checkpoint={value}", f"output={value}", f"eval.prompts={value}"]))
-    assert [evaluation.checkpoint, evaluation.output, evaluation.eval.prompts] == [value] * 3
-    preparation = DATA_PREP.options(DATA_PREP.compose([f"input={value}", f"output={value}", f"tokenizer.path={value}"]))
-    assert [preparation.input, preparation.output, preparation.tokenizer.path] == [value] * 3
+TEXT_OPTIONS = [
+    (TRAIN, ["data.path", "run_dir", "init_from", "name", "codec.path", "ckpt_path"]),
+    (EVALUATE, ["checkpoint", "output", "eval.prompts"]),
+    (DATA_PREP, ["input", "output", "tokenizer.path"]),
+]
+
+
+@pytest.mark.parametrize(("program", "options"), TEXT_OPTIONS)
+def test_paths_and_names_are_taken_as_they_are(program, options):
+    """Several values to a composition, each in an option of its own."""
+    for first in range(0, len(AWKWARD), len(options)):
+        given = {option: AWKWARD[(first + i) % len(AWKWARD)] for i, option in enumerate(options)}
+        config = program.options(program.compose([f"{option}={value}" for option, value in given.items()]))
+        assert {option: attrgetter(option)(config) for option in options} == given
 
 
 def test_a_path_of_a_mixture_is_taken_as_it_is():
@@ -157,8 +160,6 @@ def test_preparation_finds_an_awkward_folder_and_writes_to_one(tmp_path):
     ("words", "new"),
     [
         (["train.py", "data.path=x", "data.rows_per_step=4"], "data.global_batch_size"),
-        (["train.py", "data.path=x", "+data.rows_per_microbatch=4"], "data.micro_batch_size"),
-        (["train.py", "data.path=x", "++trainer.recompute=full"], "trainer.activation_checkpointing"),
         (["-m", "data_prep", "output=x", "conversation.max_positions=4"], "conversation.max_seq_len"),
         (["-m", "csm.cli", "plan", "data.max_positions=4"], "data.max_seq_len"),
     ],
@@ -167,6 +168,18 @@ def test_a_renamed_option_names_the_new_one(words, new):
     done = run(*words)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.strip().endswith(f"is now called {new}")
+
+
+@pytest.mark.parametrize(
+    ("word", "new"),
+    [
+        ("+data.rows_per_microbatch=4", "data.micro_batch_size"),
+        ("++trainer.recompute=full", "trainer.activation_checkpointing"),
+    ],
+)
+def test_a_renamed_option_may_be_added_or_forced(word, new):
+    with pytest.raises(ValueError, match=f"is now called {new}$"):
+        TRAIN.read_words(["data.path=x", word])
 
 
 def test_a_renamed_option_in_a_yaml_file_names_the_new_one(tmp_path):
@@ -185,11 +198,14 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize(("words", "program", "groups"), PROGRAMS)
-def test_help_lists_the_groups_of_the_program_and_documents_its_options(words, program, groups):
+def test_help_lists_groups_documents_options_and_does_not_import_torch(words, program, groups):
+    load = f"runpy.run_module({words[1]!r}" if words[0] == "-m" else f"runpy.run_path({words[0]!r}"
+    report = "atexit.register(lambda: print('torch' in sys.modules, 'lightning' in sys.modules, file=sys.stderr))"
+    code = f"import atexit, runpy, sys\n{report}\nsys.argv[1:] = ['--help']\n{load}, run_name='__main__')"
     begun = time.monotonic()
-    done = run(*words, "--help")
+    done = run("-c", code)
     seconds = time.monotonic() - begun
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and done.stderr.split() == ["False", "False"]
     listed = done.stdout.split("Groups (group=choice)")[1].split("Options (option=value)")[0]
     assert {line.split(":")[0] for line in listed.splitlines() if line} == set(groups.split())
     text = " ".join(done.stdout.split())
@@ -202,14 +218,6 @@ def test_help_lists_the_groups_of_the_program_and_documents_its_options(words, p
 def test_help_shows_the_values_that_the_command_line_gives():
     done = run("train.py", "experiment=quickstart", "name=été (1)", "--help")
     assert "\n  name=été (1)\n" in done.stdout and "\n  optim.lr=0.003\n" in done.stdout
-
-
-@pytest.mark.parametrize("words", [words for words, _, _ in PROGRAMS])
-def test_help_does_not_import_torch(words):
-    load = f"runpy.run_module({words[1]!r}" if words[0] == "-m" else f"runpy.run_path({words[0]!r}"
-    report = "atexit.register(lambda: print('torch' in sys.modules, 'lightning' in sys.modules, file=sys.stderr))"
-    done = run("-c", f"import atexit, runpy, sys\n{report}\nsys.argv[1:] = ['--help']\n{load}, run_name='__main__')")
-    assert done.stderr.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("schema", [TrainConfig, EvaluateConfig, DataPrepConfig])
@@ -238,6 +246,7 @@ def test_the_page_of_options_is_up_to_date():
         assert f"**`{name}`**" in PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_warnings_reach_the_terminal(tmp_path):
     """The preparation warns of files that it does not read; Hydra's logging must not silence it."""
     source = tmp_path / "mixed"

@@ -66,6 +66,7 @@ def test_processes_that_start_together_measure_once(dataset):
     assert found.pop()[0] == int(expected_lengths(dataset, TOKENIZER).sum())
 
 
+@pytest.mark.slow
 def test_command_prepares_what_training_would(dataset):
     command = [sys.executable, "-m", "data_prep", "lengths", f"output={dataset.path}", "tokenizer=bytes"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

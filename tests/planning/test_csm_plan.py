@@ -148,11 +148,14 @@ def test_a_batch_that_cannot_be_dealt_out_is_rounded_up_and_said():
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_zero2"])
 def test_the_largest_microbatch_fits_and_the_next_one_does_not(strategy):
     words = ["model=csm_1b", "gpus=2", "gpu=a100_40gb", f"strategy={strategy}", "data.global_batch_size=96"]
-    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]  # divisors of a rank's rows
-    for level, memory in plan(*words, "data.micro_batch_size=1").memory.items():
-        largest = memory.largest_micro_batch_size
-        fitting = [n for n in sizes if plan(*words, f"data.micro_batch_size={n}").memory[level].fits]
-        assert largest == max(fitting, default=None)
+    config, options = read_request([*words, "data.micro_batch_size=1"])
+    by_size = {}
+    for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 48):  # divisors of a rank's rows
+        config.data.micro_batch_size = size
+        by_size[size] = make_plan(config, options).memory
+    for level, memory in by_size[1].items():
+        fitting = [size for size, planned in by_size.items() if planned[level].fits]
+        assert memory.largest_micro_batch_size == max(fitting, default=None)
     assert plan(*words, "gpu=cpu", "data.micro_batch_size=1").memory["none"].largest_micro_batch_size is None
 
 
@@ -185,12 +188,14 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_prints_tables_and_json(capsys):
-    result = run("model=csm_1b", "gpus=8", "gpu=h100", "strategy=ddp", "data.micro_batch_size=1")
-    assert result.returncode == 0, result.stderr
-    assert "Fits into h100" in result.stdout and "optimizer state" in result.stdout
-    arguments = build_parser().parse_args(["plan", "--json", "model=csm_8b", "gpu=l4", "hours=10"])
-    arguments.run(arguments)
-    record = json.loads(capsys.readouterr().out)
+    def printed(*words: str) -> str:
+        arguments = build_parser().parse_args(["plan", *words])
+        arguments.run(arguments)
+        return capsys.readouterr().out
+
+    tables = printed("model=csm_1b", "gpus=8", "gpu=h100", "strategy=ddp", "data.micro_batch_size=1")
+    assert "Fits into h100" in tables and "optimizer state" in tables
+    record = json.loads(printed("--json", "model=csm_8b", "gpu=l4", "hours=10"))
     assert record["options"]["hours"] == 10 and record["memory"]["full"]["fits"] is False
     assert record["memory"]["full"]["total"] > record["memory"]["full"]["available"]
 

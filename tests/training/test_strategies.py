@@ -134,6 +134,7 @@ def test_ddp_equals_one_process(one, folder, overrides):
     check_same_run(one, folder / "ddp")
 
 
+@pytest.mark.slow
 def test_ddp_keeps_gradients_in_its_buckets(overrides, tmp_path):
     """From the first step on no pass makes others of the size of the model; they are zero between steps."""
     watch = "+callbacks.buckets._target_=tests.training.buckets.Buckets"
@@ -141,6 +142,7 @@ def test_ddp_keeps_gradients_in_its_buckets(overrides, tmp_path):
     assert (tmp_path / "buckets").read_text() == "1 2 3 4"
 
 
+@pytest.mark.slow
 def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
     assert is_sharded(last(fsdp)) and len(list(last(fsdp).glob("*.distcp"))) == 2
     check_same_run(one, fsdp)
