@@ -1,4 +1,4 @@
-"""`python -m data_prep [command] [option=value ...]`: a Hydra program, with the options of data_prep/config.py.
+"""`python -m data_prep [command] [option=value ...]`: a Hydra program, with the options of data_prep/config/.
 
     python -m data_prep input=calls output=data/calls codec=mimi          all steps at once, for small sets
     python -m data_prep plan|run|status|retry|pack|report input=... output=...       step by step, for large ones

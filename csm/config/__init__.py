@@ -8,7 +8,7 @@ appears only for objects of other libraries, such as loggers.
     evaluate.py    EvaluateConfig
     csm plan       PlanConfig, next to the options of train.py
 
-The options of data preparation are in data_prep/config.py. The string below a field documents it;
+The options of data preparation are in data_prep/config/. The string below a field documents it;
 `docs/options.md` is generated from these strings.
 """
 

@@ -12,7 +12,7 @@ from csm.planning.device import FRAME_RATE, GIB, Device, MemoryPlan, audio_share
 from csm.planning.memory import Parameters
 from csm.validate import validate_tensor_parallel
 
-CONVERSATION_SECONDS = 120.0  # of data_prep/config.py, ConversationConfig.max_seconds
+CONVERSATION_SECONDS = 120.0  # of data_prep/config/packing.py, ConversationConfig.max_seconds
 TURN_SECONDS = 5.0
 SAMPLE_OVERHEAD = 2 * 512 + 2 * 256 + 128 + 522  # tar headers and padding, npy header, the sample's own JSON fields
 TURN_OVERHEAD = 195  # JSON of a turn without its text and without the times of words, where it was recognized
