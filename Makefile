@@ -52,4 +52,5 @@ test-slow: $(VENV)/installed ## tests that start many processes: kills, clusters
 
 docs: $(VENV)/installed ## the documentation site, in site/
 	$(BIN)/python -m docs.generate_options
+	$(BIN)/python -m docs.generate_figures
 	$(BIN)/mkdocs build --strict --quiet
