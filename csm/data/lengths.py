@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 
 from csm.data.dataset import ShardedDataset
 from csm.data.folder import LocalFolder
 from csm.files import write_atomically
+from csm.progress import track
 from csm.text import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
 
 def _fill(lengths: np.ndarray, dataset: ShardedDataset, results: Iterator[np.ndarray]) -> None:
     start, total = 0, len(dataset.info.shards)
-    for part in track(results, "Counting tokens", total, console=Console(stderr=True)):
+    for part in track(results, "Counting tokens", total):
         lengths[:, start : start + part.shape[1]] = part
         start += part.shape[1]
 

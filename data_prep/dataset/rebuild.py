@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from csm.codec import CodecInfo, check_same_codec
 from csm.data.dataset import DatasetInfo, ShardInfo
 from csm.data.folder import check_file
 from csm.data.index import DATASET_FILE
 from csm.data.sample import REMEDY
+from csm.progress import track
 from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json, write_index
 from data_prep.dataset.shard import index_shard
 from data_prep.dataset.takedown import TOMBSTONES_FILE, keep_living, keys_by_shard, read_tombstones
@@ -54,7 +53,7 @@ def rebuild(folder: Path, workers: int = 0) -> DatasetInfo:
 
     def tables() -> Iterator[pa.Table]:
         indexed = ordered_map(index_shard, paths, workers, sum(path.stat().st_size for path in paths))
-        for number, shard in enumerate(track(indexed, "Reading shards", len(paths), console=Console(stderr=True))):
+        for number, shard in enumerate(track(indexed, "Reading shards", len(paths))):
             if old and shard.info.sha256 != old.shards[number].sha256:
                 where = folder / shard.info.name
                 raise ValueError(f"{where}: content differs from its hash in {DATASET_FILE}; restore it, or {REMEDY}")

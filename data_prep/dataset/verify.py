@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from csm.codec import CodecInfo
 from csm.data.dataset import DATASET_FILE, DatasetInfo, ShardedDataset, ShardInfo, fingerprint, is_remote
 from csm.files import sha256_of
+from csm.progress import track
 from data_prep.dataset.index import IndexRows, totals_of
 from data_prep.dataset.shard import index_row, read_sample, samples_of_tar
 from data_prep.dataset.takedown import TOMBSTONES_FILE, keys_by_shard, read_tombstones
@@ -78,7 +77,7 @@ def verify(path: str | Path, workers: int = 0) -> list[str]:
     size = sum(shard.size for shard in info.shards)
     found = ordered_map(partial(_verify_shard, folder, index, info.codec), shards, workers, size)
     links = []
-    for shard in track(found, "Verifying shards", len(shards), console=Console(stderr=True)):
+    for shard in track(found, "Verifying shards", len(shards)):
         problems += shard.problems
         links.append(shard.links)
     return problems + _verify_whole(dataset, np.concatenate(links, axis=1))

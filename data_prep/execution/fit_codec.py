@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from csm.codec import SpectralCodec
 from csm.codec.mel import SAMPLE_RATE
 from csm.config import CodecKind
+from csm.progress import track
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig
 from data_prep.execution.pipeline import CODEC_FILE
@@ -91,7 +90,7 @@ def _waveforms(cfg: DataPrepConfig, plan: Plan, rejected: dict[str, RejectedReco
     ]
     ids.sort(key=lambda name: hashlib.sha256(f"{cfg.seed}/fit/{name}".encode()).digest())
     budget = cfg.encode.fit_minutes * 60 * SAMPLE_RATE
-    for name in track(ids, "Fitting the codec", console=Console(stderr=True)):
+    for name in track(ids, "Fitting the codec"):
         if budget <= 0:
             return
         try:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from csm.codec import Codec, SpectralCodec, load_codec
 from csm.config import CodecKind
 from data_prep.config import DataPrepConfig, work_folder
-from data_prep.execution.unit import Progress, UnitReport, run_unit
+from data_prep.execution.unit import Progress, StageTable, UnitReport, fingerprints, run_unit, stage_tables
+from data_prep.execution.unit_files import write_json
 from data_prep.inputs.plan import load_plan
 from data_prep.stages.base import Stage
 from data_prep.stages.diarize import DiarizeStage
@@ -18,6 +25,8 @@ from data_prep.stages.turns import TurnsStage
 from data_prep.stages.vad import VadStage
 
 CODEC_FILE = "codec.safetensors"
+STAGES_FILE = "stages.json"
+STAGES: tuple[type[Stage], ...] = (VadStage, DiarizeStage, TranscribeStage, TurnsStage, ScoreStage, EncodeStage)
 
 
 def run_codec(cfg: DataPrepConfig) -> Codec:
@@ -40,6 +49,29 @@ def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
         ScoreStage(cfg.score),
         EncodeStage(cfg.encode, cfg.loose, codec),
     ]
+
+
+def remember_stages(cfg: DataPrepConfig, work: Path, stages: list[Stage]) -> None:
+    """Writes down the fingerprints of a run's stages, for commands that only look at its results."""
+    write_json(work / STAGES_FILE, {"options": _options_hash(cfg), "stages": fingerprints(stages)})
+
+
+def known_tables(cfg: DataPrepConfig, work: Path) -> list[StageTable]:
+    """The stages' identities: those of the last run if it had these options, else they are computed, which takes the
+    codec. Raises FileNotFoundError or ValueError if that is missing."""
+    file = work / STAGES_FILE
+    if file.is_file():
+        last = json.loads(file.read_text())
+        if last["options"] == _options_hash(cfg):
+            return [StageTable(stage.name, last["stages"][stage.name], stage.result) for stage in STAGES]
+    return stage_tables(build_stages(cfg, run_codec(cfg)))
+
+
+def _options_hash(cfg: DataPrepConfig) -> str:
+    """Of everything that `build_stages` is given, and the stages' versions."""
+    parts: list[Any] = [cfg.vad, cfg.diarize, cfg.transcribe, cfg.turns, cfg.score, cfg.encode, cfg.loose, cfg.codec]
+    values = [[stage.version for stage in STAGES], *(asdict(part) for part in parts)]
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
 
 
 class Worker:

@@ -6,23 +6,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from csm.progress import TerminalProgress
 from data_prep.config import DataPrepConfig, ExecutorKind, work_folder
 from data_prep.execution.executor import Executor, UnitFailure
 from data_prep.execution.fit_codec import fit_codec
 from data_prep.execution.gpus import check_gpus
 from data_prep.execution.local import run_inline, run_local
-from data_prep.execution.pipeline import build_stages, run_codec
+from data_prep.execution.pipeline import build_stages, known_tables, remember_stages, run_codec
 from data_prep.execution.ray import run_ray
 from data_prep.execution.slurm import run_slurm
-from data_prep.execution.unit import DONE_FILE, UnitReport, fingerprints, is_done, unit_folder
+from data_prep.execution.unit import DONE_FILE, StageTable, UnitReport, fingerprints, is_done, unit_folder
 from data_prep.execution.unit_files import ATTEMPTS_FILE, TRANSIENT_REASONS, StageFiles
 from data_prep.inputs.plan import load_plan
 from data_prep.reasons import Reason
-from data_prep.stages.base import Stage
 
 EXECUTORS: dict[ExecutorKind, Executor] = {
     ExecutorKind.inline: run_inline,
@@ -53,6 +52,7 @@ def run(cfg: DataPrepConfig) -> RunSummary:
     plan = load_plan(work)
     fit_codec(cfg, plan, work)
     stages = build_stages(cfg, run_codec(cfg))
+    remember_stages(cfg, work, stages)
     current = fingerprints(stages)
     waiting = [unit for unit in plan.units if not is_done(work, unit.id, current)]
     waiting.sort(key=lambda unit: (-unit.seconds, unit.id))
@@ -89,11 +89,12 @@ class Status:
 
 
 def status(cfg: DataPrepConfig) -> Status:
-    """Raises FileNotFoundError or ValueError if there is no plan, or if the codec is missing."""
+    """Raises FileNotFoundError or ValueError if there is no plan, or, with other options than the last run's, if the
+    codec is missing."""
     work = work_folder(cfg)
     plan = load_plan(work)
-    stages = build_stages(cfg, run_codec(cfg))
-    current = fingerprints(stages)
+    tables = known_tables(cfg, work)
+    current = {table.stage: table.fingerprint for table in tables}
     found = Status(len(plan.units), 0, 0, 0.0, 0.0, {}, 0)
     rejected = Counter(rejection.reason for rejection in plan.rejections)
     for unit in plan.units:
@@ -103,7 +104,7 @@ def status(cfg: DataPrepConfig) -> Status:
         found.started += not done and folder.is_dir()
         found.seconds += unit.seconds
         found.seconds_done += unit.seconds if done else 0.0
-        for files in _complete(folder, stages, current):
+        for files in _complete(folder, tables):
             rejected.update(rejection.reason for rejection in files.rejections())
     found.rejected = dict(rejected.most_common())
     found.retryable = sum(rejected[reason] for reason in TRANSIENT_REASONS)
@@ -117,13 +118,12 @@ def retry(cfg: DataPrepConfig) -> list[str]:
     """
     work = work_folder(cfg)
     plan = load_plan(work)
-    stages = build_stages(cfg, run_codec(cfg))
-    current = fingerprints(stages)
+    tables = known_tables(cfg, work)
     requeued: list[str] = []
     for unit in plan.units:
         folder = unit_folder(work, unit.id)
         repeat = False
-        for files in _complete(folder, stages, current):
+        for files in _complete(folder, tables):
             failed = [rejection.recording for rejection in files.rejections() if rejection.reason in TRANSIENT_REASONS]
             requeued += failed
             repeat = repeat or bool(failed)
@@ -135,8 +135,8 @@ def retry(cfg: DataPrepConfig) -> list[str]:
     return requeued
 
 
-def _complete(folder: Path, stages: list[Stage], current: dict[str, str]) -> list[StageFiles]:
-    files = [StageFiles(folder, stage.name, current[stage.name], stage.result) for stage in stages]
+def _complete(folder: Path, tables: list[StageTable]) -> list[StageFiles]:
+    files = [StageFiles(folder, table.stage, table.fingerprint, table.result) for table in tables]
     return [entry for entry in files if entry.complete()]
 
 
@@ -146,7 +146,5 @@ class _Hours(ProgressColumn):
         return Text(f"{task.completed / 3600:.2f}/{(task.total or 0) / 3600:.2f} hours{speed}")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), _Hours(), TimeRemainingColumn(), console=Console(stderr=True)
-    )
+def _progress() -> TerminalProgress:
+    return TerminalProgress(TextColumn("{task.description}"), BarColumn(), _Hours(), TimeRemainingColumn())

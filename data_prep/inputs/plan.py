@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from csm.progress import TerminalProgress
 from data_prep.config import DataPrepConfig, SourceConfig, TranscribeBackend, work_folder
 from data_prep.inputs.notes import Notes
 from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
@@ -24,7 +25,6 @@ from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
 from data_prep.inputs.sources import STAGE, read_source
 from data_prep.inputs.understood import understand
 from data_prep.inputs.units import cut_units, digest_of, unit_seconds
-from data_prep.progress import TerminalProgress
 from data_prep.reasons import Reason
 from data_prep.records import Recording, Rejection
 

@@ -20,13 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from csm.codec import CodecInfo, SpectralCodec
 from csm.data.dataset import DatasetInfo
 from csm.data.sample import Sample
 from csm.files import sync
+from csm.progress import track
 from data_prep.config import DataPrepConfig, work_folder
 from data_prep.dataset.index import CODEC_FILE, file_info, write_dataset_json
 from data_prep.execution.pipeline import build_stages, run_codec
@@ -80,12 +79,7 @@ def pack(cfg: DataPrepConfig) -> DatasetInfo:
         write_rows(folder / DUPLICATES_FILE, repeated, Duplicate)
         size = round(sum(unit.seconds for unit in plan.units) * _UNIT_BYTES)
         jobs = [_Job(cfg, unit, tables, folder, codec.info, prep, rates) for unit in units]
-        done = track(
-            ordered_map(_stage_unit, jobs, cfg.pack.workers, size),
-            "Building conversations",
-            len(jobs),
-            console=Console(stderr=True),
-        )
+        done = track(ordered_map(_stage_unit, jobs, cfg.pack.workers, size), "Building conversations", len(jobs))
         rejected = _write_accounts(cfg, folder, plan, done)
         if not any(path.stat().st_size for path in staging.iterdir() if path.suffix == ".samples"):
             raise ValueError(_nothing_kept(folder, rejected))
@@ -133,7 +127,7 @@ def _measure_whole_set(
     needed = [table for table in tables if table.stage in ("turns", "score")]
 
     def heard() -> Iterator[HeardRecording]:
-        for unit in track(units, "Finding duplicates", console=Console(stderr=True)):
+        for unit in track(units, "Finding duplicates"):
             source_of = {recording.id: recording.source for recording in plan.recordings(unit)}
             results = unit_results(work, unit, needed).results
             for name, scores in results["score"].items():

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 from webdataset import TarWriter
 
 from csm.data.dataset import IndexInfo, ShardInfo
 from csm.data.folder import FileInfo, LocalFolder
 from csm.data.sample import CODES_MEMBER, JSON_MEMBER
 from csm.files import write_atomically
+from csm.progress import track
 from data_prep.dataset.index import write_index
 from data_prep.dataset.shard import IndexedShard, index_shard
 from data_prep.execution.processes import ordered_map
@@ -58,7 +57,7 @@ def write_shards(
     def tables() -> Iterator[pa.Table]:
         size = sum(path.stat().st_size for path in staging.iterdir())
         written = ordered_map(_write_shard, shards, workers, size)
-        for number, shard in enumerate(track(written, "Writing shards", len(shards), console=Console(stderr=True))):
+        for number, shard in enumerate(track(written, "Writing shards", len(shards))):
             infos.append(shard.info)
             yield shard.numbered(number)
 

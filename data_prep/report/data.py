@@ -18,14 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from csm.config import DataConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.lengths import fit, open_lengths
 from csm.data.plan import EpochPlan
 from csm.files import write_atomically
+from csm.progress import track
 from data_prep.packing.conversation import BYTES_PER_TOKEN, TURN_OVERHEAD
 from data_prep.records import Span
 from data_prep.report.tables import GroupedSums, batches
@@ -258,7 +257,7 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
         nonlocal call_seconds, both_seconds
         with pq.ParquetWriter(path, _TURNS_SCHEMA, compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
-            for number in track(numbers.tolist(), "Reading turns", console=Console(stderr=True)):
+            for number in track(numbers.tolist(), "Reading turns"):
                 record = dataset.read_record(number)
                 counts["events"] += len(record["events"])
                 counts["detected"] += record["lang_prob"] is not None
@@ -365,7 +364,7 @@ def measure_codebooks(dataset: ShardedDataset, numbers: np.ndarray, rng: np.rand
     offsets = (np.arange(levels) * size)[:, None]
     counts = np.zeros(levels * size, np.int64)
     frames = 0
-    for number in track(numbers.tolist(), "Reading codes", console=Console(stderr=True)):
+    for number in track(numbers.tolist(), "Reading codes"):
         codes = dataset.read(number).codes
         counts += np.bincount((codes + offsets).ravel(), minlength=len(counts))
         frames += codes.shape[1]

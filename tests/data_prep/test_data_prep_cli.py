@@ -130,15 +130,21 @@ def test_module_runs_as_a_program(calls, tmp_path):
 
 
 def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
-    """And `status` says how far it is."""
+    """And `status` says how far it is, without the codec; where there is no terminal, progress is plain lines."""
     common = [f"input={calls}", *SMALL]
     code, stdout, _ = program("plan", f"output={tmp_path / 'steps'}", *common)
     assert code == 0 and "5 recordings" in stdout and "in 1 units" in stdout
     code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common)
     assert code == 2 and "not fitted yet" in stderr
-    assert program("run", f"output={tmp_path / 'steps'}", *common)[0] == 0
+    code, _, stderr = program("run", f"output={tmp_path / 'steps'}", *common)
+    assert code == 0 and "\nRunning stages" in f"\n{stderr}" and "\r" not in stderr
+    codec = tmp_path / "steps.work" / "codec.safetensors"
+    codec.rename(tmp_path / "elsewhere")
     code, stdout, _ = program("status", f"output={tmp_path / 'steps'}", *common)
     assert code == 0 and stdout.startswith("1 of 1 units done, 0 started; 100.0%")
+    code, _, stderr = program("status", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
+    assert code == 2 and "not fitted yet" in stderr, "whose results these are depends on the codec"
+    (tmp_path / "elsewhere").rename(codec)
     code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
     assert code == 2 and "1 of 1 units are not done with these options" in stderr
     for command in ("pack", "report", "verify"):

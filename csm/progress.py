@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TaskID
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
 
 LINE_SECONDS = 10.0
 """Seconds between two plain lines; the first comes at once."""
@@ -37,3 +48,10 @@ class TerminalProgress(Progress):
                 getattr(column(task), "plain", "") for column in self.columns if isinstance(column, ProgressColumn)
             ]
             self.console.print(" ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields `items` and shows how many of `total` (their length if they have one) have been dealt with."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with TerminalProgress(*columns) as progress:
+        yield from progress.track(items, total, description=description)
