@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 
 UNSPACED = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "yue", "zh"})
@@ -55,3 +56,8 @@ def language_code(language: str) -> str:
     if name in TO_LANGUAGE_CODE:
         return str(TO_LANGUAGE_CODE[name])
     raise ValueError(f"unknown language {language!r}: give its ISO 639 code (en, de, ja) or its English name (german)")
+
+
+def letters(text: str) -> int:
+    """Number of letters, the marks on them, and digits."""
+    return sum(unicodedata.category(character)[0] in "LMN" for character in text)

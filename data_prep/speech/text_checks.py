@@ -6,6 +6,8 @@ import html
 import re
 import unicodedata
 
+from csm.languages import letters
+
 # Scripts written without spaces (kana, CJK ideographs, Thai, Lao, Burmese, Khmer): each letter counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u1049\u1050-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Vowel signs, tones and accents, which belong to the letter before them, and so do joiners; none of them is in \w.
@@ -104,11 +106,6 @@ def has_markup(text: str) -> bool:
 def is_no_speech(text: str) -> bool:
     """Whether nothing of the text is spoken: punctuation, symbols and markup only."""
     return letters(_MARKUP.sub(" ", html.unescape(text))) == 0
-
-
-def letters(text: str) -> int:
-    """Letters, the marks on them, and digits."""
-    return sum(unicodedata.category(character)[0] in "LMN" for character in text)
 
 
 def chars_per_second(text: str, seconds: float) -> float:
