@@ -1,4 +1,4 @@
-"""Pretrained models that listen to speech, for evaluation and data preparation: recognizers, speaker encoders, measures.
+"""Pretrained models that listen to speech, for evaluation and data preparation.
 
 recognition.py             interface and results of recognizers
 faster_whisper.py          Whisper through CTranslate2
