@@ -66,7 +66,8 @@ def read_items(meta: Path) -> list[Item]:
     if not meta.is_file():
         raise ValueError(f"{meta}: no such list of seed-tts-eval items (its meta.lst)")
     items: dict[str, Item] = {}
-    for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), 1):
+    text = meta.read_text(encoding="utf-8").rstrip("\n")
+    for number, line in enumerate(text.split("\n") if text else [], 1):
         fields = line.strip().split("|")
         if len(fields) not in (4, 5):
             raise ValueError(f"{meta}:{number}: has {len(fields)} fields separated by '|' instead of 4 or 5")
