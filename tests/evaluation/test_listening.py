@@ -117,6 +117,19 @@ def test_a_kit_is_loud_alike_and_tells_nothing(items, tmp_path):
     assert export(items, tmp_path / "other", seed=1)["kit"] != key["kit"]
 
 
+def test_context_is_the_last_ninety_seconds(tmp_path):
+    for name, seconds in (("h", 0.5), ("m", 0.5), ("c", 40.0)):
+        tone(tmp_path / f"{name}.wav", 500, seconds=seconds, rate=8000)
+    turns = [{"speaker": "anna", "text": f"Turn {i}.", "audio": "c.wav"} for i in range(4)]
+    line = {"id": "a", "systems": {"human": "h.wav", "model": "m.wav"}, "context": turns}
+    (tmp_path / "items.jsonl").write_text(json.dumps(line))
+    export(tmp_path / "items.jsonl", tmp_path / "test", raters=1, trials=1)
+    page = (tmp_path / "test/kit/index.html").read_text()
+    trial = json.loads(page.split('id="data">')[1].split("</script>")[0])["raters"][0][0]
+    assert trial["transcript"] == [["anna", "Turn 2."], ["anna", "Turn 3."]]
+    assert soundfile.info(tmp_path / "test/kit" / trial["context"]).duration == pytest.approx(2 * 40.3, abs=0.01)
+
+
 def test_results_are_those_of_the_raters(items, tmp_path, capsys):
     key = export(items, tmp_path / "test", raters=4, trials=6)
     truth = {"item-0": 3, "item-1": 2, "item-2": 0, "item-3": 1, "item-4": -1, "item-5": 1}

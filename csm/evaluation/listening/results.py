@@ -155,11 +155,13 @@ def _answers(path: Path, key: dict[str, Any]) -> tuple[int, dict[int, int]]:
         raise ValueError(f"{path}: is not an answer file of the listening page")
     scores: dict[int, int] = {}
     for answer in given:
+        number: Any
+        score: Any
         number, score = (answer.get("trial"), answer.get("score")) if isinstance(answer, dict) else (None, None)
         whole = isinstance(number, int) and isinstance(score, int) and score in SCALE
         if not whole or number not in range(len(key["raters"][rater])) or number in scores:
             raise ValueError(f"{path}: {answer!r} is not an answer to one trial, with a score of -3..3")
-        scores[int(number)] = int(score)
+        scores[number] = score
     return rater, scores
 
 
