@@ -9,6 +9,10 @@ UNSPACED = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "yue", "zh"})
 """Languages that are written without spaces between words. A recognizer's words are characters, or the characters of
 one token; error rates count characters."""
 
+MARKS = "\u200c\u200d" + "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
+"""Vowel signs, tones and accents, which belong to the letter before them, and so do joiners; in regular expressions
+none of them is in \\w, so words of Indic scripts and vocalised Arabic would break at each."""
+
 # ISO 639-1 beyond the languages that Whisper knows.
 _OTHER_CODES = (
     "aa ab ae ak an av ay bi bm ce ch co cr cu cv dv dz ee eo ff fj fy ga gd gn gv ho hz ia ie ig ii ik io iu kg ki kj "

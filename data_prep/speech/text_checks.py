@@ -6,14 +6,12 @@ import html
 import re
 import unicodedata
 
-from csm.languages import letters
+from csm.languages import MARKS, letters
 
 # Scripts written without spaces (kana, CJK ideographs, Thai, Lao, Burmese, Khmer): each letter counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u1049\u1050-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Vowel signs, tones and accents, which belong to the letter before them, and so do joiners; none of them is in \w.
-_MARKS = "\u200c\u200d" + "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
-_LETTERS = rf"(?:[^\W_{_UNSPACED}][{_MARKS}]*)+"
-_WORD = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|{_LETTERS}(?:['\u2019]{_LETTERS})*")
+_LETTERS = rf"(?:[^\W_{_UNSPACED}][{MARKS}]*)+"
+_WORD = re.compile(rf"[{_UNSPACED}][{MARKS}]*|{_LETTERS}(?:['\u2019]{_LETTERS})*")
 
 # A phrase of at most this many words that is repeated this often in a row, for at least so many words, is a loop of the
 # recognizer; "no, no, no, no" and "bye bye bye" are not.
