@@ -6,8 +6,11 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+import torchaudio
 from transformers import WavLMConfig
 
+from csm.files import sha256_of
+from csm.judges import wavlm_ecapa
 from csm.judges.hub import ModelUnavailable
 from csm.judges.wavlm_ecapa import LARGE, SpeakerNet, WavLMEcapa, load_published, read_weights
 
@@ -244,3 +247,17 @@ def test_a_file_without_its_checksum_is_refused(published, tmp_path):
     torch.save(published, tmp_path / "bare.pth")
     with pytest.raises(ModelUnavailable, match="is not a checkpoint with tensors under 'model'"):
         read_weights(tmp_path / "bare.pth")
+
+
+def test_the_loaded_encoder_hears_whole_files_at_16_khz(published, tmp_path, monkeypatch):
+    """The small encoder in the place of the large one, whose weights cannot be part of a test."""
+    path = tmp_path / "w.pth"
+    torch.save({"model": published, "step": 3}, path)
+    monkeypatch.setattr(wavlm_ecapa, "PUBLISHED", sha256_of(path))
+    monkeypatch.setattr(wavlm_ecapa, "SpeakerNet", lambda config: small())
+    encoder = WavLMEcapa(path, "cpu")
+    audio = 0.1 * torch.randn(2400, generator=torch.Generator().manual_seed(5))
+    expected = independent(published, torchaudio.transforms.Resample(24_000, 16_000)(audio)).float()
+    torch.testing.assert_close(encoder.embed(audio, 24_000), F.normalize(expected, dim=0), atol=1e-5, rtol=1e-5)
+    assert encoder.embed(audio[:1000], 24_000) is None
+    assert encoder.describe()["weights_sha256"] == sha256_of(path)
