@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
+from csm.judges.hub import ModelUnavailable
 from csm.judges.silero import FRAME, Silero, speech_spans
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import VadBackend, VadConfig
@@ -102,7 +103,10 @@ class VadStage:
         if self.options.backend is VadBackend.none:
             return _AllSpeech()
         if self._model is None:
-            self._model = Silero()
+            try:
+                self._model = Silero()
+            except ModelUnavailable as error:
+                raise ModelUnavailable(f"{error}, or vad.backend=none") from error
         return self._model.stream()
 
     def _spans(self, probabilities: np.ndarray, seconds: float) -> list[Span]:

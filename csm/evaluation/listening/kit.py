@@ -23,6 +23,7 @@ import numpy as np
 import pyloudnorm
 import soundfile
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from csm.audio import load_audio
@@ -255,7 +256,7 @@ def _write_page(data: dict[str, Any], path: Path) -> None:
     )
     # inside a script nothing is an entity, so it is "<" alone that could end it
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    page = environment.get_template("page.html.j2").render(data=jinja2.utils.markupsafe.Markup(text))
+    page = environment.get_template("page.html.j2").render(data=Markup(text))
     path.write_text(page, encoding="utf-8")
 
 
