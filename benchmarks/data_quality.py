@@ -28,10 +28,10 @@ import soundfile
 import soxr
 
 from csm.audio import load_audio
+from csm.judges.dnsmos import Dnsmos
 from data_prep.config import DedupConfig
 from data_prep.records import MODEL_RATE
 from data_prep.speech.fingerprint import fingerprint, same_sound
-from data_prep.stages.dnsmos import Dnsmos
 from data_prep.stages.score import bandwidth, clipped, loudness
 
 RATE = 24_000

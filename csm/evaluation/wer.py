@@ -1,5 +1,8 @@
 """Word error rate: errors of one utterance, two ways to average them, and the alignment shown in reports.
 
+Words are what the normalizer separates by spaces: in languages that are written without them, characters, and the rate
+is a CER (csm/evaluation/text_norm.py).
+
 The two averages answer different questions and differ in practice, so a report prints both with their names:
 
     corpus WER = sum of errors / sum of reference words        (long utterances weigh more)
@@ -54,7 +57,7 @@ class DiffWord:
 
 
 def align_words(reference: str, hypothesis: str) -> list[DiffWord]:
-    """Word-by-word alignment of two normalized texts (words separated by single spaces)."""
+    """Word-by-word alignment of two texts as `TextNormalizer` returns them."""
     output = jiwer.process_words(reference, hypothesis)
     ref, hyp = output.references[0], output.hypotheses[0]
     words = []

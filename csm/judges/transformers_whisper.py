@@ -17,12 +17,12 @@ from csm.judges.recognition import (
     BUNDLED,
     MAX_CLIP_SECONDS,
     RATE,
-    UNSPACED,
     Recognized,
     Word,
     check_language,
     in_batches,
 )
+from csm.languages import UNSPACED
 from csm.provenance import package_versions
 
 

@@ -11,6 +11,7 @@ from csm.config import AsrKind
 from csm.judges.faster_whisper import FasterWhisper
 from csm.judges.recognition import BUNDLED, Recognizer
 from csm.judges.transformers_whisper import TransformersWhisper
+from csm.languages import language_code
 
 DEFAULT = "openai/whisper-large-v3"
 _OPTION = "eval.asr_model"
@@ -22,12 +23,14 @@ def load_recognizer(kind: AsrKind, model: str | None, language: str, device: str
     Args:
         kind: backend.
         model: local directory or hub repository; None = the backend's default.
-        language: two-letter code.
+        language: code or English name.
         device: "cpu", "cuda" or "cuda:0".
 
     Raises:
+        ValueError: an unknown language.
         ModelUnavailable: package or weights are missing.
     """
+    language = language_code(language)
     if kind is AsrKind.faster_whisper:
         return FasterWhisper(model or BUNDLED, device, language=language, option=_OPTION)
     return TransformersWhisper(model or DEFAULT, device, language=language, option=_OPTION)

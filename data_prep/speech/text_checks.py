@@ -6,9 +6,12 @@ import html
 import re
 import unicodedata
 
-# Scripts written without spaces (kana, CJK ideographs, Thai, Lao, Khmer): each letter counts as a word.
-_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['\u2019][^\W_{_UNSPACED}]+)*")
+from csm.languages import MARKS, letters
+
+# Scripts written without spaces (kana, CJK ideographs, Thai, Lao, Burmese, Khmer): each letter counts as a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u1049\u1050-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_LETTERS = rf"(?:[^\W_{_UNSPACED}][{MARKS}]*)+"
+_WORD = re.compile(rf"[{_UNSPACED}][{MARKS}]*|{_LETTERS}(?:['\u2019]{_LETTERS})*")
 
 # A phrase of at most this many words that is repeated this often in a row, for at least so many words, is a loop of the
 # recognizer; "no, no, no, no" and "bye bye bye" are not.
@@ -101,11 +104,6 @@ def has_markup(text: str) -> bool:
 def is_no_speech(text: str) -> bool:
     """Whether nothing of the text is spoken: punctuation, symbols and markup only."""
     return letters(_MARKUP.sub(" ", html.unescape(text))) == 0
-
-
-def letters(text: str) -> int:
-    """Letters, the marks on them, and digits."""
-    return sum(unicodedata.category(character)[0] in "LMN" for character in text)
 
 
 def chars_per_second(text: str, seconds: float) -> float:

@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 import pyloudnorm
 
+from csm.judges.dnsmos import MIN_HOP_SECONDS, Dnsmos
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import ScoreConfig
 from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
 from data_prep.speech.fingerprint import fingerprint
 from data_prep.stages.base import Item
-from data_prep.stages.dnsmos import MIN_HOP_SECONDS, Dnsmos
 
 # The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
 _CLIPPED = 0.98

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from csm.judges.recognition import UNSPACED
+from csm.languages import UNSPACED
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import TurnsConfig, VadConfig
 from data_prep.reasons import Reason

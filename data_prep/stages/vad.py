@@ -12,13 +12,14 @@ from typing import Protocol
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
+from csm.judges.hub import ModelUnavailable
+from csm.judges.silero import FRAME, Silero, speech_spans
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import VadBackend, VadConfig
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
 from data_prep.speech.words import checked_turns, united
 from data_prep.stages.base import Item
-from data_prep.stages.silero import FRAME, Silero, spans_of
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
 _FLOOR = 1e-8  # mean square at and below which a channel is silent: -80 dBFS
@@ -102,14 +103,24 @@ class VadStage:
         if self.options.backend is VadBackend.none:
             return _AllSpeech()
         if self._model is None:
-            self._model = Silero()
+            try:
+                self._model = Silero()
+            except ModelUnavailable as error:
+                raise ModelUnavailable(f"{error}, or vad.backend=none") from error
         return self._model.stream()
 
     def _spans(self, probabilities: np.ndarray, seconds: float) -> list[Span]:
         if self.options.backend is VadBackend.none:
             return [Span(0.0, seconds)]
-        spans = spans_of(probabilities, round(seconds * MODEL_RATE), self.options)
-        return [Span(span.start, min(span.end, seconds)) for span in spans]
+        spans = speech_spans(
+            probabilities,
+            round(seconds * MODEL_RATE),
+            threshold=self.options.threshold,
+            min_speech_seconds=self.options.min_speech_seconds,
+            min_silence_seconds=self.options.min_silence_seconds,
+            pad_seconds=self.options.pad_seconds,
+        )
+        return [Span(start, min(end, seconds)) for start, end in spans]
 
 
 def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:

@@ -5,9 +5,9 @@ import pytest
 from heard import demo_recordings, draft, item
 from speechmos import dnsmos
 
+from csm.judges.dnsmos import WINDOW, Dnsmos, check_provider, provider_of, split
 from csm.judges.hub import ModelUnavailable
 from data_prep.config import ScoreConfig
-from data_prep.stages.dnsmos import WINDOW, Dnsmos, check_provider, provider_of, split
 from data_prep.stages.score import ScoreStage
 
 RATE = 16_000
@@ -84,5 +84,5 @@ def test_the_second_gpu_is_the_second_gpu():
 def test_a_session_that_fell_back_to_the_cpu_is_refused():
     """As onnxruntime-gpu makes one where CUDA's libraries do not load."""
     session = Dnsmos(9.01)._session
-    with pytest.raises(ModelUnavailable, match=r"score\.device=cuda: onnxruntime cannot load its CUDAExec"):
+    with pytest.raises(ModelUnavailable, match=r"DNSMOS on cuda: onnxruntime cannot load its CUDAExec"):
         check_provider(session, provider_of("cuda")[0], "cuda")

@@ -136,6 +136,17 @@ def test_letters_and_words():
     assert words("今日はhello 123") == ["今", "日", "は", "hello", "123"]
 
 
+def test_vowel_signs_tones_and_joiners_belong_to_their_letters():
+    assert words("नमस्ते, मैं घर जाता हूँ।") == ["नमस्ते", "मैं", "घर", "जाता", "हूँ"]
+    assert words("مُحَمَّدٌ رَجُلٌ") == ["مُحَمَّدٌ", "رَجُلٌ"]
+    assert words("می\u200cخواهم بروم") == ["می\u200cخواهم", "بروم"]  # noqa: RUF001
+    assert words("นี้ดี") == ["นี้", "ดี"]
+    assert words("မြန်မာ။") == ["မြ", "န်", "မာ"]
+    assert words("tiê\u0301ng Việt") == ["tiếng", "việt"]
+    # five of ten words are distinct, of whose fragments hardly a third would be
+    assert hallucination("कि की कु के को " * 2, 4.0, "hi", 0.1, -0.5) is None
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -8,6 +8,7 @@ from layouts import Source, text, wav
 
 from data_prep.inputs.transcripts.labels import parse_labels
 from data_prep.inputs.transcripts.nist import parse_stm
+from data_prep.inputs.transcripts.subtitles import parse_subtitles
 
 VTT = """WEBVTT
 
@@ -292,3 +293,10 @@ def test_further_side_files_and_json_without_a_text_are_named(tmp_path):
         ".json (neither turns nor a text in it)": ["b.json"],
         ".txt (another side file of the recording counts)": ["a.txt"],
     }
+
+
+def test_names_in_all_scripts_are_speakers():
+    """Vowel signs are parts of names."""
+    told = SRT.replace("Ann:", "सीता:").replace("Bob:", "हरि:")
+    turns = parse_subtitles(told, "srt")
+    assert [(turn.speaker, turn.text) for turn in turns] == [("सीता", "Hi."), ("हरि", "Hello.")]

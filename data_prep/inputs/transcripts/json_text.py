@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from csm.languages import language_code
 from data_prep.inputs.manifest import parse_group, parse_split, parse_turns
 from data_prep.inputs.transcripts.annotation import Annotation
 from data_prep.inputs.transcripts.subtitles import ONE
@@ -55,11 +56,20 @@ def parse_json(text: str) -> Annotation:
 
 
 def language(record: dict[str, Any]) -> str | None:
-    """The language a record gives, as a code; None for none, or one that is not written as a code."""
+    """The language a record gives, as a code ("en" for "eng", "en-US", "English"); None if it gives none that is known.
+
+    A code that is not known is kept as it is.
+    """
     for key in ("language", "lang", "locale"):
         value = record.get(key)
-        if isinstance(value, str) and 2 <= len(value.split("-")[0].split("_")[0]) <= 3:
-            return value.split("-")[0].split("_")[0].lower()
+        if not isinstance(value, str):
+            continue
+        try:
+            return language_code(value)
+        except ValueError:
+            code = value.split("-")[0].split("_")[0]
+            if 2 <= len(code) <= 3:
+                return code.lower()
     return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 
+from csm.languages import MARKS
 from data_prep.inputs.transcripts.subtitles import ONE, speakers
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.records import GivenTurn
@@ -20,7 +21,9 @@ _TIME = r"(?:\d+:)?\d+:\d{2}(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _SPAN = re.compile(rf"[\[(]?({_TIME})\s*(?:\s|-+>?|,|;|\u2013)\s*({_TIME})[\])]?:?(?:\s+(.*))?")
 _START = re.compile(r"[\[(]?((?:\d+:)?\d+:\d{2}(?:[.,]\d+)?)[\])]?:?\s+(.+)")
 _COMMENT = re.compile(r"#|;;|%")
-_SUSPECT = re.compile(r"\d[\d.,:]*[\s)\]\t]|[\[#<{]|[\w .'-]{1,20}:\s")  # of a structure, at the start of a line
+_SUSPECT = re.compile(
+    rf"\d[\d.,:]*[\s)\]\t]|[\[#<{{]|[\w{MARKS} .'-]{{1,20}}:\s"
+)  # of a structure, at the start of a line
 
 
 def parse_labels(text: str) -> list[GivenTurn]:

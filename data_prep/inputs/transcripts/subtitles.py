@@ -6,6 +6,7 @@ import re
 
 import pysubs2
 
+from csm.languages import MARKS
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.records import GivenTurn
 
@@ -13,7 +14,7 @@ ONE = "0"
 """The speaker of a transcript that names none."""
 
 _VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
-_PREFIX = re.compile(r"\s*[-\[(]?\s*([^\W\d][\w .'-]{0,30}|SPEAKER_\d+)[\])]?\s*:\s+(?=\S)")
+_PREFIX = re.compile(rf"\s*[-\[(]?\s*([^\W\d][\w{MARKS} .'-]{{0,30}}|SPEAKER_\d+)[\])]?\s*:\s+(?=\S)")
 _DASH = re.compile(r"^\s*[-\u2013]\s+(?=\S)")
 
 

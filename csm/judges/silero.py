@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from csm.judges.hub import ModelUnavailable
-from data_prep.config import VadConfig
-from data_prep.records import MODEL_RATE, Span
 
+RATE = 16_000  # Hz, of the model
 FRAME = 512
 """Samples at 16 kHz (32 ms) for which the model gives one probability."""
 _CONTEXT = 64  # samples before a frame that the model sees with it
@@ -16,19 +15,17 @@ _FRAMES_AT_ONCE = 512  # per call, to bound its memory
 
 
 class Silero:
-    """The loaded model."""
+    """The loaded model. Raises ModelUnavailable if its package is not installed."""
 
     def __init__(self) -> None:
         threads = torch.get_num_threads()
         try:
             from silero_vad import load_silero_vad
         except ImportError as error:
-            raise ModelUnavailable(
-                "silero-vad is not installed: pip install silero-vad, or vad.backend=none"
-            ) from error
+            raise ModelUnavailable("silero-vad is not installed: pip install silero-vad") from error
         finally:
             torch.set_num_threads(threads)  # its import sets them to 1 for the whole process
-        self.session = load_silero_vad(sequence=True, sampling_rate=MODEL_RATE).session
+        self.session = load_silero_vad(sequence=True, sampling_rate=RATE).session
 
     def stream(self) -> SileroStream:
         """State for a new track."""
@@ -61,17 +58,25 @@ class SileroStream:
         return np.concatenate(found)
 
 
-def spans_of(probabilities: np.ndarray, samples: int, cfg: VadConfig) -> list[Span]:
-    """Speech in a track of `samples` (16 kHz) with the given frame probabilities."""
+def speech_spans(
+    probabilities: np.ndarray,
+    samples: int,
+    *,
+    threshold: float,
+    min_speech_seconds: float,
+    min_silence_seconds: float,
+    pad_seconds: float,
+) -> list[tuple[float, float]]:
+    """Speech as (start, end) in seconds, in a track of `samples` (16 kHz) with the given frame probabilities."""
     from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
     found = get_speech_timestamps_from_probs(
         probabilities,
-        sampling_rate=MODEL_RATE,
-        threshold=cfg.threshold,
-        min_speech_duration_ms=round(1000 * cfg.min_speech_seconds),
-        min_silence_duration_ms=round(1000 * cfg.min_silence_seconds),
-        speech_pad_ms=round(1000 * cfg.pad_seconds),
+        sampling_rate=RATE,
+        threshold=threshold,
+        min_speech_duration_ms=round(1000 * min_speech_seconds),
+        min_silence_duration_ms=round(1000 * min_silence_seconds),
+        speech_pad_ms=round(1000 * pad_seconds),
         audio_length_samples=samples,
     )
-    return [Span(span["start"] / MODEL_RATE, span["end"] / MODEL_RATE) for span in found]
+    return [(span["start"] / RATE, span["end"] / RATE) for span in found]

@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from csm.audio import resample
+from csm.files import sha256_of
 from csm.judges.hub import ModelUnavailable
-from data_prep.records import MODEL_RATE
+from csm.provenance import package_versions
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-WINDOW = int(9.01 * MODEL_RATE)  # samples of the model's input
+RATE = 16_000  # Hz, of the model
+WINDOW = int(9.01 * RATE)  # samples of the model's input
 MIN_HOP_SECONDS = 4.5  # below, windows overlap by more than half: much more work for the same result
+
+LEVEL = 0.5
+"""Peak at which `measure` listens."""
 
 _BATCH = 8  # windows
 # The model's three outputs are mapped to the scale of the listening tests by these polynomials, highest power first:
@@ -35,24 +42,30 @@ _FITS = (
 
 
 class Dnsmos:
-    """The loaded model. Raises FileNotFoundError if its package is not installed.
+    """The loaded model.
 
     Args:
         hop_seconds: between windows of audio longer than one; at least 4.5.
         device: "cpu" (one thread, so that results do not depend on the number of threads), "cuda" or "cuda:1".
+
+    Raises:
+        ModelUnavailable: its packages are not installed, or onnxruntime does not reach the device.
     """
+
+    name = "DNSMOS P.835"
+    values: tuple[str, ...] = ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")
 
     def __init__(self, hop_seconds: float, device: str = "cpu") -> None:
         weights = _model_file()
         import onnxruntime  # an optional dependency
 
-        self.hop = round(hop_seconds * MODEL_RATE)
+        self.hop = round(hop_seconds * RATE)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         provider, provider_options = provider_of(device)
         if provider not in onnxruntime.get_available_providers():
             raise ModelUnavailable(
-                f"score.device={device}: onnxruntime offers no {provider}; install onnxruntime-gpu, or use cpu"
+                f"DNSMOS on {device}: onnxruntime offers no {provider}; install onnxruntime-gpu, or use cpu"
             )
         self._session = onnxruntime.InferenceSession(
             weights, options, providers=[provider], provider_options=[provider_options]
@@ -71,6 +84,23 @@ class Dnsmos:
         )
         ends = np.cumsum([len(of_clip) for of_clip in windows])
         return np.stack([part.mean(axis=0) for part in np.split(scores, ends[:-1])])
+
+    def measure(self, audio: Tensor, sample_rate: int) -> dict[str, float | None]:
+        """See csm/judges/measures.py. The ratings fall with the level, so audio is brought to a peak of 0.5 before."""
+        clip = resample(audio, sample_rate, RATE).numpy()
+        peak = float(np.abs(clip).max(initial=0.0))
+        if not peak:
+            return dict.fromkeys(self.values)
+        (rating,) = self([(clip * (LEVEL / peak)).astype(np.float32)])
+        return dict(zip(self.values, rating.tolist(), strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weights_sha256": sha256_of(Path(_model_file())),
+            "preprocessing": f"{RATE} Hz, peak {LEVEL}, hop {self.hop / RATE:.2f} s",
+            "packages": package_versions("speechmos", "onnxruntime"),
+        }
 
     def _rate(self, windows: np.ndarray) -> np.ndarray:
         """Float64 [B, 3] of windows float32 [B, WINDOW]."""
@@ -91,7 +121,7 @@ def check_provider(session: InferenceSession, provider: str, device: str) -> Non
     a line."""
     if provider not in session.get_providers():
         raise ModelUnavailable(
-            f"score.device={device}: onnxruntime cannot load its {provider}, see its log above; install the CUDA and "
+            f"DNSMOS on {device}: onnxruntime cannot load its {provider}, see its log above; install the CUDA and "
             "cuDNN that this onnxruntime-gpu was built for, or use cpu"
         )
 
@@ -111,7 +141,5 @@ def split(clip: np.ndarray, hop: int) -> list[np.ndarray]:
 def _model_file() -> str:
     package = find_spec("speechmos")
     if package is None or package.origin is None or find_spec("onnxruntime") is None:
-        raise FileNotFoundError(
-            "score.dnsmos=true needs the packages speechmos and onnxruntime: pip install speechmos onnxruntime"
-        )
+        raise ModelUnavailable("DNSMOS needs the packages speechmos and onnxruntime: pip install speechmos onnxruntime")
     return str(Path(package.origin).parent / "dnsmos_models" / "sig_bak_ovr.onnx")

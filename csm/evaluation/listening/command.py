@@ -1,0 +1,57 @@
+"""`python evaluate.py listening export | import`: a listening test of two systems, and its results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from csm.evaluation.listening.kit import export_kit, read_items
+from csm.evaluation.listening.results import as_json, as_text, read_results
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `listening` with its two commands; each sets `run`, a function of the parsed arguments."""
+    listening = commands.add_parser("listening", help="a listening test (CMOS): the page for raters, and its results")
+    parts = listening.add_subparsers(dest="part", required=True)
+
+    kit = parts.add_parser("export", help="write the page, its audio, and the key")
+    kit.add_argument(
+        "items", type=Path, help='JSONL: {"id", "systems": {"NAME": "a.wav", "OTHER": "b.wav"}, "context"}'
+    )
+    kit.add_argument("output", type=Path, help="new folder: kit/ is for the raters, key.json is not")
+    kit.add_argument("--first", required=True, help="system whose advantage positive scores mean")
+    kit.add_argument("--raters", type=int, required=True, help="number of raters")
+    kit.add_argument("--trials", type=int, default=15, help="items that each rater hears (default: 15)")
+    kit.add_argument("--seed", type=int, default=0, help="of sides, order and catch trials (default: 0)")
+    kit.set_defaults(run=_export)
+
+    results = parts.add_parser("import", help="means, intervals, tests and agreement from the raters' files")
+    results.add_argument("key", type=Path, help="the kit's key.json")
+    results.add_argument("answers", type=Path, nargs="+", help="files that raters sent")
+    results.add_argument("--json", type=Path, help="write the results to this file, too")
+    results.set_defaults(run=_import)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    items = read_items(arguments.items)
+    export_kit(
+        items,
+        arguments.output,
+        first=arguments.first,
+        raters=arguments.raters,
+        trials=arguments.trials,
+        seed=arguments.seed,
+    )
+    print(
+        f"{arguments.output / 'kit'}: give it to {arguments.raters} raters, each with a number (index.html?rater=1)\n"
+        f"{arguments.output / 'key.json'}: keep it; `listening import` reads it with their answers"
+    )
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    results = read_results(arguments.key, arguments.answers)
+    print(as_text(results))
+    if arguments.json:
+        text = json.dumps(as_json(results), indent=1, ensure_ascii=False)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
