@@ -21,14 +21,13 @@ import torch
 from csm.checkpoint.contents import EXTRAS, config_of, model_weights, stored_files
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig
-from csm.formats import hf, native, sesame, weight_names
+from csm.formats import hf, native, registry, sesame, weight_names
+from csm.formats.hf_processor import read_tokenizer
 from csm.formats.mimi import hf_to_moshi
 from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
-from csm.text import TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
+from csm.text import SESAME_PROMPT, TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
 
-DEFAULT_TOKENIZER = "unsloth/Llama-3.2-1B"
-"""For a directory in Sesame's layout without a tokenizer: an ungated copy of the one Sesame's generator loads."""
 HF_CODEC_PREFIX = "codec_model."
 
 
@@ -145,10 +144,12 @@ class SesameCheckpoint(Checkpoint):
     """Sesame's layout. It names no codec but implies Mimi, and may come without a tokenizer.
 
     tokenizer: a directory, a tokenizer.json or a hub id
+    prompt:    of the turns, where the tokenizer's files name none
     """
 
     layout: ClassVar[str] = "sesame"
     tokenizer: str
+    prompt: str
 
     @classmethod
     def open(
@@ -160,21 +161,23 @@ class SesameCheckpoint(Checkpoint):
             config = sesame.read_config(content, str(folder / "config.json"))
         else:
             config = sesame.config_from_weights(weights, str(file))
-        carried = str(folder) if (folder / TOKENIZER_FILE).is_file() else DEFAULT_TOKENIZER
+        carried = (folder / TOKENIZER_FILE).is_file()
+        known = registry.of_shape(config)  # a published file without a tokenizer has that of its code
         return cls(
             path=folder,
             config=config,
             weights=weight_names.from_sesame(weights, config, str(file)),
             codec=_mimi(config),
             training=content.get("training", {}),
-            tokenizer=tokenizer_path or carried,
+            tokenizer=tokenizer_path or (str(folder) if carried else known.tokenizer),
+            prompt=SESAME_PROMPT if carried else known.prompt,
         )
 
     _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
 
     def _load_tokenizer(self) -> TextTokenizer:
         try:
-            return HFTokenizer.load(self.tokenizer)
+            return HFTokenizer.load(self.tokenizer, default_prompt=self.prompt)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.path}: its tokenizer {self.tokenizer} is neither a path nor to be had from the hub; "
@@ -220,7 +223,7 @@ class HFCheckpoint(Checkpoint):
         return MimiCodec.from_state_dict(hf_to_moshi(tensors), self.config.num_codebooks, device)
 
     def _load_tokenizer(self) -> TextTokenizer:
-        return load_saved_tokenizer(self.path)
+        return read_tokenizer(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,10 @@ def test_template_refuses_what_it_cannot_lay_out(processor):
     clip = np.zeros(1920, dtype=np.float32)
     with pytest.raises(Exception, match="message 0: all but the last message need one text and one audio"):
         tokenize(processor, [message(0, "Hello."), message(1, "Hi.", clip)])
+    texts, clips = ([{"type": kind, kind: value}] * 2 for kind, value in (("text", "Hi."), ("audio", clip)))
+    for content in (texts, [*texts, clips[0]], [texts[0], *clips], [clips[0], texts[0]], []):
+        with pytest.raises(Exception, match="message 1: its content must be"):
+            tokenize(processor, [message(0, "Hello.", clip), {"role": "1", "content": content}])
     with pytest.raises(Exception, match="message 1: its role must be a speaker number"):
         tokenize(processor, [message(0, "Hello.", clip), {**message(1, "Hi."), "role": "user"}])
 

@@ -1,0 +1,66 @@
+"""The prompt of a model in Hugging Face's layout, and the ids of turns of every known model."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from transformers import AutoProcessor
+
+from csm.formats.hf_processor import CHAT_TEMPLATE_FILE, read_tokenizer, write_processor_files
+from csm.formats.registry import KNOWN
+from csm.text import CONFIG_FILE, MISO_PROMPT, PROMPT_KEY, SESAME_PROMPT, HFTokenizer
+from tests.llama_tokenizer import save_byte_level_tokenizer
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory):
+    return save_byte_level_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+# With Llama-3's vocabulary. The first is transformers' own value (tests/models/csm/test_processing_csm.py); of the
+# others the bracket, the space and the words are as Llama-3's published ranks have them.
+GOLDEN = {
+    SESAME_PROMPT: [128000, 58, 15, 60, 2028, 374, 264, 1296, 11914, 13, 128001],
+    MISO_PROMPT: [128000, 58, 15, 60, 1115, 374, 264, 1296, 11914, 13, 128001],
+}
+
+
+@pytest.mark.parametrize(
+    "model", [model for model in KNOWN if "Llama" in model.tokenizer], ids=lambda model: model.name
+)
+def test_golden_ids_of_known_models(model, llama_tokenizer):
+    tokenizer = HFTokenizer.load(llama_tokenizer, model.prompt)
+    assert tokenizer.encode_turn("This is a test sentence.", 0) == GOLDEN[model.prompt]
+
+
+@pytest.mark.parametrize("prompt", [SESAME_PROMPT, MISO_PROMPT, '"{speaker}": {text}', "<speaker_{speaker}>{text}"])
+def test_transformers_writes_the_prompt_of_the_tokenizer(small_vocabulary, prompt, tmp_path):
+    tokenizer = HFTokenizer.load(small_vocabulary, prompt)
+    write_processor_files(tmp_path, tokenizer, 260)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "csm", "transformers_version": "4.57.0"}))
+    message = {"role": "7", "content": [{"type": "text", "text": "  Is it 7?"}]}
+    found = AutoProcessor.from_pretrained(tmp_path).apply_chat_template([message], tokenize=True, return_dict=True)
+    assert found["input_ids"][0].tolist() == tokenizer.encode_turn("  Is it 7?", 7)
+    assert read_tokenizer(tmp_path).prompt == prompt
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del config[PROMPT_KEY]  # as others write it: the chat template shows the prompt
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    assert read_tokenizer(tmp_path).prompt == prompt
+
+
+def test_a_template_that_is_not_csms_is_said(small_vocabulary, tmp_path, caplog):
+    write_processor_files(tmp_path, HFTokenizer.load(small_vocabulary), 260)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del config[PROMPT_KEY]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    published = "{%- for message in messages %}\n    {%- for item in message['content'] %}{{- '<|begin_of_text|>[' + "
+    published += "message['role'] + ']' + item['text'] + '<|end_of_text|>' }}{%- endfor %}\n{%- endfor %}"
+    (tmp_path / CHAT_TEMPLATE_FILE).write_text(published)
+    assert read_tokenizer(tmp_path).prompt == SESAME_PROMPT and not caplog.records
+    for other in ("<|im_start|>{{ messages[0]['content'] }}<|im_end|>", "{{ messages.nothing.there }}", "{% if"):
+        (tmp_path / CHAT_TEMPLATE_FILE).write_text(other)
+        with caplog.at_level(logging.WARNING):
+            assert read_tokenizer(tmp_path).prompt == SESAME_PROMPT
+        assert "its chat template is not CSM's; turns are written as [{speaker}]{text}" in caplog.messages.pop()
