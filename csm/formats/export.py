@@ -28,7 +28,7 @@ from csm.formats import hf, sesame, weight_names
 from csm.formats.card import model_card
 from csm.formats.hf_processor import write_processor_files
 from csm.formats.layouts import HF_CODEC_PREFIX, Checkpoint, TrainingCheckpoint
-from csm.formats.mimi import HF_CODEC_CONFIG, moshi_to_hf
+from csm.formats.mimi import HF_CODEC_CONFIG, first_codebooks, moshi_to_hf
 from csm.formats.native import write_native
 from csm.formats.peft import write_peft_adapter
 from csm.formats.tensors import Weights, cast, lazy, write_safetensors
@@ -116,7 +116,7 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         ids = write_processor_files(folder, tokenizer, config.text_vocab_size)
         content |= hf.write_config(
             config,
-            codec_config=HF_CODEC_CONFIG,
+            codec_config={**HF_CODEC_CONFIG, "num_quantizers": config.num_codebooks},
             bos_token_id=ids.bos_token_id,
             pad_token_id=ids.pad_token_id,
             audio_token_id=ids.audio_token_id,
@@ -127,7 +127,7 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         codec = checkpoint.read_codec()
         assert isinstance(codec, MimiCodec)  # `_check_mimi`
-        codec_weights = lazy(moshi_to_hf(codec.model.state_dict()))
+        codec_weights = lazy(first_codebooks(moshi_to_hf(codec.model.state_dict()), config.num_codebooks))
         stored = weight_names.to_hf(weights) | {HF_CODEC_PREFIX + name: t for name, t in codec_weights.items()}
         file = "transformers.safetensors" if layout == "all" else "model.safetensors"
         write_safetensors(stored, folder / file)
@@ -141,10 +141,4 @@ def _check_mimi(checkpoint: Checkpoint, layout: str) -> None:
         raise ValueError(
             f"{checkpoint.path} speaks through the {checkpoint.codec.kind.name} codec, and the layout {layout!r} "
             "implies Mimi; export it with --format native, or train on data prepared with codec=mimi"
-        )
-    wanted = HF_CODEC_CONFIG["num_quantizers"]
-    if layout != "sesame" and checkpoint.config.num_codebooks != wanted:
-        raise ValueError(
-            f"{checkpoint.path} reads {checkpoint.config.num_codebooks} codebooks, and transformers encodes context "
-            f"with all {wanted} of Mimi's; export it with --format native or sesame"
         )

@@ -159,8 +159,8 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             rope=rope,
             initializer_std=content["initializer_range"],
         )
-        codec = content["codec_config"] or {}
-        codec_size, codec_books = codec.get("codebook_size", 2048), codec.get("num_quantizers", 32)
+        codec_size = (content["codec_config"] or {}).get("codebook_size", 2048)
+        codec_books = codec_codebooks(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: not a configuration of transformers' CSM ({error!r})") from None
     if codec_size != config.codebook_size or codec_books < config.num_codebooks:
@@ -169,6 +169,11 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             f"{RESERVED_CODES}), its codec has {codec_books} of {codec_size}"
         )
     return config
+
+
+def codec_codebooks(content: dict[str, Any]) -> int:
+    """Codebooks of the codec that goes with a model's config.json, as MimiConfig reads it."""
+    return (content.get("codec_config") or {}).get("num_quantizers", 32)
 
 
 def _stack(stack: TransformerConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Opening reads configurations and tensor names only; values are read when they ar
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
 from csm.text import SESAME_PROMPT, TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
 
+log = logging.getLogger(__name__)
 HF_CODEC_PREFIX = "codec_model."
 
 
@@ -187,10 +189,15 @@ class SesameCheckpoint(Checkpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class HFCheckpoint(Checkpoint):
-    """Hugging Face's layout. codec_weights: Mimi's, under transformers' names; empty if the file has none."""
+    """Hugging Face's layout.
+
+    codec_weights:   Mimi's, under transformers' names; empty if the file has none
+    codec_codebooks: that these have; not fewer than the model reads
+    """
 
     layout: ClassVar[str] = "hf"
     codec_weights: Weights
+    codec_codebooks: int
 
     @classmethod
     def open(cls, stored: Weights, file: Path, content: dict[str, Any]) -> HFCheckpoint:
@@ -212,6 +219,7 @@ class HFCheckpoint(Checkpoint):
             codec=_mimi(config),
             training=content.get("training", {}),
             codec_weights=codec_weights,
+            codec_codebooks=hf.codec_codebooks(content),
         )
 
     def read_codec(self, device: str = "cpu") -> Codec:
@@ -219,8 +227,16 @@ class HFCheckpoint(Checkpoint):
             return super().read_codec(device)
         from csm.codec.mimi import MimiCodec  # moshi is slow to import
 
-        tensors = {name: tensor.read() for name, tensor in self.codec_weights.items()}
-        return MimiCodec.from_state_dict(hf_to_moshi(tensors), self.config.num_codebooks, device)
+        stored = {tensor.dtype for tensor in self.codec_weights.values() if tensor.dtype.is_floating_point}
+        if stored != {torch.float32}:
+            log.warning(
+                "%s: its Mimi was rounded to %s when it was saved, and encodes context a little otherwise; give the "
+                "original with --codec FILE (codec_path)",
+                self.path,
+                ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored)),
+            )
+        tensors = {name: tensor.read().float() for name, tensor in self.codec_weights.items()}
+        return MimiCodec.from_state_dict(hf_to_moshi(tensors, self.codec_codebooks), self.config.num_codebooks, device)
 
     def _load_tokenizer(self) -> TextTokenizer:
         return read_tokenizer(self.path)
