@@ -5,6 +5,7 @@ csm export CHECKPOINT --out DIR      a model directory in any layout from a chec
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 csm models [NAME]                    published models of this architecture
+csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
 """
 
 from __future__ import annotations

@@ -155,6 +155,10 @@ class HFTokenizer(TextTokenizer):
         """A copy of the tokenizer.json."""
         return json.loads(self._tokenizer.to_str())
 
+    def vocabulary(self) -> dict[str, int]:
+        """{piece: id} as the tokenizer spells pieces, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True  # set on every call: copies in worker processes lose it
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -32,6 +32,7 @@ from csm.formats.mimi import HF_CODEC_CONFIG, first_codebooks, moshi_to_hf
 from csm.formats.native import write_native
 from csm.formats.peft import write_peft_adapter
 from csm.formats.tensors import Weights, cast, lazy, write_safetensors
+from csm.text import TextTokenizer
 
 LAYOUTS = ("native", "sesame", "hf", "all")
 ADAPTER = "peft"
@@ -80,9 +81,16 @@ def model_directory(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_native_files(
-    checkpoint: Checkpoint, weights: Weights, folder: Path, quantization: dict[str, Any] | None = None
+    checkpoint: Checkpoint,
+    weights: Weights,
+    folder: Path,
+    quantization: dict[str, Any] | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> None:
-    """The native layout of a checkpoint with these weights; `quantization` is noted in config.json."""
+    """The native layout of a checkpoint with these weights.
+
+    quantization: noted in config.json; tokenizer: instead of the checkpoint's own
+    """
     fitted, info = None, checkpoint.codec_info
     if checkpoint.codec.kind is CodecKind.spectral or info is None:
         codec = checkpoint.read_codec()
@@ -94,7 +102,7 @@ def write_native_files(
         checkpoint.codec,
         info,
         fitted,
-        checkpoint.read_tokenizer(),
+        tokenizer or checkpoint.read_tokenizer(),
         checkpoint.training,
         quantization,
     )

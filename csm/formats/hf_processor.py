@@ -132,6 +132,14 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
     return SpecialIds(tokenizer.bos_id, pad_token_id=audio, audio_token_id=audio, audio_eos_token_id=audio_eos)
 
 
+def missing_audio_tokens(tokenizer: HFTokenizer) -> int:
+    """Ids that an export for transformers has to add to this tokenizer to mark audio: 0 to 2."""
+    vocabulary = tokenizer.vocabulary()
+    return sum(
+        not {name, reserved} & vocabulary.keys() for name, reserved in zip((AUDIO, AUDIO_EOS), RESERVED, strict=True)
+    )
+
+
 def chat_template(prompt: str) -> str:
     """The chat template that writes turns as `prompt` says."""
     parts = []
