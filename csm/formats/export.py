@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from csm.codec import SpectralCodec
+from csm.codec import SpectralCodec, mimi_codec
 from csm.config import CodecKind
 from csm.files import atomic_directory
 from csm.formats import hf, sesame, weight_names
@@ -119,8 +119,6 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         content |= sesame.write_config(config)
         write_safetensors(weight_names.to_sesame(weights, config), folder / "model.safetensors")
     if layout in ("hf", "all"):
-        from csm.codec.mimi import MimiCodec  # moshi is slow to import
-
         ids = write_processor_files(folder, tokenizer, config.text_vocab_size)
         content |= hf.write_config(
             config,
@@ -134,8 +132,8 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         generation = hf.write_generation_config(config, ids.bos_token_id, ids.pad_token_id)
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         codec = checkpoint.read_codec()
-        assert isinstance(codec, MimiCodec)  # `_check_mimi`
-        codec_weights = lazy(first_codebooks(moshi_to_hf(codec.model.state_dict()), config.num_codebooks))
+        assert isinstance(codec, mimi_codec())  # `_check_mimi`
+        codec_weights = lazy(first_codebooks(moshi_to_hf(codec.moshi_weights()), config.num_codebooks))
         stored = weight_names.to_hf(weights) | {HF_CODEC_PREFIX + name: t for name, t in codec_weights.items()}
         file = "transformers.safetensors" if layout == "all" else "model.safetensors"
         write_safetensors(stored, folder / file)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from csm.checkpoint.contents import EXTRAS, config_of, model_weights, stored_files
-from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
+from csm.codec import Codec, CodecInfo, check_same_codec, load_codec, mimi_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig
 from csm.formats import hf, native, registry, sesame, weight_names
 from csm.formats.hf_processor import read_tokenizer
@@ -225,8 +225,6 @@ class HFCheckpoint(Checkpoint):
     def read_codec(self, device: str = "cpu") -> Codec:
         if self.codec.path is not None or not self.codec_weights:
             return super().read_codec(device)
-        from csm.codec.mimi import MimiCodec  # moshi is slow to import
-
         stored = {tensor.dtype for tensor in self.codec_weights.values() if tensor.dtype.is_floating_point}
         if stored != {torch.float32}:
             log.warning(
@@ -236,7 +234,9 @@ class HFCheckpoint(Checkpoint):
                 ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored)),
             )
         tensors = {name: tensor.read().float() for name, tensor in self.codec_weights.items()}
-        return MimiCodec.from_state_dict(hf_to_moshi(tensors, self.codec_codebooks), self.config.num_codebooks, device)
+        return mimi_codec().from_state_dict(
+            hf_to_moshi(tensors, self.codec_codebooks), self.config.num_codebooks, device
+        )
 
     def _load_tokenizer(self) -> TextTokenizer:
         return read_tokenizer(self.path)
