@@ -92,6 +92,10 @@ class Checkpoint(ABC):
             )
         return tokenizer
 
+    def read_prompt(self) -> str:
+        """How the model's turns are written, as in `TextTokenizer.prompt`. Raises what `read_tokenizer` raises."""
+        return self._load_tokenizer().prompt
+
     _tokenizer_advice: ClassVar[str] = "put the tokenizer there that the model was trained with"
 
     @abstractmethod
@@ -174,6 +178,10 @@ class SesameCheckpoint(Checkpoint):
             tokenizer=tokenizer_path or (str(folder) if carried else known.tokenizer),
             prompt=SESAME_PROMPT if carried else known.prompt,
         )
+
+    def read_prompt(self) -> str:
+        carried = (self.path / TOKENIZER_FILE).is_file()
+        return super().read_prompt() if carried else self.prompt  # a published file does not need the hub for that
 
     _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
 

@@ -18,15 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csm import Segment, load_generator, load_model
-from csm.config import TransformerConfig
+from csm.config import TokenizerConfig, TransformerConfig
 from csm.formats import registry, sesame
 from csm.formats.export import export
+from csm.formats.init_weights import init_weights_from
 from csm.formats.open import open_checkpoint
 from csm.formats.tensors import LazyTensor
 from csm.formats.weight_names import from_sesame, shapes
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
-from csm.text import MISO_PROMPT, SESAME_PROMPT, HFTokenizer
+from csm.text import MISO_PROMPT, SESAME_PROMPT, HFTokenizer, load_tokenizer
 from tests.codec.conftest import make_babble
 from tests.conftest import compose_train
 from tests.llama_tokenizer import save_byte_level_tokenizer
@@ -262,3 +263,14 @@ def test_another_shape_takes_sesames_prompt(miso, small_flavors, exported):
     shape = replace(open_checkpoint(miso[0]).config, num_codebooks=8)
     assert registry.of_shape(shape).name == "misotts"  # its stacks decide
     assert registry.of_shape(sesames.config).name == "csm-1b"
+
+
+def test_training_from_it_with_another_prompt_is_warned_of(miso, small_flavors, caplog):
+    folder, tokenizer_path = miso
+    model = load_model(folder)
+    for prompt, warned in ((None, True), (MISO_PROMPT, False)):
+        caplog.clear()
+        init_weights_from(model, str(folder), TokenizerConfig(path=str(tokenizer_path), prompt=prompt))
+        assert ("was trained on turns written as [{speaker}] {text}, this run writes" in caplog.text) is warned
+    preset = compose_train(["tokenizer=misotts", f"tokenizer.path={tokenizer_path}", "data.path=x"]).tokenizer
+    assert load_tokenizer(preset).prompt == MISO_PROMPT

@@ -64,3 +64,19 @@ def test_a_template_that_is_not_csms_is_said(small_vocabulary, tmp_path, caplog)
         with caplog.at_level(logging.WARNING):
             assert read_tokenizer(tmp_path).prompt == SESAME_PROMPT
         assert "its chat template is not CSM's; turns are written as [{speaker}]{text}" in caplog.messages.pop()
+
+
+def test_one_token_may_begin_and_end_turns(small_vocabulary, tmp_path):
+    """As in tokenizers of base models that have a single special token, SmolLM2's for one."""
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "tokenizer.json").write_text((small_vocabulary / "tokenizer.json").read_text())
+    names = {"bos_token": "<|end_of_text|>", "eos_token": {"content": "<|end_of_text|>", "special": True}}
+    (tmp_path / "single" / CONFIG_FILE).write_text(json.dumps(names))
+    tokenizer = HFTokenizer.load(tmp_path / "single")
+    assert tokenizer.bos_id == tokenizer.eos_id
+    write_processor_files(tmp_path, tokenizer, 260)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "csm", "transformers_version": "4.57.0"}))
+    message = {"role": "7", "content": [{"type": "text", "text": "Yes."}]}
+    found = AutoProcessor.from_pretrained(tmp_path).apply_chat_template([message], tokenize=True, return_dict=True)
+    assert found["input_ids"][0].tolist() == tokenizer.encode_turn("Yes.", 7)
+    assert read_tokenizer(tmp_path).encode_turn("Yes.", 7) == tokenizer.encode_turn("Yes.", 7)
