@@ -4,6 +4,8 @@ csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm models [NAME]                    published models of this architecture
+csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from csm.audio import check_wav_name, save_wav
 from csm.errors import user_errors
+from csm.formats import commands as model_commands
 from csm.formats import hub
 from csm.formats.export import ADAPTER, LAYOUTS
 from csm.formats.export import export as export_checkpoint
@@ -172,6 +175,8 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("words", nargs="*", metavar="key=value")
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
     estimate.set_defaults(run=plan)
+
+    model_commands.add_parser(commands)
     return parser
 
 

@@ -1,13 +1,15 @@
 """Text tokenizers behind one interface that encodes the text of a turn: BOS + "[speaker]text" + EOS.
 
 `HFTokenizer` reads any Hugging Face fast tokenizer (Llama-3's by default, as in the released CSM); `ByteTokenizer` is
-built in and needs no download. Every checkpoint carries its tokenizer in the form that `save` writes.
+built in and needs no download. How speaker and text are put together is a property of the tokenizer, its `prompt`.
+Every checkpoint carries its tokenizer, prompt included, in the form that `save` writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import string
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,11 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 BYTES_FILE = "byte_tokenizer.json"
 BYTES_FORMAT = "csm-byte-tokenizer-1"
+PROMPT_KEY = "csm_prompt"
+"""Of tokenizer_config.json and byte_tokenizer.json. Tokenizers that were not saved here do not have it."""
+
+SESAME_PROMPT = "[{speaker}]{text}"
+MISO_PROMPT = "[{speaker}] {text}"
 
 BOS_EOS_NAMES = (("<|begin_of_text|>", "<|end_of_text|>"), ("<s>", "</s>"), ("<bos>", "<eos>"))
 """Tried in this order when a lone tokenizer.json does not come with a tokenizer_config.json that names them."""
@@ -33,6 +40,8 @@ class TextTokenizer(ABC):
     vocab_size: int
     bos_id: int
     eos_id: int
+    prompt: str
+    """How speaker and text are written between BOS and EOS, for `str.format`: Sesame's is "[{speaker}]{text}"."""
 
     @property
     @abstractmethod
@@ -48,8 +57,30 @@ class TextTokenizer(ABC):
         """Writes the files that `load_saved_tokenizer` reads into `directory`, which is created if missing."""
 
     def encode_turn(self, text: str, speaker: int) -> list[int]:
-        """BOS + "[speaker]text" + EOS; there is no space after the bracket."""
-        return [self.bos_id, *self.encode(f"[{speaker}]{text}"), self.eos_id]
+        """BOS + speaker and text as `prompt` says + EOS. A prompt with a space before the text takes the text without
+        its own leading spaces, as MisoTTS does."""
+        if strips_text(self.prompt):
+            text = text.lstrip()
+        return [self.bos_id, *self.encode(self.prompt.format(speaker=speaker, text=text)), self.eos_id]
+
+
+def strips_text(prompt: str) -> bool:
+    """Whether leading spaces of a turn's text are dropped: the prompt brings its own."""
+    return prompt.endswith(" {text}")
+
+
+def check_prompt(prompt: str, where: str) -> None:
+    """Raises ValueError unless `prompt` names speaker and text once each, the text last. where: begins the message."""
+    try:
+        fields = [name for _, name, *_ in string.Formatter().parse(prompt) if name is not None]
+        ends = prompt.endswith("{text}")
+    except ValueError:
+        fields, ends = [], False
+    if sorted(fields) != ["speaker", "text"] or not ends:
+        raise ValueError(
+            f"{where}: the prompt {prompt!r} must name {{speaker}} and, at its end, {{text}}, once each, as in "
+            f"{SESAME_PROMPT!r} (Sesame) or {MISO_PROMPT!r} (MisoTTS)"
+        )
 
 
 class ByteTokenizer(TextTokenizer):
@@ -58,39 +89,50 @@ class ByteTokenizer(TextTokenizer):
     vocab_size = 258
     bos_id = 256
     eos_id = 257
-    identity = hashlib.sha256(BYTES_FORMAT.encode()).hexdigest()[:16]
+
+    def __init__(self, prompt: str = SESAME_PROMPT) -> None:
+        check_prompt(prompt, "byte tokenizer")
+        self.prompt = prompt
+
+    @property
+    def identity(self) -> str:
+        written = BYTES_FORMAT if self.prompt == SESAME_PROMPT else f"{BYTES_FORMAT} {self.prompt}"
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
     def save(self, directory: str | Path) -> None:
-        _write_json(Path(directory) / BYTES_FILE, {"format": BYTES_FORMAT})
+        _write_json(Path(directory) / BYTES_FILE, {"format": BYTES_FORMAT, PROMPT_KEY: self.prompt})
 
 
 class HFTokenizer(TextTokenizer):
     """A Hugging Face fast tokenizer. BOS and EOS are added here, because stock Llama-3 adds no EOS."""
 
-    def __init__(self, tokenizer: Tokenizer, bos: str, eos: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, bos: str, eos: str, prompt: str = SESAME_PROMPT) -> None:
         """`bos` and `eos` are names of tokens in `tokenizer`."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.bos, self.eos = bos, eos
+        self.bos, self.eos, self.prompt = bos, eos, prompt
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)
 
     @cached_property
     def identity(self) -> str:  # computed when asked for: for Llama-3's it takes half a second
-        canonical = json.dumps([self.content(), self.bos, self.eos], sort_keys=True)
+        prompt = [] if self.prompt == SESAME_PROMPT else [self.prompt]
+        canonical = json.dumps([self.content(), self.bos, self.eos, *prompt], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @classmethod
-    def load(cls, source: str | Path) -> HFTokenizer:
+    def load(cls, source: str | Path, prompt: str | None = None, default_prompt: str = SESAME_PROMPT) -> HFTokenizer:
         """Reads a directory with tokenizer.json, such a file itself, or a hub repository id.
+
+        prompt: of the turns. None takes what the tokenizer_config.json says, as `save` writes it, else the default.
 
         Raises:
             FileNotFoundError: there is no such file or directory and the hub does not have it or does not answer.
-            ValueError: it cannot be read, or names no BOS and EOS token.
+            ValueError: it cannot be read, names no BOS and EOS token, or the prompt is no prompt.
         """
         file, config_file = _find_files(source)
         try:
@@ -98,10 +140,12 @@ class HFTokenizer(TextTokenizer):
         except Exception as error:  # the library raises bare Exception for whatever its parser meets
             raise ValueError(f"{file}: not a readable tokenizer.json ({error})") from error
         config = _read_json(config_file) if config_file else {}
+        prompt = prompt or config.get(PROMPT_KEY) or default_prompt
+        check_prompt(prompt, f"tokenizer {source}")
         named = tuple(_token_name(config.get(key)) for key in ("bos_token", "eos_token"))
         for bos, eos in (named, *BOS_EOS_NAMES):
             if bos and eos and None not in (tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)):
-                return cls(tokenizer, bos, eos)
+                return cls(tokenizer, bos, eos, prompt)
         raise ValueError(
             f"tokenizer {source}: has no BOS and EOS token; name them as bos_token and eos_token in a {CONFIG_FILE} "
             f"next to its {TOKENIZER_FILE}"
@@ -110,6 +154,10 @@ class HFTokenizer(TextTokenizer):
     def content(self) -> dict[str, Any]:
         """A copy of the tokenizer.json."""
         return json.loads(self._tokenizer.to_str())
+
+    def vocabulary(self) -> dict[str, int]:
+        """{piece: id} as the tokenizer spells pieces, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True  # set on every call: copies in worker processes lose it
@@ -123,6 +171,7 @@ class HFTokenizer(TextTokenizer):
             "eos_token": self.eos,
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
+            PROMPT_KEY: self.prompt,
         }
         _write_json(Path(directory) / CONFIG_FILE, config)
         self._tokenizer.save(str(Path(directory) / TOKENIZER_FILE))
@@ -137,11 +186,11 @@ def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
     """
     tokenizer: TextTokenizer
     if cfg.kind is TokenizerKind.bytes:
-        tokenizer = ByteTokenizer()
+        tokenizer = ByteTokenizer(cfg.prompt or SESAME_PROMPT)
     elif cfg.path is None:
         raise ValueError("tokenizer.kind=hf needs tokenizer.path: a directory, a tokenizer.json or a hub repo id")
     else:
-        tokenizer = HFTokenizer.load(cfg.path)
+        tokenizer = HFTokenizer.load(cfg.path, cfg.prompt)
     if tokenizer.vocab_size > cfg.vocab_size:
         raise ValueError(
             f"tokenizer {cfg.path or cfg.kind.value} has {tokenizer.vocab_size} ids, more than "
@@ -154,10 +203,11 @@ def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
     """Reads a saved tokenizer. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
     directory = Path(directory)
     if (directory / BYTES_FILE).is_file():
-        found = _read_json(directory / BYTES_FILE).get("format")
+        content = _read_json(directory / BYTES_FILE)
+        found = content.get("format")
         if found != BYTES_FORMAT:
             raise ValueError(f"{directory / BYTES_FILE}: unknown format {found!r}, expected {BYTES_FORMAT!r}")
-        return ByteTokenizer()
+        return ByteTokenizer(content.get(PROMPT_KEY, SESAME_PROMPT))
     if (directory / TOKENIZER_FILE).is_file():
         return HFTokenizer.load(directory)
     raise FileNotFoundError(f"{directory}: holds no tokenizer (neither {TOKENIZER_FILE} nor {BYTES_FILE})")

@@ -127,3 +127,27 @@ def test_unreachable_or_unreadable_tokenizers_say_how_to_go_on(source, tmp_path,
     (source / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"not a readable tokenizer\.json"):
         HFTokenizer.load(source)
+
+
+def test_a_prompt_is_saved_with_its_tokenizer(source, tmp_path):
+    spaced = HFTokenizer.load(source, "[{speaker}] {text}")
+    plain = HFTokenizer.load(source)
+    spaced.save(tmp_path / "hf")
+    assert load_saved_tokenizer(tmp_path / "hf").encode_turn(" test", 2) == spaced.encode_turn("test", 2)
+    assert spaced.encode_turn("test", 2)[1:-1] == plain.encode("[2] test") != plain.encode("[2]test")
+    assert load_saved_tokenizer(tmp_path / "hf").identity == spaced.identity != plain.identity
+    assert load_tokenizer(TokenizerConfig(path=str(tmp_path / "hf"))).prompt == spaced.prompt
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").bos_token_id == spaced.bos_id
+    tagged = load_tokenizer(TokenizerConfig(kind=TokenizerKind.bytes, prompt="<{speaker}>{text}", vocab_size=258))
+    tagged.save(tmp_path / "bytes")
+    back = load_saved_tokenizer(tmp_path / "bytes")
+    assert bytes(back.encode_turn(" {x}", 4)[1:-1]) == b"<4> {x}" and back.identity == tagged.identity
+    assert back.identity != ByteTokenizer().identity
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[{speaker}]", "{text}", "{text} [{speaker}]", "[{speaker}] {text} {text}", "[{}{text}"]
+)
+def test_what_is_no_prompt_is_refused(source, prompt):
+    with pytest.raises(ValueError, match=r"must name \{speaker\} and, at its end, \{text\}"):
+        HFTokenizer.load(source, prompt)

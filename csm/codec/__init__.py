@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 from csm.codec.base import Codec, CodecInfo, check_same_codec, encode_turns
 from csm.codec.spectral import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 
-__all__ = ["Codec", "CodecInfo", "SpectralCodec", "check_same_codec", "encode_turns", "load_codec"]
+if TYPE_CHECKING:
+    from csm.codec.mimi import MimiCodec
+    from csm.codec.mimi_transformers import TransformersMimiCodec
+
+__all__ = ["Codec", "CodecInfo", "SpectralCodec", "check_same_codec", "encode_turns", "load_codec", "mimi_codec"]
+
+
+def mimi_codec() -> type[MimiCodec] | type[TransformersMimiCodec]:
+    """Mimi through moshi, or, where moshi is not installed, through a transformers that computes the same.
+
+    Raises ModuleNotFoundError, which names the remedy, where neither is there. Both are slow to import.
+    """
+    if find_spec("moshi") is None:
+        from csm.codec.mimi_transformers import TransformersMimiCodec, has_sliding_window
+
+        if has_sliding_window():
+            return TransformersMimiCodec
+    from csm.codec.mimi import MimiCodec
+
+    return MimiCodec
 
 
 def load_codec(cfg: CodecConfig) -> Codec:
@@ -17,9 +39,7 @@ def load_codec(cfg: CodecConfig) -> Codec:
         ValueError: no path for a spectral codec, or a codec of another shape than `cfg` says.
     """
     if cfg.kind is CodecKind.mimi:
-        from csm.codec.mimi import MimiCodec  # moshi is slow to import and not needed for the spectral codec
-
-        codec: Codec = MimiCodec.load(cfg.path, cfg.repo, cfg.num_codebooks, cfg.device)
+        codec: Codec = mimi_codec().load(cfg.path, cfg.repo, cfg.num_codebooks, cfg.device)
     elif cfg.path is None:
         raise ValueError("codec=spectral needs codec.path=FILE; a prepared dataset has its fitted codec in its folder")
     else:

@@ -95,6 +95,10 @@ class MimiCodec(Codec):
             raise ValueError(f"not Mimi's weights ({reason[:300]}); copy the model again") from error
         return cls(model)
 
+    def moshi_weights(self) -> dict[str, Tensor]:
+        """The weights under moshi's names."""
+        return self.model.state_dict()
+
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
         """Float audio [B, 1, N] at 24 kHz -> int64 codes [B, K, ceil(N / 1920)].

@@ -114,3 +114,6 @@ class TokenizerConfig:
     """Directory, tokenizer.json or hub repository id; `hf` only."""
     vocab_size: int = 128_256
     """Number of token ids that the text embedding holds."""
+    prompt: str | None = None
+    """How speaker and text of a turn are written, such as `[{speaker}] {text}` for MisoTTS. null: as the tokenizer's
+    own files say, which what `csm export` writes does, else `[{speaker}]{text}`, as in Sesame's models."""

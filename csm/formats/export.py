@@ -21,17 +21,18 @@ from typing import Any
 
 import torch
 
-from csm.codec import SpectralCodec
+from csm.codec import SpectralCodec, mimi_codec
 from csm.config import CodecKind
 from csm.files import atomic_directory
 from csm.formats import hf, sesame, weight_names
 from csm.formats.card import model_card
 from csm.formats.hf_processor import write_processor_files
 from csm.formats.layouts import HF_CODEC_PREFIX, Checkpoint, TrainingCheckpoint
-from csm.formats.mimi import HF_CODEC_CONFIG, moshi_to_hf
+from csm.formats.mimi import HF_CODEC_CONFIG, first_codebooks, moshi_to_hf
 from csm.formats.native import write_native
 from csm.formats.peft import write_peft_adapter
 from csm.formats.tensors import Weights, cast, lazy, write_safetensors
+from csm.text import TextTokenizer
 
 LAYOUTS = ("native", "sesame", "hf", "all")
 ADAPTER = "peft"
@@ -80,9 +81,16 @@ def model_directory(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_native_files(
-    checkpoint: Checkpoint, weights: Weights, folder: Path, quantization: dict[str, Any] | None = None
+    checkpoint: Checkpoint,
+    weights: Weights,
+    folder: Path,
+    quantization: dict[str, Any] | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> None:
-    """The native layout of a checkpoint with these weights; `quantization` is noted in config.json."""
+    """The native layout of a checkpoint with these weights.
+
+    quantization: noted in config.json; tokenizer: instead of the checkpoint's own
+    """
     fitted, info = None, checkpoint.codec_info
     if checkpoint.codec.kind is CodecKind.spectral or info is None:
         codec = checkpoint.read_codec()
@@ -94,7 +102,7 @@ def write_native_files(
         checkpoint.codec,
         info,
         fitted,
-        checkpoint.read_tokenizer(),
+        tokenizer or checkpoint.read_tokenizer(),
         checkpoint.training,
         quantization,
     )
@@ -111,12 +119,10 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         content |= sesame.write_config(config)
         write_safetensors(weight_names.to_sesame(weights, config), folder / "model.safetensors")
     if layout in ("hf", "all"):
-        from csm.codec.mimi import MimiCodec  # moshi is slow to import
-
         ids = write_processor_files(folder, tokenizer, config.text_vocab_size)
         content |= hf.write_config(
             config,
-            codec_config=HF_CODEC_CONFIG,
+            codec_config={**HF_CODEC_CONFIG, "num_quantizers": config.num_codebooks},
             bos_token_id=ids.bos_token_id,
             pad_token_id=ids.pad_token_id,
             audio_token_id=ids.audio_token_id,
@@ -126,8 +132,8 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
         generation = hf.write_generation_config(config, ids.bos_token_id, ids.pad_token_id)
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         codec = checkpoint.read_codec()
-        assert isinstance(codec, MimiCodec)  # `_check_mimi`
-        codec_weights = lazy(moshi_to_hf(codec.model.state_dict()))
+        assert isinstance(codec, mimi_codec())  # `_check_mimi`
+        codec_weights = lazy(first_codebooks(moshi_to_hf(codec.moshi_weights()), config.num_codebooks))
         stored = weight_names.to_hf(weights) | {HF_CODEC_PREFIX + name: t for name, t in codec_weights.items()}
         file = "transformers.safetensors" if layout == "all" else "model.safetensors"
         write_safetensors(stored, folder / file)
@@ -141,10 +147,4 @@ def _check_mimi(checkpoint: Checkpoint, layout: str) -> None:
         raise ValueError(
             f"{checkpoint.path} speaks through the {checkpoint.codec.kind.name} codec, and the layout {layout!r} "
             "implies Mimi; export it with --format native, or train on data prepared with codec=mimi"
-        )
-    wanted = HF_CODEC_CONFIG["num_quantizers"]
-    if layout != "sesame" and checkpoint.config.num_codebooks != wanted:
-        raise ValueError(
-            f"{checkpoint.path} reads {checkpoint.config.num_codebooks} codebooks, and transformers encodes context "
-            f"with all {wanted} of Mimi's; export it with --format native or sesame"
         )

@@ -19,6 +19,34 @@ TRANSFORMERS_VERSION = "4.57.0"
 any local directory for one of Mistral's with a known fault, and advise to change it."""
 
 
+_SHARED_DEFAULTS = {
+    "vocab_size": 2051,
+    "num_codebooks": 32,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+}
+BACKBONE_DEFAULTS: dict[str, Any] = {
+    **_SHARED_DEFAULTS,
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "text_vocab_size": 128_256,
+    "max_position_embeddings": 2048,
+    "codebook_eos_token_id": 0,
+    "codec_config": None,
+}
+DEPTH_DEFAULTS: dict[str, Any] = {
+    **_SHARED_DEFAULTS,
+    "hidden_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+"""transformers' CsmConfig and CsmDepthDecoderConfig, the same in 4.52 and 5.24."""
+
+
 def write_config(
     config: CSMConfig,
     codec_config: dict[str, Any],
@@ -96,10 +124,13 @@ def write_generation_config(config: CSMConfig, bos_token_id: int, pad_token_id: 
 def read_config(content: dict[str, Any], where: str) -> CSMConfig:
     """The model's shape from transformers' config.json.
 
-    Raises ValueError for what our model does not have (biases, other activations, no rotary scaling in one stack...).
+    Configurations of transformers 4.52 to 5 are read: rotary positions under either's names, and whatever a file
+    leaves out has the default that it has there. Raises ValueError for what our model does not have (biases, other
+    activations, no rotary scaling in one stack...).
     """
     try:
-        depth = content["depth_decoder_config"]
+        depth = DEPTH_DEFAULTS | _canonical(content["depth_decoder_config"])
+        content = BACKBONE_DEFAULTS | _canonical(content)
         for part, entry in (("backbone", content), ("depth decoder", depth)):
             _check_supported(entry, f"{where}, {part}")
         rope = read_rope(content, where)
@@ -107,6 +138,16 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             raise ValueError(f"{where}: rotary positions of backbone and depth decoder differ, CSM has them alike")
         if (depth["num_codebooks"], depth["vocab_size"]) != (content["num_codebooks"], content["vocab_size"]):
             raise ValueError(f"{where}: num_codebooks or vocab_size of backbone and depth decoder differ")
+        if content["rms_norm_eps"] != depth["rms_norm_eps"]:
+            raise ValueError(
+                f"{where}: rms_norm_eps of backbone ({content['rms_norm_eps']}) and depth decoder "
+                f"({depth['rms_norm_eps']}) differ, CSM has one"
+            )
+        if content["codebook_eos_token_id"] not in (0, [0]):
+            raise ValueError(
+                f"{where}: codebook_eos_token_id={content['codebook_eos_token_id']} is not supported, a turn of CSM "
+                "ends with a frame of zeros"
+            )
         config = CSMConfig(
             backbone=_read_stack(content),
             decoder=_read_stack(depth),
@@ -114,12 +155,12 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             codebook_size=content["vocab_size"] - RESERVED_CODES,
             num_codebooks=content["num_codebooks"],
             max_seq_len=content["max_position_embeddings"],
-            norm_eps=content.get("rms_norm_eps", 1e-5),
+            norm_eps=content["rms_norm_eps"],
             rope=rope,
-            initializer_std=content.get("initializer_range", 0.02),
+            initializer_std=content["initializer_range"],
         )
-        codec = content["codec_config"]
-        codec_size, codec_books = codec.get("codebook_size", 2048), codec.get("num_quantizers", 32)
+        codec_size = (content["codec_config"] or {}).get("codebook_size", 2048)
+        codec_books = codec_codebooks(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: not a configuration of transformers' CSM ({error!r})") from None
     if codec_size != config.codebook_size or codec_books < config.num_codebooks:
@@ -128,6 +169,11 @@ def read_config(content: dict[str, Any], where: str) -> CSMConfig:
             f"{RESERVED_CODES}), its codec has {codec_books} of {codec_size}"
         )
     return config
+
+
+def codec_codebooks(content: dict[str, Any]) -> int:
+    """Codebooks of the codec that goes with a model's config.json, as MimiConfig reads it."""
+    return (content.get("codec_config") or {}).get("num_quantizers", 32)
 
 
 def _stack(stack: TransformerConfig) -> dict[str, Any]:
@@ -141,12 +187,21 @@ def _stack(stack: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def _canonical(entry: dict[str, Any]) -> dict[str, Any]:
+    """A stack's entries under their own names: transformers reads `codebook_size` as another name of `vocab_size`."""
+    entry = dict(entry)
+    if "codebook_size" in entry:
+        entry.setdefault("vocab_size", entry.pop("codebook_size"))
+    return entry
+
+
 def _read_stack(entry: dict[str, Any]) -> TransformerConfig:
+    heads = entry["num_attention_heads"]
     return TransformerConfig(
         layers=entry["num_hidden_layers"],
         dim=entry["hidden_size"],
-        heads=entry["num_attention_heads"],
-        kv_heads=entry["num_key_value_heads"],
+        heads=heads,
+        kv_heads=heads if entry["num_key_value_heads"] is None else entry["num_key_value_heads"],
         ffn_dim=entry["intermediate_size"],
     )
 

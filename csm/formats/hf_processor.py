@@ -7,36 +7,56 @@ uses two reserved tokens of Llama-3's tokenizer for it (128002 and 128003), rena
 from __future__ import annotations
 
 import json
+import logging
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from csm.text import CONFIG_FILE, TOKENIZER_FILE, HFTokenizer, TextTokenizer
+from csm.text import (
+    CONFIG_FILE,
+    PROMPT_KEY,
+    TOKENIZER_FILE,
+    HFTokenizer,
+    TextTokenizer,
+    check_prompt,
+    strips_text,
+)
+
+log = logging.getLogger(__name__)
 
 AUDIO, AUDIO_EOS = "<|AUDIO|>", "<|audio_eos|>"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 RESERVED = ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- set parts = message['content'] -%}
-{%- if parts | length == 0 or parts[0]['type'] != 'text' -%}
+{%- set kinds = parts | map(attribute='type') | list -%}
+{%- if not kinds or kinds[0] != 'text' -%}
 {{ raise_exception('message ' ~ loop.index0 ~ ': its content must begin with a text') }}
 {%- endif -%}
 {%- if not (message['role'] | string).isdecimal() -%}
 {{ raise_exception('message ' ~ loop.index0 ~ ': its role must be a speaker number such as "0"') }}
 {%- endif -%}
-{%- if not loop.last and (parts | length != 2 or parts[1]['type'] != 'audio') -%}
+{%- if kinds != ['text', 'audio'] and not loop.last -%}
 {{ raise_exception('message ' ~ loop.index0 ~ ': all but the last message need one text and one audio') }}
 {%- endif -%}
-{{ bos_token ~ '[' ~ message['role'] ~ ']' ~ parts[0]['text'] ~ eos_token }}
-{%- for part in parts[1:] if part['type'] == 'audio' -%}
+{%- if kinds != ['text', 'audio'] and kinds != ['text'] -%}
+{{ raise_exception('message ' ~ loop.index0 ~ ': its content must be one text, or one text and one audio') }}
+{%- endif -%}
+{{ bos_token ~ PROMPT ~ eos_token }}
+{%- if kinds | length == 2 -%}
 {{ '<|AUDIO|><|audio_eos|>' }}
-{%- endfor -%}
+{%- endif -%}
 {%- endfor -%}
 """
+"""PROMPT stands for the expression that writes a turn's speaker and text."""
 
 PREPROCESSOR_CONFIG = {
     "feature_extractor_type": "EncodecFeatureExtractor",
@@ -100,6 +120,7 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "CsmProcessor",
         **names,
+        PROMPT_KEY: tokenizer.prompt,
         "clean_up_tokenization_spaces": False,
         # Without it transformers also returns token_type_ids, which generate() refuses.
         "model_input_names": ["input_ids", "attention_mask"],
@@ -107,8 +128,63 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
     _write_json(folder / CONFIG_FILE, config)
     _write_json(folder / "special_tokens_map.json", names)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer.prompt), encoding="utf-8")
     return SpecialIds(tokenizer.bos_id, pad_token_id=audio, audio_token_id=audio, audio_eos_token_id=audio_eos)
+
+
+def missing_audio_tokens(tokenizer: HFTokenizer) -> int:
+    """Ids that an export for transformers has to add to this tokenizer to mark audio: 0 to 2."""
+    vocabulary = tokenizer.vocabulary()
+    return sum(
+        not {name, reserved} & vocabulary.keys() for name, reserved in zip((AUDIO, AUDIO_EOS), RESERVED, strict=True)
+    )
+
+
+def chat_template(prompt: str) -> str:
+    """The chat template that writes turns as `prompt` says."""
+    parts = []
+    for literal, field, *_ in string.Formatter().parse(prompt):
+        if literal:
+            parts.append(json.dumps(literal, ensure_ascii=False))
+        if field == "speaker":
+            parts.append("message['role']")
+        elif field == "text":
+            parts.append("parts[0]['text'].lstrip()" if strips_text(prompt) else "parts[0]['text']")
+    return CHAT_TEMPLATE.replace("PROMPT", " ~ ".join(parts))
+
+
+def read_tokenizer(folder: Path) -> HFTokenizer:
+    """The tokenizer of a directory in Hugging Face's layout, with the prompt that its files state.
+
+    Exports of this project name the prompt in tokenizer_config.json; in others the chat template shows it. Raises
+    FileNotFoundError if there is no tokenizer, ValueError if it cannot be read.
+    """
+    tokenizer = HFTokenizer.load(folder)
+    file = folder / CONFIG_FILE
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = folder / CHAT_TEMPLATE_FILE
+    template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    if PROMPT_KEY not in config and isinstance(template, str):
+        shown = _prompt_of_template(template, tokenizer)
+        if shown is None:
+            log.warning("%s: its chat template is not CSM's; turns are written as %s", folder, tokenizer.prompt)
+        else:
+            tokenizer.prompt = shown
+    return tokenizer
+
+
+def _prompt_of_template(template: str, tokenizer: HFTokenizer) -> str | None:
+    """The prompt by which a chat template writes a turn; None if it is not one of CSM."""
+    messages = [{"role": "7", "content": [{"type": "text", "text": "speech"}]}]
+    names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    try:
+        turn = ImmutableSandboxedEnvironment().from_string(template).render(messages=messages, **names).strip()
+        written = turn.removeprefix(tokenizer.bos).removesuffix(tokenizer.eos)
+        prompt = written.replace("7", "{speaker}").replace("speech", "{text}")
+        check_prompt(prompt, "chat template")
+    except (TemplateError, ValueError, TypeError):
+        return None
+    return prompt
 
 
 def _mark_audio(content: dict[str, Any], vocab_size: int, text_vocab_size: int) -> list[int]:
@@ -145,7 +221,8 @@ def _check_spelling(full: Tokenizer, tokenizer: HFTokenizer) -> None:
     """
     sample = "a b"
     expected = tokenizer.encode_turn(sample, 0)
-    found = full.encode(f"{tokenizer.bos}[0]{sample}{tokenizer.eos}", add_special_tokens=False).ids
+    written = tokenizer.prompt.format(speaker=0, text=sample)
+    found = full.encode(f"{tokenizer.bos}{written}{tokenizer.eos}", add_special_tokens=False).ids
     if found != expected:
         raise ValueError(
             f"transformers would tokenize a turn as {found} where the model was trained with {expected}: this "

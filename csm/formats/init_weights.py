@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from csm.config import TrainConfig
+from csm.config import TokenizerConfig, TrainConfig
 from csm.formats.hub import fetch
 from csm.formats.llama import init_from_llama
 from csm.formats.open import open_checkpoint, read_json
@@ -15,6 +15,7 @@ from csm.formats.weight_names import shapes
 from csm.model.csm import CSM
 from csm.model.init import assign
 from csm.model.lora import LoraLinear
+from csm.text import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ def initialize(model: CSM, config: TrainConfig, resumed: bool) -> None:
         if isinstance(module, LoraLinear):
             module.init_adapter()
     if config.init_from is not None and not resumed:
-        init_weights_from(model, config.init_from)
+        init_weights_from(model, config.init_from, config.tokenizer)
 
 
-def init_weights_from(model: CSM, path_or_repo: str) -> None:
+def init_weights_from(model: CSM, path_or_repo: str, tokenizer: TokenizerConfig | None = None) -> None:
     """Overwrites the weights of `model` with those of a checkpoint.
+
+    tokenizer: that the model will be trained with; a warning says if it writes turns otherwise than the checkpoint's.
 
     A CSM (native, Sesame's, Hugging Face's layout, or a training checkpoint) gives all of them; a Llama gives backbone
     and text embeddings, and what keeps its random values is listed in the log. Raises ValueError naming the first
@@ -56,6 +59,16 @@ def init_weights_from(model: CSM, path_or_repo: str) -> None:
     if checkpoint.config.rope != model.config.rope:
         log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)
     log.info("all weights from %s (%s layout)", path_or_repo, checkpoint.layout)
+    if tokenizer is not None:
+        ours, theirs = load_tokenizer(tokenizer).prompt, checkpoint.read_prompt()
+        if ours != theirs:
+            log.warning(
+                "%s was trained on turns written as %s, this run writes %s; set tokenizer.prompt to the former, unless "
+                "it shall learn the latter",
+                path_or_repo,
+                theirs,
+                ours,
+            )
 
 
 def _summary(names: list[str]) -> list[str]:

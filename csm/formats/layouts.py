@@ -11,6 +11,7 @@ Opening reads configurations and tensor names only; values are read when they ar
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,16 +20,16 @@ from typing import Any, ClassVar
 import torch
 
 from csm.checkpoint.contents import EXTRAS, config_of, model_weights, stored_files
-from csm.codec import Codec, CodecInfo, check_same_codec, load_codec
+from csm.codec import Codec, CodecInfo, check_same_codec, load_codec, mimi_codec
 from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig
-from csm.formats import hf, native, sesame, weight_names
+from csm.formats import hf, native, registry, sesame, weight_names
+from csm.formats.hf_processor import read_tokenizer
 from csm.formats.mimi import hf_to_moshi
 from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
-from csm.text import TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
+from csm.text import SESAME_PROMPT, TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
 
-DEFAULT_TOKENIZER = "unsloth/Llama-3.2-1B"
-"""For a directory in Sesame's layout without a tokenizer: an ungated copy of the one Sesame's generator loads."""
+log = logging.getLogger(__name__)
 HF_CODEC_PREFIX = "codec_model."
 
 
@@ -91,6 +92,10 @@ class Checkpoint(ABC):
             )
         return tokenizer
 
+    def read_prompt(self) -> str:
+        """How the model's turns are written, as in `TextTokenizer.prompt`. Raises what `read_tokenizer` raises."""
+        return self._load_tokenizer().prompt
+
     _tokenizer_advice: ClassVar[str] = "put the tokenizer there that the model was trained with"
 
     @abstractmethod
@@ -145,10 +150,12 @@ class SesameCheckpoint(Checkpoint):
     """Sesame's layout. It names no codec but implies Mimi, and may come without a tokenizer.
 
     tokenizer: a directory, a tokenizer.json or a hub id
+    prompt:    of the turns, where the tokenizer's files name none
     """
 
     layout: ClassVar[str] = "sesame"
     tokenizer: str
+    prompt: str
 
     @classmethod
     def open(
@@ -160,21 +167,27 @@ class SesameCheckpoint(Checkpoint):
             config = sesame.read_config(content, str(folder / "config.json"))
         else:
             config = sesame.config_from_weights(weights, str(file))
-        carried = str(folder) if (folder / TOKENIZER_FILE).is_file() else DEFAULT_TOKENIZER
+        carried = (folder / TOKENIZER_FILE).is_file()
+        known = registry.of_shape(config)  # a published file without a tokenizer has that of its code
         return cls(
             path=folder,
             config=config,
             weights=weight_names.from_sesame(weights, config, str(file)),
             codec=_mimi(config),
             training=content.get("training", {}),
-            tokenizer=tokenizer_path or carried,
+            tokenizer=tokenizer_path or (str(folder) if carried else known.tokenizer),
+            prompt=SESAME_PROMPT if carried else known.prompt,
         )
+
+    def read_prompt(self) -> str:
+        carried = (self.path / TOKENIZER_FILE).is_file()
+        return super().read_prompt() if carried else self.prompt  # a published file does not need the hub for that
 
     _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
 
     def _load_tokenizer(self) -> TextTokenizer:
         try:
-            return HFTokenizer.load(self.tokenizer)
+            return HFTokenizer.load(self.tokenizer, default_prompt=self.prompt)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.path}: its tokenizer {self.tokenizer} is neither a path nor to be had from the hub; "
@@ -184,10 +197,15 @@ class SesameCheckpoint(Checkpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class HFCheckpoint(Checkpoint):
-    """Hugging Face's layout. codec_weights: Mimi's, under transformers' names; empty if the file has none."""
+    """Hugging Face's layout.
+
+    codec_weights:   Mimi's, under transformers' names; empty if the file has none
+    codec_codebooks: that these have; not fewer than the model reads
+    """
 
     layout: ClassVar[str] = "hf"
     codec_weights: Weights
+    codec_codebooks: int
 
     @classmethod
     def open(cls, stored: Weights, file: Path, content: dict[str, Any]) -> HFCheckpoint:
@@ -209,18 +227,27 @@ class HFCheckpoint(Checkpoint):
             codec=_mimi(config),
             training=content.get("training", {}),
             codec_weights=codec_weights,
+            codec_codebooks=hf.codec_codebooks(content),
         )
 
     def read_codec(self, device: str = "cpu") -> Codec:
         if self.codec.path is not None or not self.codec_weights:
             return super().read_codec(device)
-        from csm.codec.mimi import MimiCodec  # moshi is slow to import
-
-        tensors = {name: tensor.read() for name, tensor in self.codec_weights.items()}
-        return MimiCodec.from_state_dict(hf_to_moshi(tensors), self.config.num_codebooks, device)
+        stored = {tensor.dtype for tensor in self.codec_weights.values() if tensor.dtype.is_floating_point}
+        if stored != {torch.float32}:
+            log.warning(
+                "%s: its Mimi was rounded to %s when it was saved, and encodes context a little otherwise; give the "
+                "original with --codec FILE (codec_path)",
+                self.path,
+                ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored)),
+            )
+        tensors = {name: tensor.read().float() for name, tensor in self.codec_weights.items()}
+        return mimi_codec().from_state_dict(
+            hf_to_moshi(tensors, self.codec_codebooks), self.config.num_codebooks, device
+        )
 
     def _load_tokenizer(self) -> TextTokenizer:
-        return load_saved_tokenizer(self.path)
+        return read_tokenizer(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

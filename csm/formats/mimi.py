@@ -19,6 +19,7 @@ from csm.formats.weight_names import interleave, split_halves
 HEADS = 8
 TRANSPOSED = ("2", "5", "8", "11")  # layers of the decoder that are transposed convolutions, one for each stride
 NUM_TENSORS = 318  # of moshi's layout
+CODEBOOKS = 32
 
 HF_CODEC_CONFIG: dict[str, Any] = {
     "model_type": "mimi",
@@ -95,8 +96,17 @@ def moshi_to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def hf_to_moshi(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `moshi_to_hf`, bit for bit. Raises ValueError likewise."""
+def first_codebooks(weights: Mapping[str, Tensor], num_codebooks: int) -> dict[str, Tensor]:
+    """Hugging Face's tensors of a Mimi that has only the first codebooks, as its config.json then says."""
+    beyond = tuple(f"quantizer.{_QUANTIZERS['rvq_rest']}.layers.{n}." for n in range(num_codebooks - 1, CODEBOOKS))
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(beyond)}
+
+
+def hf_to_moshi(weights: Mapping[str, Tensor], num_codebooks: int = CODEBOOKS) -> dict[str, Tensor]:
+    """Inverse of `moshi_to_hf`, bit for bit. Raises ValueError likewise.
+
+    num_codebooks: that `weights` have. The others are zeros, since moshi's model always has all 32.
+    """
     converted: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         match = re.fullmatch(r"(encoder|decoder)_transformer\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight", name)
@@ -108,13 +118,18 @@ def hf_to_moshi(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise ValueError(f"Mimi weights: {name} comes without its key or value projection")
             joined = torch.cat((interleave(tensor, HEADS), interleave(k, HEADS), v))
             converted[f"{match[1]}_transformer.transformer.layers.{match[2]}.self_attn.in_projs.0.weight"] = joined
-    _check_count(len(converted))
+    _check_count(len(converted), num_codebooks)
+    for part in _CODEBOOK:
+        empty = torch.zeros_like(converted[f"quantizer.rvq_first.vq.layers.0._codebook.{part}"])
+        for number in range(num_codebooks - 1, CODEBOOKS - 1):
+            converted[f"quantizer.rvq_rest.vq.layers.{number}._codebook.{part}"] = empty.clone()
     return converted
 
 
-def _check_count(found: int) -> None:
-    if found != NUM_TENSORS:
-        raise ValueError(f"Mimi weights: {found} tensors, expected {NUM_TENSORS}; copy the model again")
+def _check_count(found: int, num_codebooks: int = CODEBOOKS) -> None:
+    expected = NUM_TENSORS - len(_CODEBOOK) * (CODEBOOKS - num_codebooks)
+    if found != expected:
+        raise ValueError(f"Mimi weights: {found} tensors, expected {expected}; copy the model again")
 
 
 def _hf_name(name: str) -> str:

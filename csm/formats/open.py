@@ -78,7 +78,7 @@ def _directory_weights(path: Path, config: dict[str, Any]) -> str:
     """The file in directory `path` that holds, or lists, its weights."""
     known = "format_version" in config or "backbone_flavor" in config or config.get("model_type") == "csm"
     found = weights_file([file.name for file in path.iterdir()], config)
-    if found is not None and (known or (found == "ckpt.pt" and not config)):
+    if found is not None and (known or not config):  # MisoTTS, and Sesame's ckpt.pt, come without a config.json
         return found
     if known:
         lacking = "no weights (model.safetensors)"
@@ -91,11 +91,12 @@ def _directory_weights(path: Path, config: dict[str, Any]) -> str:
 
 
 def _pickled_weights(file: Path, content: dict[str, Any]) -> Weights:
-    """The weights in a pickled file, which may keep them next to other things under "state_dict" or "model"."""
-    for key in ("state_dict", "model"):
+    """The weights in a pickled file, which may keep them next to other things and under a wrapped model's names."""
+    for key in ("state_dict", "model_state_dict", "model_state", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
+    content = {name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in content.items()}
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(

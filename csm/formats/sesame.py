@@ -1,7 +1,8 @@
 """Sesame's config.json: two "flavors" name the shapes of the stacks (SesameAILabs/csm models.py).
 
-Sesame published llama-1B and llama-100M. For other shapes we write names of the same kind, which Sesame's own code does
-not know, and the exact shape under "csm", which it ignores.
+Sesame published llama-1B and llama-100M; MisoTTS, which has the same layout but no config.json, llama-8B and
+llama-300M. For other shapes we write names that are recognizably ours (custom-...), which no other code knows, and the
+exact shape under "csm", which it ignores.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from csm.formats.native import model_config
 from csm.formats.tensors import Weights
 
 FLAVORS = {
+    # SesameAILabs/csm models.py
     "llama-1B": TransformerConfig(layers=16, dim=2048, heads=32, kv_heads=8, ffn_dim=8192),
     "llama-100M": TransformerConfig(layers=4, dim=1024, heads=8, kv_heads=2, ffn_dim=8192),
-    # ours (configs/model/)
-    "llama-3B": TransformerConfig(layers=28, dim=3072, heads=24, kv_heads=8, ffn_dim=8192),
+    # MisoLabsAI/MisoTTS models.py
     "llama-8B": TransformerConfig(layers=32, dim=4096, heads=32, kv_heads=8, ffn_dim=14336),
-    "llama-250M": TransformerConfig(layers=6, dim=1536, heads=12, kv_heads=3, ffn_dim=8192),
-    "llama-300M": TransformerConfig(layers=7, dim=1536, heads=12, kv_heads=3, ffn_dim=8192),
+    "llama-300M": TransformerConfig(layers=8, dim=1536, heads=24, kv_heads=6, ffn_dim=6912),
 }
 
 

@@ -168,6 +168,10 @@ def test_configs_that_are_not_ours_are_refused():
         read(codec_config={**content["codec_config"], "codebook_size": 1024})
     with pytest.raises(ValueError, match="its codec has 8 of 2048"):
         read(codec_config={**content["codec_config"], "num_quantizers": 8})
+    with pytest.raises(ValueError, match=r"rms_norm_eps of backbone \(1e-06\) and depth decoder \(1e-05\) differ"):
+        read(rms_norm_eps=1e-6)
+    with pytest.raises(ValueError, match="codebook_eos_token_id=2048 is not supported"):
+        read(codebook_eos_token_id=2048)
     with pytest.raises(ValueError, match="tie_codebooks_embeddings must be true"):
         read(tie_codebooks_embeddings=False)
     with pytest.raises(ValueError, match="not a configuration of transformers' CSM"):

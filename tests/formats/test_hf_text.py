@@ -15,9 +15,10 @@ from transformers import AutoProcessor, CsmProcessor
 from csm.audio import save_wav
 from csm.formats import hf
 from csm.formats.hf_processor import write_processor_files
+from csm.formats.registry import KNOWN
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.messages import segments_from_messages
-from csm.text import ByteTokenizer, HFTokenizer
+from csm.text import MISO_PROMPT, SESAME_PROMPT, ByteTokenizer, HFTokenizer
 
 AUDIO_ID, AUDIO_EOS_ID = 128_002, 128_003
 
@@ -74,6 +75,20 @@ def test_golden_ids(processor):
     assert "token_type_ids" not in found
 
 
+MISO_IDS = [128000, 58, 15, 60, 1115, 374, 264, 1296, 11914, 13, 128001]  # 1115 is " This", 2028 "This"
+
+
+def test_golden_ids_of_known_models(llama_tokenizer):
+    """With Llama-3's published vocabulary; Sesame's are the values above."""
+    golden = {SESAME_PROMPT: [*MISO_IDS[:4], 2028, *MISO_IDS[5:]], MISO_PROMPT: MISO_IDS}
+    tokenizer = HFTokenizer.load(llama_tokenizer)
+    known = [model for model in KNOWN if "Llama" in model.tokenizer]
+    assert {model.prompt for model in known} == golden.keys()
+    for model in known:
+        tokenizer.prompt = model.prompt
+        assert tokenizer.encode_turn("This is a test sentence.", 0) == golden[model.prompt], model.name
+
+
 def test_positions_equal_our_layout(processor, llama_tokenizer):
     rng = np.random.default_rng(0)
     clips = [rng.normal(size=n).astype(np.float32) * 0.1 for n in (1920, 1921, 30_000)]
@@ -119,6 +134,10 @@ def test_template_refuses_what_it_cannot_lay_out(processor):
     clip = np.zeros(1920, dtype=np.float32)
     with pytest.raises(Exception, match="message 0: all but the last message need one text and one audio"):
         tokenize(processor, [message(0, "Hello."), message(1, "Hi.", clip)])
+    texts, clips = ([{"type": kind, kind: value}] * 2 for kind, value in (("text", "Hi."), ("audio", clip)))
+    for content in (texts, [*texts, clips[0]], [texts[0], *clips], [clips[0], texts[0]], []):
+        with pytest.raises(Exception, match="message 1: its content must be"):
+            tokenize(processor, [message(0, "Hello.", clip), {"role": "1", "content": content}])
     with pytest.raises(Exception, match="message 1: its role must be a speaker number"):
         tokenize(processor, [message(0, "Hello.", clip), {**message(1, "Hi."), "role": "user"}])
 

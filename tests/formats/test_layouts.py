@@ -104,3 +104,17 @@ def test_bf16_export_halves_the_model_and_keeps_the_codec(source, tmp_path, smal
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert load_model(tmp_path / "hf").audio_head.dtype == torch.bfloat16
+
+
+def test_a_codec_that_was_saved_rounded_is_said(exported, tmp_path, caplog):
+    """What transformers saves of a model that was loaded in bfloat16; its own export keeps float32, and is silent."""
+    open_checkpoint(exported["hf"]).read_codec()
+    assert not caplog.records
+    stored = load_file(exported["hf"] / "model.safetensors")
+    half = {name: tensor.bfloat16() for name, tensor in stored.items()}
+    save_file(half, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((exported["hf"] / "config.json").read_text())
+    codec = open_checkpoint(tmp_path).read_codec()
+    assert {parameter.dtype for parameter in codec.model.parameters()} == {torch.float32}
+    (message,) = caplog.messages
+    assert "its Mimi was rounded to bfloat16 when it was saved" in message and "--codec FILE" in message

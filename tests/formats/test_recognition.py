@@ -164,6 +164,7 @@ def test_of_a_repository_the_weights_that_it_lists_are_downloaded(exported, hub_
         "made/csm-1b": csm_1b | {"model.safetensors": "", "ckpt.pt": "", "prompts/a.wav": ""},
         "made/without-sesames-file": csm_1b,
         "made/lone": {"ckpt.pt": "", "README.md": ""},
+        "made/misotts": {"model.safetensors": "", "README.md": ""},
         "made/native": {"config.json": '{"format_version": 1}', "model.safetensors": "", "codec.safetensors": ""},
         "made/shards": {"optimizer.pt": ""},
     }
@@ -188,7 +189,7 @@ def test_of_a_repository_the_weights_that_it_lists_are_downloaded(exported, hub_
     assert found("made/single") == small | {"model.safetensors"}
     assert found("made/csm-1b") == {"config.json", "model.safetensors", index}
     assert found("made/without-sesames-file") == set(csm_1b)
-    assert found("made/lone") == {"ckpt.pt"}
+    assert found("made/lone") == {"ckpt.pt"} and found("made/misotts") == {"model.safetensors"}
     assert found("made/native") == set(made["made/native"])
     for repo in ("made/shards", "made/single"):
         assert_same_weights(load_model(repo), load_model(exported["native"]))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm import Segment, load_generator
 from csm.audio import load_audio
+from csm.formats.export import export
+from csm.formats.open import open_checkpoint
+from csm.formats.tensors import lazy
 from tests.codec.conftest import make_babble
 
 RATE = 24_000
@@ -60,3 +65,35 @@ def test_hf_generates_what_we_generate(exported):
     greedy = {"do_sample": False, "depth_decoder_do_sample": False}
     theirs = model.generate(**inputs, output_audio=True, max_new_tokens=10, **greedy)
     torch.testing.assert_close(theirs[0], ours, atol=1e-5, rtol=0)
+
+
+def test_a_model_of_fewer_codebooks_takes_as_many_of_mimi(exported, small_mimi, tmp_path):
+    """Eight of 32: transformers encodes context with eight and says what we say; what it saves is read again."""
+    source = open_checkpoint(exported["native"], codec_path=str(small_mimi))
+    config = replace(source.config, num_codebooks=8)
+    few = {
+        "audio_embeddings.weight": lambda table: table[: 8 * config.audio_vocab_size],
+        "audio_head": lambda heads: heads[:7],
+    }
+    weights = {name: few.get(name, lambda t: t)(tensor.read()) for name, tensor in source.weights.items()}
+    codec = replace(source.codec, num_codebooks=8)
+    checkpoint = replace(source, config=config, weights=lazy(weights), codec=codec, codec_info=None)
+    export(checkpoint, tmp_path / "hf", "hf")
+    generator = load_generator(tmp_path / "hf")
+    assert generator.codec.num_codebooks == 8
+    clip = make_babble(2 * 1920, seed=6)
+    context = [Segment(speaker=0, text="Good morning.", audio=clip)]
+    ours = generator.generate("Is it?", 1, context, max_audio_length_ms=320, temperature=0)
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    model = CsmForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype="float32")
+    conversation = [
+        {"role": "0", "content": [{"type": "text", "text": "Good morning."}, {"type": "audio", "audio": clip.numpy()}]},
+        {"role": "1", "content": [{"type": "text", "text": "Is it?"}]},
+    ]
+    inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
+    greedy = {"do_sample": False, "depth_decoder_do_sample": False}
+    theirs = model.generate(**inputs, output_audio=True, max_new_tokens=4, **greedy)
+    torch.testing.assert_close(theirs[0], ours, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path / "saved")
+    codec = open_checkpoint(tmp_path / "saved").read_codec()
+    assert codec.identity == generator.codec.identity

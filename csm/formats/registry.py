@@ -1,0 +1,114 @@
+"""Published models of CSM's architecture: where they are, how they are laid out, how they write a turn.
+
+`csm models` prints it. A file in Sesame's layout that comes without config.json or tokenizer gets tokenizer and prompt
+from the entry of its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from csm.config import CSMConfig
+from csm.formats.sesame import FLAVORS
+from csm.text import MISO_PROMPT, SESAME_PROMPT
+
+LLAMA_TOKENIZER = "unsloth/Llama-3.2-1B"
+"""An ungated copy of the gated tokenizer that the code of Sesame and MisoTTS loads."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published model.
+
+    address:   on the hub
+    layout:    of its files (docs/checkpoints.md)
+    gate:      what has to be accepted before it can be downloaded
+    size:      of backbone and depth decoder, and of the weights' file
+    preset:    `model=` of the same shape; None if there is none
+    tokenizer: its text tokenizer, a hub id or where it is
+    prompt:    how a turn is written, for `str.format`
+    flavors:   of its stacks in Sesame's layout (csm/formats/sesame.py); None in others, whose config.json has the shape
+    verified:  what was checked here, and against what
+    """
+
+    name: str
+    address: str
+    licence: str
+    gate: str
+    layout: str
+    size: str
+    preset: str | None
+    tokenizer: str
+    prompt: str
+    flavors: tuple[str, str] | None
+    verified: str
+
+
+KNOWN = (
+    KnownModel(
+        name="csm-1b",
+        address="sesame/csm-1b",
+        licence="Apache-2.0",
+        gate="its terms on the hub",
+        layout="sesame, and hf in the same repository",
+        size="1B + 100M; 6.2 GB (fp32)",
+        preset="csm_1b",
+        tokenizer=LLAMA_TOKENIZER,
+        prompt=SESAME_PROMPT,
+        flavors=("llama-1B", "llama-100M"),
+        verified="names, shapes and rotary positions of the published files; the ids of transformers' own test; "
+        "logits, losses and greedy codes against transformers and Sesame's formulas at small size. "
+        "The weights have not run here.",
+    ),
+    KnownModel(
+        name="misotts",
+        address="MisoLabs/MisoTTS",
+        licence="modified MIT",
+        gate="none",
+        layout="sesame, one file without config.json",
+        size="8B + 300M; 33 GB (fp32)",
+        preset="csm_8b",
+        tokenizer=LLAMA_TOKENIZER,
+        prompt=MISO_PROMPT,
+        flavors=("llama-8B", "llama-300M"),
+        verified="names and shapes at full size on the meta device; logits, greedy codes and ids of turns against its "
+        "published formulas at small size. The weights have not run here.",
+    ),
+    *(
+        KnownModel(
+            name=name,
+            address=f"Marvis-AI/marvis-tts-{size}-{version}",
+            licence="Apache-2.0",
+            gate="none",
+            layout="hf",
+            size=stacks,
+            preset=None,
+            tokenizer="in the repository (SmolLM2's)",
+            prompt=SESAME_PROMPT,
+            flavors=None,
+            verified="its layout, with configurations of transformers 4.52 to 5, at small size. Neither its files "
+            "nor its weights were at hand. It continues a voice within one turn: reference text and new text joined.",
+        )
+        for name, size, version, stacks in (
+            ("marvis-250m", "250m", "v0.1", "250M + 60M"),
+            ("marvis-250m-v0.2", "250m", "v0.2", "250M + 60M"),
+            ("marvis-100m-v0.2", "100m", "v0.2", "100M"),
+        )
+    ),
+)
+
+
+def of_shape(config: CSMConfig) -> KnownModel:
+    """The published model in Sesame's layout whose stacks have these shapes; csm-1b, Sesame's own, for all others."""
+    for model in KNOWN:
+        if model.flavors and (config.backbone, config.decoder) == tuple(FLAVORS[name] for name in model.flavors):
+            return model
+    return KNOWN[0]
+
+
+def find(name: str) -> KnownModel:
+    """An entry by its name or address. Raises ValueError naming those that there are."""
+    for model in KNOWN:
+        if name.lower() in (model.name, model.address.lower()):
+            return model
+    raise ValueError(f"no model {name!r} is known; known are {', '.join(model.name for model in KNOWN)}")
