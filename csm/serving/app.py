@@ -10,10 +10,13 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from csm import __version__
 from csm.serving.access import Access
+from csm.serving.conversation_routes import conversation_routes
 from csm.serving.errors import add_handlers
 from csm.serving.service import Service
 from csm.serving.speech_routes import speech_routes
 from csm.serving.status_routes import status_routes
+from csm.serving.voice_routes import voice_routes
+from csm.serving.websocket import speech_socket
 
 
 def create_app(service: Service) -> FastAPI:
@@ -29,6 +32,9 @@ def create_app(service: Service) -> FastAPI:
     add_handlers(app, service.metrics)
     app.include_router(status_routes(service))
     app.include_router(speech_routes(service))
+    app.include_router(voice_routes(service))
+    app.include_router(conversation_routes(service))
+    app.include_router(speech_socket(service))
     app.add_middleware(Access, service=service)
     if service.settings.allowed_origins:
         app.add_middleware(

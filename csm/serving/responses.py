@@ -13,7 +13,6 @@ from starlette.types import Message, Receive, Scope, Send
 from torch import Tensor
 
 from csm.serving.encoders import MEDIA_TYPES, AudioFormat, complete_wav, open_encoder
-from csm.serving.engine_thread import EngineFailed
 from csm.serving.errors import ApiError, invalid
 from csm.serving.service import Service
 from csm.serving.speech import Speech
@@ -40,10 +39,8 @@ class SpeechFile:
 
 
 async def pieces(speech: Speech) -> AsyncIterator[Tensor]:
-    """Audio until the end of the response. Raises ApiError where it fails."""
+    """Audio until the end of the response. Raises what `Speech.say` raised."""
     while (piece := await speech.pieces.get()) is not None:
-        if isinstance(piece, EngineFailed):
-            raise ApiError(503, str(piece), code="server_failed")
         if isinstance(piece, BaseException):
             raise piece
         yield piece

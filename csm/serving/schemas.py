@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from csm.serving.encoders import AudioFormat
 
 MOST_SPEAKERS = 100
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 def _unicode(text: str) -> str:
@@ -21,7 +21,7 @@ def _unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-Name = Annotated[str, Field(pattern=_NAME)]
+Name = Annotated[str, Field(pattern=NAME)]
 """Of voices, conversations and segments."""
 Speaker = Annotated[int, Field(ge=0, lt=MOST_SPEAKERS)]
 
@@ -121,9 +121,11 @@ class InputDone(_Body):
 
 
 class Cancel(_Body):
-    """The listener breaks in. played_ms: of the answer's audio, as far as it was heard; None: all that was sent."""
+    """The listener breaks in. answer: the one that is heard, if not the first that is not yet sent, or else the last;
+    played_ms: of its audio, as far as it was heard; None: all that was sent."""
 
     type: Literal["response.cancel"]
+    answer: int | None = None
     played_ms: float | None = Field(None, ge=0)
 
 

@@ -22,8 +22,8 @@ from csm.inference.guards import text_seconds
 from csm.inference.long_text import split_text
 from csm.inference.segments import Segment
 from csm.serving.dialogues import Dialogue, DialogueTurn
-from csm.serving.engine_thread import Turn
-from csm.serving.errors import invalid
+from csm.serving.engine_thread import EngineFailed, Turn
+from csm.serving.errors import ApiError, invalid
 from csm.serving.service import Service
 
 LONGEST_TURN_MS = 30_000.0
@@ -121,6 +121,8 @@ class Speech:
             self.engine.leave(turn)
         try:
             await turn.done
+        except EngineFailed as error:
+            raise ApiError(503, str(error), code="server_failed") from error
         finally:
             self._speaking = None
         part.frames, part.finished = len(begun.request.frames), begun.request.finished

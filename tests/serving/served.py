@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
+import soundfile
 import torch
 
 from csm.codec.base import CodecInfo
+from csm.decode import open_audio
 from csm.inference.generator import Generator
 from csm.serving.server import Server
 from csm.serving.service import Service
@@ -98,3 +102,19 @@ def running(service: Service) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+def heard_samples(content: bytes, name: str) -> np.ndarray:
+    """Samples [n] at 24 kHz."""
+    if name == "pcm":
+        return np.frombuffer(content, "<i2").astype(np.float32) / 32767
+    reader = open_audio(io.BytesIO(content), f"speech.{'ogg' if name == 'opus' else name}")
+    samples = np.concatenate(list(reader.blocks()))[:, 0]
+    return samples[:: reader.header.sample_rate // RATE]
+
+
+def recording(seconds: float = 0.4) -> bytes:
+    file = io.BytesIO()
+    tone = 0.3 * np.sin(2 * np.pi * 400 * np.arange(round(seconds * RATE)) / RATE)
+    soundfile.write(file, tone, RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import socket
 import threading
@@ -11,13 +10,21 @@ import threading
 import httpx
 import numpy as np
 import pytest
-import soundfile
 import torch
 
-from csm.decode import open_audio
 from csm.inference.segments import Segment
 from csm.serving.settings import Limits
-from tests.serving.served import FRAME, OPTIONS, RATE, TEXT, running, service_of, speaking_generator, wait_for
+from tests.serving.served import (
+    FRAME,
+    OPTIONS,
+    TEXT,
+    heard_samples,
+    recording,
+    running,
+    service_of,
+    speaking_generator,
+    wait_for,
+)
 
 FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 LOSSLESS = ("flac", "wav", "pcm")
@@ -33,22 +40,6 @@ def served(tmp_path_factory):
 def expected_turn(**changes):
     options = {"max_audio_length_ms": 800, "seed": 3, **changes}
     return speaking_generator().generate_segment(TEXT, 1, [], **options)
-
-
-def decoded(content: bytes, name: str) -> np.ndarray:
-    """Samples [n] at 24 kHz."""
-    if name == "pcm":
-        return np.frombuffer(content, "<i2").astype(np.float32) / 32767
-    reader = open_audio(io.BytesIO(content), f"speech.{'ogg' if name == 'opus' else name}")
-    samples = np.concatenate(list(reader.blocks()))[:, 0]
-    return samples[:: reader.header.sample_rate // RATE]
-
-
-def recording(seconds: float = 0.4) -> bytes:
-    file = io.BytesIO()
-    tone = 0.3 * np.sin(2 * np.pi * 400 * np.arange(round(seconds * RATE)) / RATE)
-    soundfile.write(file, tone, RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 RECORDING = base64.b64encode(recording()).decode()
@@ -69,7 +60,7 @@ def test_a_stream_is_one_file_of_what_the_generator_says(served, name):
     whole = speak(client, response_format=name, stream=False)
     assert streamed.headers["transfer-encoding"] == "chunked" and whole.headers["x-finish-reason"] == "length"
     assert streamed.content[44:] == whole.content[44:]  # a WAV file's header differs in its sizes
-    heard = decoded(streamed.content, name)
+    heard = heard_samples(streamed.content, name)
     if name in LOSSLESS:
         assert len(heard) == len(expected) and np.abs(heard - expected).max() < 1e-4
     else:  # encoders add a few milliseconds before and after
@@ -96,7 +87,7 @@ def test_sampling_options_arrive(served):
     changes = {"temperature": 0.5, "topk": 3, "seed": 8}
     expected = expected_turn(**changes).audio.numpy()
     fields = {"temperature": 0.5, "top_k": 3, "seed": 8, "voice": {"id": "speaker_1"}, "response_format": "pcm"}
-    assert np.abs(decoded(speak(client, **fields).content, "pcm") - expected).max() < 1e-4
+    assert np.abs(heard_samples(speak(client, **fields).content, "pcm") - expected).max() < 1e-4
     assert speak(client, **fields).content != speak(client, **{**fields, "speaker": 2}).content
     assert speak(client, **{**fields, "voice": "alloy"}).content == speak(client, **{**fields, "speaker": 2}).content
 
@@ -105,7 +96,7 @@ def test_context_is_read_from_recordings_and_earlier_answers(served):
     client, _ = served
     generator = speaking_generator()
     first = generator.generate_segment("one", 1, [], max_audio_length_ms=400, seed=1)
-    heard = Segment(0, "two", torch.from_numpy(decoded(base64.b64decode(RECORDING), "wav")))
+    heard = Segment(0, "two", torch.from_numpy(heard_samples(base64.b64decode(RECORDING), "wav")))
     expected = generator.generate_segment(TEXT, 1, [first.segment, heard], max_audio_length_ms=800, seed=3)
     earlier = speak(client, input="one", seed=1, max_audio_length_ms=400)
     context = [
@@ -113,7 +104,7 @@ def test_context_is_read_from_recordings_and_earlier_answers(served):
         {"speaker": 0, "text": "two", "audio": RECORDING},
     ]
     answer = speak(client, context=context, response_format="pcm")
-    assert np.abs(decoded(answer.content, "pcm") - expected.audio.numpy()).max() < 1e-4
+    assert np.abs(heard_samples(answer.content, "pcm") - expected.audio.numpy()).max() < 1e-4
 
 
 def test_a_long_text_is_spoken_sentence_by_sentence(served):
