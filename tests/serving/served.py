@@ -95,7 +95,7 @@ def running(service: Service) -> Iterator[str]:
         port = server.servers[0].sockets[0].getsockname()[1]
         address = f"http://127.0.0.1:{port}"
         while httpx.get(f"{address}/ready").status_code != 200:
-            assert service.state == "loading", service.failure
+            assert service.failure is None, service.failure
             time.sleep(0.01)
         yield address
     finally:
