@@ -134,9 +134,10 @@ class EngineThread:
             self._end(turn)
 
     def _balance(self, now: float) -> None:
-        waiting = self.engine.waiting
+        full = all(slot is not None for slot in self.engine.slots)
         urgent = any(
-            turn.in_store(now) < RUNNING_DRY and turn.request not in waiting and not turn.held for turn in self._turns
+            turn.in_store(now) < RUNNING_DRY and not (full and turn.request in self.engine.waiting)
+            for turn in self._turns
         )
         for turn in self._turns:
             hold = urgent and turn.in_store(now) > FAR_AHEAD
