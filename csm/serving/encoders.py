@@ -81,9 +81,9 @@ class _Kind:
 
 _CONTAINERS: dict[str, _Kind] = {
     # The Xing header counts frames that are not yet known, and would be written at the beginning, which has been sent.
-    "mp3": _Kind("libmp3lame", "mp3", "fltp", {"write_xing": "0", "id3v2_version": "0"}, 96_000),
-    "opus": _Kind("libopus", "ogg", "flt", {"page_duration": "20000"}, 48_000),  # pages of a second otherwise
-    "aac": _Kind("aac", "adts", "fltp", {}, 96_000),
+    "mp3": _Kind("libmp3lame", "mp3", "fltp", {"write_xing": "0", "id3v2_version": "0"}, 128_000),
+    "opus": _Kind("libopus", "ogg", "flt", {"page_duration": "20000"}, 64_000),  # pages of a second otherwise
+    "aac": _Kind("aac", "adts", "fltp", {}, 128_000),
     "flac": _Kind("flac", "flac", "s16", {}),
 }
 
