@@ -64,7 +64,7 @@ def conversation_routes(service: Service) -> APIRouter:
             try:
                 turns = await service.prepare(hear)
             except ValueError as error:
-                raise invalid(str(error), "turns.0") from error
+                raise invalid(str(error), "turns") from error
         rate = service.model.generator.codec.frame_rate
         return {"object": "list", "data": [turn.public(rate) for turn in turns]}
 
@@ -74,6 +74,6 @@ def conversation_routes(service: Service) -> APIRouter:
             dialogue = await service.lock_dialogue(name)
             held.callback(dialogue.lock.release)
             await service.prepare(service.model.dialogues.delete, name)
-        return {"id": name, "object": "conversation.deleted", "deleted": True}
+        return {"id": name, "object": "conversation", "deleted": True}
 
     return router

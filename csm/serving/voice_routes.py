@@ -55,6 +55,6 @@ def voice_routes(service: Service) -> APIRouter:
     @router.delete("/v1/audio/voices/{name}")
     async def deleted(name: str) -> dict[str, Any]:
         await service.prepare(service.model.voices.delete, name)
-        return {"id": name, "object": "voice.deleted", "deleted": True}
+        return {"id": name, "object": "voice", "deleted": True}
 
     return router
