@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import torch
 
@@ -52,6 +51,7 @@ def test_a_held_request_can_be_cancelled():
 def test_turns_far_ahead_wait_for_a_first_sound(monkeypatch):
     """Two turns whose listeners have plenty stand still until a third has its first sound."""
     monkeypatch.setattr(engine_thread, "FAR_AHEAD", 0.16)
+    monkeypatch.setattr(engine_thread.time, "perf_counter", lambda: 0.0)  # listeners play nothing meanwhile
     generator = toy_generator(slots=3)
     expected = [turn.audio for turn in generator.generate_batch(TURNS)]
     thread = EngineThread(generator, Metrics())
@@ -67,7 +67,7 @@ def test_turns_far_ahead_wait_for_a_first_sound(monkeypatch):
         turns = [thread.speak(requests[n], sound(n), lambda request: None) for n in range(2)]
         while min(len(parts) for parts in heard[:2]) < 4:  # in this thread: rounds are counted
             thread._take_commands()
-            thread._balance(time.perf_counter())
+            thread._balance(0.0)
             thread.streams.advance()
             thread._hand_out()
             await asyncio.sleep(0)
@@ -75,7 +75,7 @@ def test_turns_far_ahead_wait_for_a_first_sound(monkeypatch):
         lengths = [len(request.frames) for request in requests[:2]]
         while not heard[2]:
             thread._take_commands()
-            thread._balance(time.perf_counter())
+            thread._balance(0.0)
             thread.streams.advance()
             thread._hand_out()
             await asyncio.sleep(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import threading
 
 import httpx
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from csm.inference.segments import Segment
+from csm.serving.marks import Marking
 from csm.serving.settings import Limits
 from tests.serving.served import (
     FRAME,
@@ -38,8 +38,8 @@ def served(tmp_path_factory):
 
 
 def expected_turn(**changes):
-    options = {"max_audio_length_ms": 800, "seed": 3, **changes}
-    return speaking_generator().generate_segment(TEXT, 1, [], **options)
+    options = {"context": [], "max_audio_length_ms": 800, "seed": 3, **changes}
+    return speaking_generator().generate_segment(TEXT, 1, **options)
 
 
 RECORDING = base64.b64encode(recording()).decode()
@@ -236,9 +236,8 @@ def test_keys_origins_and_hosts(tmp_path):
 
 def test_loading_and_draining_servers_refuse(tmp_path):
     service = service_of(tmp_path)
-    go = threading.Event()
-    load, service._load = service._load, lambda: go.wait() and load()
-    threading.Timer(0.3, go.set).start()
+    load, refused_once = service._load, service.metrics.refusals.labels("server_loading")._value.get
+    service._load = lambda: wait_for(refused_once) or load()
     with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
         long = {**OPTIONS, "input": "x" * 40, "max_audio_length_ms": 4_000, "response_format": "pcm"}
         with client.stream("POST", "/v1/audio/speech", json=long) as answer:
@@ -247,7 +246,6 @@ def test_loading_and_draining_servers_refuse(tmp_path):
             assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_draining"
             assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
             assert len(b"".join(answer.iter_bytes())) == 2 * FRAME * 50
-        assert 'csm_refusals_total{code="server_loading"}' in client.get("/metrics").text
 
 
 def test_speech_and_text_are_not_logged(served, caplog, capfd):
@@ -258,3 +256,32 @@ def test_speech_and_text_are_not_logged(served, caplog, capfd):
             "/v1/audio/speech", json={**OPTIONS, "input": "unusual", "context": [{"text": "unusual", "audio": "%"}]}
         )
     assert "unusual" not in caplog.text + "".join(capfd.readouterr())
+
+
+class Halved:
+    """A mark that halves the sound, and keeps 100 samples back."""
+
+    def __init__(self):
+        self.kept = torch.zeros(0)
+
+    def push(self, audio):
+        audio = torch.cat([self.kept, audio / 2])
+        self.kept = audio[-100:]
+        return audio[:-100]
+
+    def flush(self):
+        return self.kept
+
+
+def test_what_leaves_is_marked_and_what_is_remembered_is_not(tmp_path):
+    service = service_of(tmp_path)
+    service.marking = Marking("halved", lambda sample_rate: Halved())
+    first = expected_turn()
+    second = expected_turn(context=[first.segment])
+    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
+        answer = speak(client, response_format="flac")
+        assert answer.headers["x-watermark"] == "halved"
+        assert np.abs(heard_samples(answer.content, "flac") - first.audio.numpy() / 2).max() < 1e-4
+        context = [{"segment_id": answer.headers["x-segment-id"]}]
+        answer = speak(client, response_format="pcm", context=context)
+        assert np.abs(heard_samples(answer.content, "pcm") - second.audio.numpy() / 2).max() < 1e-4

@@ -15,6 +15,7 @@ import torch
 
 from csm import Conversation
 from csm.inference.segments import Segment
+from csm.serving.decode_upload import decode
 from csm.serving.settings import Limits
 from tests.serving.served import OPTIONS, RATE, heard_samples, recording, running, service_of, speaking_generator
 
@@ -90,25 +91,32 @@ def zip_bomb() -> bytes:
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (lambda: zip_bomb(), "a ZIP archive"),
-        (lambda: PLAYLIST, "a playlist"),
-        (lambda: b"ID3\x03\x00\x00\x00\x00\x00\x00" + PLAYLIST, "cannot be decoded as audio"),
-        (lambda: b"<svg/>" + bytes(100), "it is text"),
-        (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
-        (lambda: bytes(1000), "of an unknown format"),
-        (lambda: b"", "the file is empty"),
-        (lambda: silence(3_600), "it lasts 3600 s; at most 3 s"),
-        (lambda: float_wav([0.1, float("nan")] * 9000), "NaN or infinite"),
-        (lambda: float_wav(np.zeros((9000, 6))), "it has 6 channels"),
-        (lambda: float_wav(np.zeros(2000)), "shorter than 0.5 s"),
-        (lambda: recording(1.0)[:999], "cut off"),
-        (lambda: bytes(1_000_001), "larger than"),
-    ],
-)
+HOSTILE = [
+    (lambda: zip_bomb(), "a ZIP archive"),
+    (lambda: PLAYLIST, "a playlist"),
+    (lambda: b"ID3\x03\x00\x00\x00\x00\x00\x00" + PLAYLIST, "cannot be decoded as audio"),
+    (lambda: b"<svg/>" + bytes(100), "it is text"),
+    (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
+    (lambda: bytes(1000), "of an unknown format"),
+    (lambda: b"", "the file is empty"),
+    (lambda: silence(3_600), "it lasts 3600 s; at most 3 s"),
+    (lambda: float_wav([0.1, float("nan")] * 9000), "NaN or infinite"),
+    (lambda: float_wav(np.zeros((9000, 6))), "it has 6 channels"),
+    (lambda: recording(1.0)[:999], "cut off"),
+    (lambda: bytes(1_000_001), "larger than"),
+]
+
+
+@pytest.mark.parametrize("content, message", HOSTILE[:-1])
+def test_hostile_recordings_are_not_decoded(content, message):
+    with pytest.raises(ValueError, match=message):
+        decode(content(), 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content, message", HOSTILE)
 def test_hostile_uploads_are_refused_by_name(served, content, message):
+    """In a process that can open nothing, whatever a file refers to."""
     client, service = served
     answer = upload(client, content())
     assert answer.status_code in (400, 413) and message in answer.json()["error"]["message"], answer.text
