@@ -12,7 +12,7 @@ from csm.serving.engine_thread import EngineThread
 from csm.serving.metrics import Metrics
 from tests.inference.toys import toy_generator
 
-TURNS = [SpeechRequest(text, 0, max_audio_length_ms=3_000, seed=n) for n, text in enumerate(["one", "two", "three"])]
+TURNS = [SpeechRequest(text, 0, max_audio_length_ms=1_600, seed=n) for n, text in enumerate(["one", "two", "three"])]
 
 
 def test_held_requests_say_what_they_would_have_said():
@@ -44,7 +44,7 @@ def test_a_held_request_can_be_cancelled():
     generator.engine.cancel(request)
     assert request.finished == "cancelled" and generator.engine.slots == [None]
     assert torch.equal(
-        generator.generate_segment("two", 0, [], 3_000, seed=1).codes, generator.generate_batch(TURNS)[1].codes
+        generator.generate_segment("two", 0, [], 1_600, seed=1).codes, generator.generate_batch(TURNS)[1].codes
     )
 
 
