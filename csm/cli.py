@@ -3,6 +3,7 @@
 csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
+csm serve MODEL                      speech over HTTP, with OpenAI's API
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
@@ -35,6 +36,7 @@ from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
+from csm.serving import command as serve_command
 
 _ENDS = {
     "stop": "",
@@ -164,6 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
     smaller.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
     _add_parts(smaller)
     smaller.set_defaults(run=quantize)
+
+    serve_command.add_parser(commands)
 
     estimate = commands.add_parser(
         "plan",

@@ -18,7 +18,7 @@ KEPT_SHARE = 0.6
 """Share of the room that is filled after turns were dropped: what is left is prefilled anew, so not at every turn."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A turn of the conversation. pinned: is never dropped."""
 
@@ -63,7 +63,7 @@ class Conversation:
 
         Raises what `Generator.generate_segment` raises; the conversation is then as it was, but for dropped turns.
         """
-        speech, request, ended = self._begin(text, speaker, options)
+        speech, request, ended = self.begin(text, speaker, options)
         try:
             self.generator.engine.run(self.generator.engine.submit(request))
         finally:
@@ -75,13 +75,16 @@ class Conversation:
     ) -> SpeechStream:
         """Like `say`, in chunks. Where the stream is closed early, the turn stays as far as it was spoken."""
         ramp = ChunkRamp(first_chunk_frames, chunk_frames)
-        _, request, ended = self._begin(text, speaker, options)
+        _, request, ended = self.begin(text, speaker, options)
         return SpeechStream(self.generator.streams, request, ramp, ended)
 
-    def _begin(
+    def begin(
         self, text: str, speaker: int, options: dict[str, Any]
     ) -> tuple[SpeechRequest, Request, Callable[[Request], None]]:
-        """The request of a new turn, and what is to be called when it has ended."""
+        """A new turn for whoever advances the engine: its request, and what is to be called when that has ended.
+
+        Raises what `say` raises, but for a prompt that is too long, which `Engine.submit` refuses.
+        """
         speech = replace(self.options, text=text, speaker=speaker, **options)
         turn = self.generator.prompts.text_turn(text, speaker)
         self._make_room(turn.num_positions + self.generator.max_frames(speech.max_audio_length_ms) + 1)
@@ -89,6 +92,19 @@ class Conversation:
         request = self.generator.request(speech, frames)
         request.prefix, request.keep = self._cached, True
         return speech, request, partial(self._add, turn, after=len(self.turns))
+
+    def cut(self, turn: Turn, frames: int) -> None:
+        """Forgets all that was said after the first `frames` frames of `turn`, which a listener who broke in has not
+        heard; without any, the whole turn."""
+        number = self.turns.index(turn)
+        positions = sum(earlier.positions for earlier in self.turns[:number])
+        self.turns = self.turns[:number]
+        if frames:
+            assert turn.tokens.codes is not None, "turns of a conversation have codes"
+            self.turns.append(Turn(TurnTokens(turn.tokens.text, turn.tokens.codes[:, :frames]), turn.pinned))
+            positions += len(turn.tokens.text) + min(frames, turn.tokens.codes.shape[1])
+        if self._cached is not None:
+            self._cached = self._cached.first(positions)
 
     def _add(self, turn: TurnTokens, request: Request, after: int) -> None:
         """Puts a turn that has ended, as far as it was spoken, where it began: others may have been heard since."""

@@ -57,13 +57,15 @@ class Request:
 
 
 class Slot:
-    """A request in its place. `cached` positions are prefilled; `noise`: its random numbers, None if it is greedy."""
+    """A request in its place. `cached` positions are prefilled; `noise`: its random numbers, None if it is greedy;
+    `held`: what the backbone reads next `[D]`, while it is held, see `Engine.hold`."""
 
     def __init__(self, request: Request, inputs: Tensor, device: torch.device) -> None:
         self.request = request
         self.inputs = inputs  # [S, D]
         self.cached = 0
         self.speaking = False
+        self.held: Tensor | None = None
         self.noise = request.sampling.generator(device)
 
     @property
@@ -146,6 +148,25 @@ class Engine:
                 if slot is not None and slot.request is request:
                     self._finish(number, slot, "cancelled")
 
+    @torch.inference_mode()
+    def hold(self, request: Request) -> None:
+        """Leaves a request that is speaking where it is until `resume`: steps then serve the others sooner."""
+        with self._turn:
+            for number, slot in enumerate(self.slots):
+                if slot is not None and slot.request is request and slot.speaking and slot.held is None:
+                    slot.held = self.step.state.inputs[number].clone()  # steps of the others overwrite it
+                    self.step.state.active[number] = 0
+
+    @torch.inference_mode()
+    def resume(self, request: Request) -> None:
+        """Lets a request speak on that was held."""
+        with self._turn:
+            for number, slot in enumerate(self.slots):
+                if slot is not None and slot.request is request and slot.held is not None:
+                    self.step.state.inputs[number] = slot.held
+                    self.step.state.active[number] = 1
+                    slot.held = None
+
     def run(self, *requests: Request) -> None:
         """Advances until all `requests` are finished; cancels those that are not, if interrupted."""
         try:
@@ -162,7 +183,7 @@ class Engine:
         with self._turn:
             self._admit()
             self._prefill()
-            if not any(slot is not None and slot.speaking for slot in self.slots):
+            if not any(slot is not None and slot.speaking and slot.held is None for slot in self.slots):
                 return any(slot is not None for slot in self.slots)
             self._speak()
             return True
@@ -222,7 +243,7 @@ class Engine:
 
     def _speak(self) -> None:
         """One frame of every slot that is speaking."""
-        speaking = [(n, s) for n, s in enumerate(self.slots) if s is not None and s.speaking]
+        speaking = [(n, s) for n, s in enumerate(self.slots) if s is not None and s.speaking and s.held is None]
         for number, slot in speaking:
             if slot.noise is not None:
                 draw_noise(self.step.state.noise[number], slot.noise)

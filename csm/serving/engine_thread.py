@@ -1,0 +1,191 @@
+"""The one thread that advances the engine; the event loop submits turns to it and receives their audio.
+
+    event loop --speak, leave--> commands --> engine thread: streams.advance() --sound, ended--> event loop
+
+Between two frames commands are taken and turns balanced: while a turn waits for its first sound, or a listener is about
+to run dry, turns far ahead of their listeners are held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from csm.inference.engine import Request
+from csm.inference.generator import Generator
+from csm.inference.streams import Listener
+from csm.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+FAR_AHEAD = 1.0
+"""Seconds of audio that a listener has in store when a turn may be held for others."""
+RUNNING_DRY = 0.24
+"""Seconds in store below which a listener needs the next frame soon: three frames."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine met an error of its own; all turns have ended with it."""
+
+
+class Turn:
+    """A turn in the engine's care. `done` is resolved in the event loop when it has ended and `ended` was called.
+
+    sound: called in the event loop with each piece of audio, float32 `[num_samples]`
+    ended: called in the engine's thread with the finished request
+    """
+
+    def __init__(self, request: Request, sound: Callable[[Tensor], None], ended: Callable[[Request], None]) -> None:
+        self.request, self.sound, self.ended = request, sound, ended
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.listener: Listener | None = None
+        self.submitted = time.perf_counter()
+        self.first: float | None = None  # when its first sound was handed out
+        self.seconds = 0.0  # handed out
+        self.held = False
+
+    def in_store(self, now: float) -> float:
+        """Seconds of audio that its listener has not yet played, having begun with the first sound."""
+        return 0.0 if self.first is None else self.seconds - (now - self.first)
+
+
+class EngineThread:
+    """Owns a generator's engine and streams from `start` on."""
+
+    def __init__(self, generator: Generator, metrics: Metrics) -> None:
+        self.generator, self.metrics = generator, metrics
+        self.streams, self.engine = generator.streams, generator.engine
+        self.failure: BaseException | None = None
+        self._turns: list[Turn] = []
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="csm-engine", daemon=True)
+        metrics.slots.set(len(self.engine.slots))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends all turns, then the thread."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def speak(self, request: Request, sound: Callable[[Tensor], None], ended: Callable[[Request], None]) -> Turn:
+        """Submits a request that `Engine.check` has passed, from the event loop."""
+        turn = Turn(request, sound, ended)
+        self._commands.put(lambda: self._begin(turn))
+        return turn
+
+    def leave(self, turn: Turn) -> None:
+        """Ends a turn whose listener is gone, before the next frame."""
+        self._commands.put(lambda: self._leave(turn))
+
+    # ------------------------------------------------------------------------------- in the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if not self._take_commands():
+                    return
+                started = time.perf_counter()
+                self._balance(started)
+                self.streams.advance()
+                self.metrics.frame.observe(time.perf_counter() - started)
+                self._hand_out()
+            except BaseException as error:
+                # What the state of the engine is now, nobody knows: the server is no longer ready.
+                logger.exception("the engine failed")
+                self.failure = error
+                for turn in list(self._turns):
+                    self._end(turn)
+            self._count()
+
+    def _take_commands(self) -> bool:
+        """False when the thread is to end. Waits while there is nothing to speak."""
+        while True:
+            try:
+                command = self._commands.get(block=not self._turns)
+            except queue.Empty:
+                return True
+            if command is None:
+                for turn in list(self._turns):
+                    self._leave(turn)
+                return False
+            command()
+            self._count()
+
+    def _begin(self, turn: Turn) -> None:
+        if self.failure is not None:
+            self._post(turn, self._resolve, turn)
+            return
+        turn.listener = self.streams.listen(turn.request)
+        self._turns.append(turn)
+
+    def _leave(self, turn: Turn) -> None:
+        if turn in self._turns:
+            assert turn.listener is not None
+            self.streams.leave(turn.listener)
+            self._end(turn)
+
+    def _balance(self, now: float) -> None:
+        full = all(slot is not None for slot in self.engine.slots)
+        urgent = any(
+            turn.in_store(now) < RUNNING_DRY and not (full and turn.request in self.engine.waiting)
+            for turn in self._turns
+        )
+        for turn in self._turns:
+            hold = urgent and turn.in_store(now) > FAR_AHEAD
+            if hold and not turn.held:
+                self.engine.hold(turn.request)
+            elif turn.held and not hold:
+                self.engine.resume(turn.request)
+            turn.held = hold
+
+    def _hand_out(self) -> None:
+        now = time.perf_counter()
+        for turn in list(self._turns):
+            assert turn.listener is not None
+            if turn.listener.audio and len(chunk := turn.listener.take()):
+                self._sound(turn, chunk, now)
+            if turn.listener.complete:
+                self._end(turn)
+
+    def _sound(self, turn: Turn, chunk: Tensor, now: float) -> None:
+        if turn.first is None:
+            turn.first = now
+            self.metrics.ttfa.observe(now - turn.submitted)
+        elif turn.in_store(now) < 0:
+            self.metrics.late.inc()
+        self.metrics.chunks.inc()
+        turn.seconds += len(chunk) / self.generator.sample_rate
+        self.metrics.audio.inc(len(chunk) / self.generator.sample_rate)
+        self._post(turn, turn.sound, chunk)
+
+    def _end(self, turn: Turn) -> None:
+        self._turns.remove(turn)
+        if self.failure is None:
+            turn.ended(turn.request)
+            self.metrics.turns.labels(turn.request.finished).inc()
+        self._post(turn, self._resolve, turn)
+
+    def _resolve(self, turn: Turn) -> None:
+        if self.failure is not None:
+            turn.done.set_exception(EngineFailed("the engine failed; the server has to be restarted"))
+        else:
+            turn.done.set_result(None)
+
+    @staticmethod
+    def _post(turn: Turn, function: Callable[..., None], argument: object) -> None:
+        if not turn.loop.is_closed():
+            turn.loop.call_soon_threadsafe(function, argument)
+
+    def _count(self) -> None:
+        self.metrics.queue.set(len(self.engine.waiting))
+        self.metrics.busy.set(sum(slot is not None for slot in self.engine.slots))
+        self.metrics.held.set(sum(turn.held for turn in self._turns))

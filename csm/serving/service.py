@@ -1,0 +1,156 @@
+"""What the routes share: the model's state, its engine thread, voices, conversations, and who may speak now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from csm.inference.generator import Generator
+from csm.inference.segments import Segment
+from csm.serving.dialogues import Dialogue, Dialogues
+from csm.serving.engine_thread import EngineThread
+from csm.serving.errors import ApiError, busy
+from csm.serving.marks import Marking
+from csm.serving.metrics import Metrics
+from csm.serving.settings import Settings
+from csm.serving.uploads import Uploads
+from csm.serving.voices import Voices
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+KEPT_SEGMENTS = 256
+"""Answers whose codes can be named in a context by their X-Segment-Id, the last ones."""
+
+
+class Model:
+    """All that exists once the weights are loaded."""
+
+    def __init__(self, generator: Generator, settings: Settings, metrics: Metrics) -> None:
+        # The first turn makes what later ones share, such as the streaming decoder.
+        for _ in generator.stream("Hello.", 0, [], max_audio_length_ms=2000 / generator.codec.frame_rate):
+            pass
+        self.generator = generator
+        self.engine = EngineThread(generator, metrics)
+        self.voices = Voices(settings, generator.sample_rate)
+        self.dialogues = Dialogues(generator, settings)
+
+
+class Service:
+    """load: gives the generator, in a thread, while the server already answers."""
+
+    def __init__(self, load: Callable[[], Generator], settings: Settings, marking: Marking | None = None) -> None:
+        self.settings, self.limits, self.marking = settings, settings.limits, marking or Marking()
+        self.metrics = Metrics()
+        self.metrics.watermark.labels(self.marking.name).set(1)
+        self.uploads = Uploads(settings.limits)
+        self.started = int(time.time())
+        self.draining = False
+        self.failure: BaseException | None = None
+        self.live = 0  # responses that wait or are being spoken
+        self._load = load
+        self._model: Model | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._preparer = ThreadPoolExecutor(1, "csm-prepare")
+        self._segments: OrderedDict[str, list[Segment]] = OrderedDict()
+
+    # ----------------------------------------------------------------------------------------------- states
+
+    def start(self) -> None:
+        threading.Thread(target=self._start, name="csm-load", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            model = Model(self._load(), self.settings, self.metrics)
+            model.engine.start()
+            self._model = model
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        if self._model is not None:
+            self._model.engine.stop()
+        self._preparer.shutdown(cancel_futures=True)
+
+    @property
+    def state(self) -> Literal["loading", "ready", "draining", "failed"]:
+        if self.failure is not None or (self._model is not None and self._model.engine.failure is not None):
+            return "failed"
+        if self.draining:
+            return "draining"
+        return "loading" if self._model is None else "ready"
+
+    @property
+    def model(self) -> Model:
+        """Raises ApiError 503 if there is nobody to speak."""
+        state = self.state
+        if state != "ready" or self._model is None:
+            retry = 5 if state == "loading" else None
+            raise ApiError(503, f"the server is {state}", code=f"server_{state}", retry_after=retry)
+        return self._model
+
+    # -------------------------------------------------------------------------------------------- resources
+
+    @property
+    def room(self) -> int:
+        """Responses that can wait or be spoken at the same time."""
+        return len(self.model.generator.engine.slots) + self.limits.queue
+
+    @contextmanager
+    def reserve(self, responses: int = 1) -> Iterator[None]:
+        """Room for responses. Raises ApiError 429 if the slots and the queue are full."""
+        if self.live + responses > self.room:
+            raise busy(f"{self.live} of {self.room} places for responses are taken")
+        self.live += responses
+        try:
+            yield
+        finally:
+            self.live -= responses
+
+    async def prepare(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Runs what takes a while (tokenizer, codec, disk), one after another, beside the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparer, lambda: function(*arguments, **options))
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a task that nothing waits for or cancels."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def lock_dialogue(self, name: str) -> Dialogue:
+        """The conversation of this name, locked. Raises ApiError 404, and 409 if it stays busy."""
+        dialogues = self.model.dialogues
+        while True:
+            dialogue = await self.prepare(dialogues.get, name)
+            try:
+                await asyncio.wait_for(dialogue.lock.acquire(), self.limits.session_wait)
+            except asyncio.TimeoutError:
+                message = "another turn is being spoken in this conversation"
+                raise ApiError(409, message, "session_id", "conversation_busy") from None
+            if dialogues.holds(name, dialogue):
+                return dialogue
+            dialogue.lock.release()
+
+    # --------------------------------------------------------------------------------------------- segments
+
+    def new_segment(self) -> str:
+        return f"seg_{secrets.token_hex(12)}"
+
+    def keep_segments(self, name: str, segments: Sequence[Segment]) -> None:
+        self._segments[name] = list(segments)
+        while len(self._segments) > KEPT_SEGMENTS:
+            self._segments.popitem(last=False)
+
+    def segments(self, name: str, param: str) -> list[Segment]:
+        if name not in self._segments:
+            raise ApiError(404, "there is no such segment, or it is too old", param, "segment_not_found")
+        return self._segments[name]

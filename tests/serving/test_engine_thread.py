@@ -1,0 +1,107 @@
+"""The engine's thread: turns held for others say the same, and nobody is far ahead while another waits for sound."""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+
+from csm.inference.generator import SpeechRequest
+from csm.serving import engine_thread
+from csm.serving.engine_thread import EngineThread
+from csm.serving.metrics import Metrics
+from tests.inference.toys import toy_generator
+
+TURNS = [SpeechRequest(text, 0, max_audio_length_ms=1_600, seed=n) for n, text in enumerate(["one", "two", "three"])]
+
+
+def test_held_requests_say_what_they_would_have_said():
+    generator = toy_generator(slots=3)
+    expected = [turn.codes for turn in generator.generate_batch(TURNS)]
+    requests = [generator.request(turn) for turn in TURNS]
+    for request in requests:
+        generator.engine.submit(request)
+    rounds = 0
+    while not all(request.finished for request in requests):
+        for number, request in enumerate(requests):
+            change = generator.engine.hold if (rounds // 3 + number) % 3 else generator.engine.resume
+            change(request)
+        lengths = [len(request.frames) for request in requests]
+        generator.engine.advance()
+        grown = [len(request.frames) - before for request, before in zip(requests, lengths, strict=True)]
+        assert sum(grown) <= 1 or rounds == 0  # a request is held once it is speaking
+        rounds += 1
+    for request, codes in zip(requests, expected, strict=True):
+        assert torch.equal(request.codes(), codes)
+
+
+def test_a_held_request_can_be_cancelled():
+    generator = toy_generator(slots=1)
+    request = generator.request(TURNS[0])
+    generator.engine.submit(request)
+    generator.engine.advance()
+    generator.engine.hold(request)
+    generator.engine.cancel(request)
+    assert request.finished == "cancelled" and generator.engine.slots == [None]
+    assert torch.equal(
+        generator.generate_segment("two", 0, [], 1_600, seed=1).codes, generator.generate_batch(TURNS)[1].codes
+    )
+
+
+def test_turns_far_ahead_wait_for_a_first_sound(monkeypatch):
+    """Two turns whose listeners have plenty stand still until a third has its first sound."""
+    monkeypatch.setattr(engine_thread, "FAR_AHEAD", 0.16)
+    monkeypatch.setattr(engine_thread.time, "perf_counter", lambda: 0.0)  # listeners play nothing meanwhile
+    generator = toy_generator(slots=3)
+    expected = [turn.audio for turn in generator.generate_batch(TURNS)]
+    thread = EngineThread(generator, Metrics())
+    requests = [generator.request(turn) for turn in TURNS]
+    heard: list[list[torch.Tensor]] = [[], [], []]
+    order: list[int] = []
+    held_at: list[int] = []
+
+    async def speak() -> None:
+        def sound(number: int):
+            return lambda chunk: (heard[number].append(chunk), order.append(number))
+
+        turns = [thread.speak(requests[n], sound(n), lambda request: None) for n in range(2)]
+        while min(len(parts) for parts in heard[:2]) < 4:  # in this thread: rounds are counted
+            thread._take_commands()
+            thread._balance(0.0)
+            thread.streams.advance()
+            thread._hand_out()
+            await asyncio.sleep(0)
+        turns.append(thread.speak(requests[2], sound(2), lambda request: None))
+        lengths = [len(request.frames) for request in requests[:2]]
+        while not heard[2]:
+            thread._take_commands()
+            thread._balance(0.0)
+            thread.streams.advance()
+            thread._hand_out()
+            await asyncio.sleep(0)
+        held_at.extend(len(request.frames) - length for request, length in zip(requests[:2], lengths, strict=True))
+        thread.start()
+        await asyncio.gather(*(turn.done for turn in turns))
+        thread.stop()
+
+    asyncio.run(asyncio.wait_for(speak(), 30))
+    assert held_at == [0, 0]
+    for parts, audio in zip(heard, expected, strict=True):
+        assert torch.equal(torch.cat(parts), audio)
+
+
+def test_an_engine_that_fails_ends_its_turns(monkeypatch):
+    generator = toy_generator(slots=1)
+    thread = EngineThread(generator, Metrics())
+
+    async def speak() -> None:
+        monkeypatch.setattr(generator.streams, "advance", lambda: 1 / 0)
+        thread.start()
+        for _ in range(2):
+            turn = thread.speak(generator.request(TURNS[0]), lambda chunk: None, lambda request: None)
+            result = await asyncio.wait_for(asyncio.gather(turn.done, return_exceptions=True), 10)
+            assert isinstance(result[0], engine_thread.EngineFailed)
+        thread.stop()
+
+    asyncio.run(speak())
+    assert isinstance(thread.failure, ZeroDivisionError)
