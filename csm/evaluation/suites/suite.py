@@ -1,0 +1,89 @@
+"""The definition of a suite: which prompts, which metrics, and which published numbers it may be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csm.codec.base import Codec
+from csm.config import EvalConfig
+from csm.data.dataset import ShardedDataset
+from csm.evaluation.prompts import PromptSet
+from csm.formats.layouts import Checkpoint
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of somebody else's table. values: as printed there, by the names of this suite's metrics.
+
+    differs: what keeps it from being compared whatever the judges here; "": nothing that is known
+    """
+
+    system: str
+    values: dict[str, str]
+    source: str
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark.
+
+    version:   of the protocol; a change of prompts or of scoring raises it
+    scoring:   which errors over what, and who is averaged how
+    metrics:   names of metrics (csm/evaluation/metrics.py), the headline's first
+    load:      makes the prompts of the options, the model's codec and its checkpoint
+    source, licence, checksum: of its data; "" for data of your own
+    requires:  what the judges must be for published rows to be comparable: words of their descriptions, and the option
+               that makes them so
+    """
+
+    name: str
+    version: int
+    scoring: str
+    metrics: tuple[str, ...]
+    load: Callable[[EvalConfig, Codec, Checkpoint], PromptSet]
+    source: str = ""
+    licence: str = ""
+    checksum: str = ""
+    requires: tuple[tuple[str, str], ...] = ()
+    published: tuple[Published, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What decides comparability, as plain values."""
+        return {"name": self.name, "version": self.version, "scoring": self.scoring, "metrics": list(self.metrics)}
+
+
+def data_folder(settings: EvalConfig, suite: Suite, needed: str) -> Path:
+    """The folder of `eval.data`, which holds `needed`.
+
+    Raises FileNotFoundError that says where the data is to be had.
+    """
+    folder = Path(settings.data or "")
+    if settings.data is None or not (folder / needed).exists():
+        here = "eval.data is not set" if settings.data is None else f"{folder} holds no {needed}"
+        raise FileNotFoundError(f"suite {suite.name}: {here}; set eval.data to {suite.source} ({suite.licence})")
+    return folder
+
+
+def open_datasets(settings: EvalConfig, checkpoint: Checkpoint) -> ShardedDataset:
+    """The dataset of `eval.dataset`, or the first of the checkpoint's that is here and has the split."""
+    paths = checkpoint.datasets if settings.dataset is None else [settings.dataset]
+    if not paths:
+        raise ValueError(f"{checkpoint.path} names no training data; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
+    found = [ShardedDataset(path) for path in paths if Path(path).is_dir()]
+    if not found:
+        raise FileNotFoundError(
+            f"dataset {', '.join(paths)} is not here; give eval.dataset=DIR or eval.prompts=FILE.jsonl"
+        )
+    return next((dataset for dataset in found if len(dataset.select(settings.split))), found[0])
+
+
+def comparable(suite: Suite, row: Published, judges: Sequence[str]) -> str:
+    """The cell "comparable?" of a published row: "yes", or "no" with every reason."""
+    described = " ".join(judges).lower()
+    reasons = [row.differs] if row.differs else []
+    reasons += [f"needs {option}" for word, option in suite.requires if word.lower() not in described]
+    return "yes" if not reasons else "no: " + "; ".join(reasons)
