@@ -57,6 +57,11 @@ def allocate_expandable_segments() -> None:
 def evaluate() -> None:
     """Entry point of `csm-evaluate`."""
     with user_errors():
+        if sys.argv[1:2] == ["compare"]:
+            from csm.evaluation.compare import main
+
+            main(sys.argv[2:])
+            return
         sys.argv[1:] = EVALUATE.read_words(sys.argv[1:])
         _evaluate()
 
