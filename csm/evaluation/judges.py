@@ -1,8 +1,8 @@
 """The judges of an evaluation, loaded by its options; one that cannot run here leaves its reason.
 
 Recognizers and speaker encoders are those of csm/judges, chosen by `eval.asr` and `eval.speaker_model_kind`. A measure
-gives one number for an utterance, such as predicted quality. To add one, give its class a loader in `MEASURES`; its
-speech is not made again.
+gives numbers for an utterance, such as predicted quality. To add one, give its loader a name in `MEASURES`; no speech
+is made again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from csm.judges.whisper import load_recognizer
 
 
 class Measure(Protocol):
-    """A judge that gives one number for an utterance."""
+    """A judge that gives numbers for an utterance. values: names of what it measures, each a metric of the report."""
 
     name: str
+    values: tuple[str, ...]
 
-    def measure(self, audio: Tensor, sample_rate: int) -> float | None:
-        """The number of mono float32 `audio [num_samples]`; None if it is too short for one."""
+    def measure(self, audio: Tensor, sample_rate: int) -> dict[str, float | None]:
+        """`values` of mono float32 `audio [num_samples]`; None where the audio does not define one."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the number: model, weights, package versions."""
+        """Everything that decides the numbers: model, weights, package versions."""
         ...
 
 
@@ -46,7 +47,7 @@ class Judges:
 
     recognizer: Recognizer | None
     embedder: SpeakerEmbedder | None
-    measures: list[Measure]
+    measures: dict[str, Measure]
     unavailable: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -57,7 +58,13 @@ class Judges:
             "speaker_embedder": embedder.describe() if embedder else {"not run": self.unavailable["embedder"]},
         }
         lacking = {f"measure_{n}": {"not run": why} for n, why in self.unavailable.items() if n not in _CHOSEN}
-        return found | {f"measure_{judge.name}": judge.describe() for judge in self.measures} | lacking
+        return found | {f"measure_{name}": judge.describe() for name, judge in self.measures.items()} | lacking
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that the measures add; of one that did not run, its own."""
+        values = [value for judge in self.measures.values() for value in judge.values]
+        return values + [name for name in self.unavailable if name not in _CHOSEN]
 
 
 _CHOSEN = ("recognizer", "embedder")
@@ -87,5 +94,6 @@ def load_judges(settings: EvalConfig, device: str) -> Judges:
         "recognizer", lambda: load_recognizer(settings.asr, settings.asr_model, settings.language, device)
     )
     embedder = attempt("embedder", lambda: load_embedder(settings.speaker_model_kind, settings.speaker_model, device))
-    measures = [attempt(name, partial(MEASURES[name], device)) for name in settings.measures]
-    return Judges(recognizer, embedder, [judge for judge in measures if judge is not None], unavailable)
+    measures = {name: attempt(name, partial(MEASURES[name], device)) for name in settings.measures}
+    loaded = {name: judge for name, judge in measures.items() if judge is not None}
+    return Judges(recognizer, embedder, loaded, unavailable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,7 @@ def judged_utterances(
     speech: StageLog,
     asr: StageLog | None,
     voices: StageLog | None,
-    measures: Mapping[str, StageLog],
+    measures: Sequence[StageLog],
     normalizer: TextNormalizer,
 ) -> list[Utterance]:
     """One utterance for each take, in order, then the controls. A log is None if its judge did not run."""
@@ -38,9 +38,8 @@ def judged_utterances(
             add_words(u, asr[take.key]["text"], normalizer, take.prompt)
         if voices is not None:
             _add_voice(u, take, voices)
-        u.measures = {
-            name: log[take.key]["value"] for name, log in measures.items() if log[take.key]["value"] is not None
-        }
+        found = [pair for log in measures for pair in log[take.key].items()]
+        u.measures = {name: value for name, value in found if value is not None}
         u.flags = find_failures(u)
         utterances.append(u)
         if take.system is System.model:
@@ -88,6 +87,7 @@ def _add_voice(u: Utterance, take: Take, voices: StageLog) -> None:
     if prompt.reference is not None and u.system is not System.ground_truth:  # a recording has no cosine with itself
         u.cosine_recording = _cosine(voice, _voice_of([prompt.reference], voices))
     u.cosine_earlier = _cosine(voice, _voice_of(prompt.own_context, voices))
+    u.cosine_other = _cosine(voice, _voice_of(prompt.other_context, voices))
 
 
 def _control(
@@ -103,7 +103,8 @@ def _control(
     other = next((p for p in following if p.text != prompt.text), None)
     control = replace(
         u, system=System.control, flags=[], alignment=None, errors=None, leaked=None, measures={}, clipped=0.0,
-        cosine_recording=None, cosine_earlier=None, reference_seconds=None, audio_file=None, compute_seconds=None,
+        cosine_recording=None, cosine_earlier=None, cosine_other=None, reference_seconds=None, audio_file=None,
+        compute_seconds=None,
     )  # fmt: skip
     if asr is not None and other is not None:
         control.text = other.text

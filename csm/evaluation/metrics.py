@@ -67,6 +67,12 @@ def _leaked(u: Utterance) -> Terms | None:
     return None if u.leaked is None or u.errors is None else (u.leaked, u.errors.reference_words)
 
 
+def _nearest(u: Utterance) -> Terms | None:
+    if u.cosine_earlier is None or u.cosine_other is None:
+        return None
+    return (float(u.cosine_earlier > u.cosine_other), 1.0)
+
+
 def _value(value: float | None) -> Terms | None:
     return None if value is None else (value, 1.0)
 
@@ -102,6 +108,10 @@ METRICS: dict[str, Metric] = {
             "cosine_earlier", "Speaker cosine", "with the speaker's earlier turns", "cosine, earlier", False, "higher",
             "embedder", lambda u: _value(u.cosine_earlier), "no earlier turn of the same speaker to compare with",
             controlled=True,
+        ),
+        Metric(
+            "nearest", "Own voice", "nearer to the speaker's than to the other's", "own voice %", True, "higher",
+            "embedder", _nearest, "no other speaker to compare with",
         ),
         Metric(
             "failed", "Failed", "utterances with a failure", "failed %", True, "lower", "nothing", _failed,

@@ -90,12 +90,14 @@ class PromptSet:
     notes: list[str] = field(default_factory=list)
 
 
-def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, checkpoint: str) -> PromptSet:
+def dataset_prompts(
+    dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, checkpoint: str, min_context: int = 0
+) -> PromptSet:
     """Up to `cfg.max_prompts` turns of split `cfg.split`, spread over as many conversations as possible.
 
     Conversations are taken in the dataset's own (shuffled) order; each gives its last suitable turn, then, if there
-    are not enough conversations, its last but one, and so on. A turn is suitable if it may be predicted and, with
-    `cfg.speaker` set, is spoken by that speaker id.
+    are not enough conversations, its last but one, and so on. A turn is suitable if it may be predicted, has
+    `min_context` turns before it and, with `cfg.speaker` set, is spoken by that speaker id.
 
     Raises:
         ValueError: another codec made the dataset, the split is empty, or no turn is suitable.
@@ -111,7 +113,7 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
         suitable = [
             number
             for number, turn in enumerate(sample.turns)
-            if turn.loss and (cfg.speaker is None or turn.speaker == cfg.speaker)
+            if turn.loss and number >= min_context and (cfg.speaker is None or turn.speaker == cfg.speaker)
         ]
         if suitable:
             turns_by_conversation.append(
@@ -122,8 +124,11 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
     rounds = zip_longest(*turns_by_conversation)
     prompts = [prompt for turns in rounds for prompt in turns if prompt is not None][: cfg.max_prompts]
     if not prompts:
+        whose = "" if cfg.speaker is None else f" by speaker {cfg.speaker}"
+        where = f" after {min_context} turns or more" if min_context else ""
         raise ValueError(
-            f"{dataset.path}: no turn of split {cfg.split!r} is spoken by speaker {cfg.speaker}; change eval.speaker"
+            f"{dataset.path}: no turn of split {cfg.split!r} is spoken{whose}{where}; change eval.speaker, eval.split "
+            "or eval.context_turns"
         )
     origin = {"dataset": str(dataset.path), "fingerprint": dataset.info.fingerprint, "split": cfg.split}
     return PromptSet(prompts, origin | {"speaker": "all" if cfg.speaker is None else cfg.speaker})

@@ -73,6 +73,8 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
                 return None
             seconds = time.monotonic() - started
             report = summarize(cfg, suite, opened, generator, weights, prompt_set, utterances, judges, seconds)
+            if suite.timings is not None:
+                report.timings |= suite.timings(generator, prompt_set, settings)
             write_report(report, output)
             if cfg.wandb_project is not None:
                 send_to_wandb(report, output, cfg.wandb_project)
@@ -92,7 +94,7 @@ def _make(takes: list[Take], generator: Generator, judges: Judges, settings: Eva
         transcribe(takes, speech, judges.recognizer, store, rate)
     if judges.embedder:
         embed_voices(takes, speech, judges.embedder, store, rate)
-    for judge in judges.measures:
+    for judge in judges.measures.values():
         measure(takes, speech, judge, store, rate)
 
 
@@ -103,10 +105,8 @@ def _collect(
     speech = store.log("speech")
     asr = store.log(f"asr-{key_of(**judges.recognizer.describe())}") if judges.recognizer else None
     voices = store.log(f"voice-{key_of(**judges.embedder.describe())}") if judges.embedder else None
-    measures = {
-        judge.name: store.log(f"measure-{judge.name}-{key_of(**judge.describe())}") for judge in judges.measures
-    }
-    logs = [log for log in (asr, voices, *measures.values()) if log is not None]
+    measures = [store.log(f"measure-{key_of(**judge.describe())}") for judge in judges.measures.values()]
+    logs = [log for log in (asr, voices, *measures) if log is not None]
     if remaining := missing_work(takes, speech, logs):
         return remaining, []
     return 0, judged_utterances(takes, speech, asr, voices, measures, load_normalizer(settings.language))

@@ -210,13 +210,13 @@ def voice_key(spans: Sequence[AudioSpan]) -> str:
 
 
 def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Store, sample_rate: int) -> StageLog:
-    """The numbers of a measure; null: the utterance is empty or too short for it."""
-    log = store.log(f"measure-{judge.name}-{key_of(**judge.describe())}")
+    """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
+    log = store.log(f"measure-{key_of(**judge.describe())}")
     for take in track([t for t in takes if t.key not in log], judge.name, console=Console(stderr=True)):
         if take.key in log:
             continue
         audio = _speech(take.key, speech, store, sample_rate)
-        log.add(take.key, value=None if audio is None else judge.measure(audio, sample_rate))
+        log.add(take.key, **({} if audio is None else judge.measure(audio, sample_rate)))
     return log
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from csm.config import EvalConfig, EvaluateConfig
 from csm.evaluation.judges import Judges
+from csm.evaluation.metrics import METRICS
 from csm.evaluation.overlap import Overlap, find_overlap
 from csm.evaluation.prompts import PromptSet
 from csm.evaluation.report import PublishedView, Report
@@ -90,6 +91,8 @@ def _all_scores(
     judges: Judges,
 ) -> tuple[list[SystemScores], dict[int, list[SystemScores]]]:
     """Scores of systems by conditions, and of the model for each seed, if there are several."""
+    known = (*METRICS, *judges.metrics)
+    lacking = {name: f"this version has no metric {name}" for name in suite.metrics if name not in known}
     levels = {CODEC_LEVELS[n] for n in settings.codec_levels if n < generator.codec.num_codebooks}
     systems = [system for system in System if system in levels or system not in CODEC_LEVELS.values()]
 
@@ -104,8 +107,8 @@ def _all_scores(
                     system,
                     mine if seed is None else [u for u in mine if u.seed == seed],
                     takes * len(asked),
-                    (*suite.metrics, *settings.measures),
-                    unavailable=judges.unavailable,
+                    (*suite.metrics, *judges.metrics),
+                    unavailable=judges.unavailable | lacking,
                     bootstrap_samples=settings.bootstrap_samples,
                     condition=condition,
                     missing=f"original recordings not found ({missing[0]})" if missing else None,

@@ -66,6 +66,7 @@ class Utterance:
     leaked: int | None = None  # inserted words that occur in the turns before; None: there are none
     cosine_recording: float | None = None  # with the recording of the same turn
     cosine_earlier: float | None = None  # with the same speaker's earlier turns
+    cosine_other: float | None = None  # with the other speakers' turns
     measures: dict[str, float] = field(default_factory=dict)  # results of eval.measures
 
     def to_row(self) -> dict[str, Any]:
@@ -86,6 +87,7 @@ class Utterance:
             "leaked_words": self.leaked,
             "cosine_recording": self.cosine_recording,
             "cosine_earlier": self.cosine_earlier,
+            "cosine_other": self.cosine_other,
             "measures": self.measures,
             "seconds": round(self.seconds, 3),
             "reference_seconds": None if self.reference_seconds is None else round(self.reference_seconds, 3),

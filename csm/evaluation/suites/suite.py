@@ -10,8 +10,11 @@ from typing import Any
 from csm.codec.base import Codec
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
-from csm.evaluation.prompts import PromptSet
+from csm.evaluation.prompts import AudioSpan, EvalPrompt, PromptSet
+from csm.files import sha256_of
 from csm.formats.layouts import Checkpoint
+from csm.inference.generator import Generator
+from csm.inference.segments import Segment
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Suite:
     source, licence, checksum: of its data; "" for data of your own
     requires:  what the judges must be for published rows to be comparable: words of their descriptions, and the option
                that makes them so
+    timings:   measures the model's speed, for the report's timings
     """
 
     name: str
@@ -50,25 +54,43 @@ class Suite:
     checksum: str = ""
     requires: tuple[tuple[str, str], ...] = ()
     published: tuple[Published, ...] = ()
+    timings: Callable[[Generator, PromptSet, EvalConfig], dict[str, Any]] | None = None
 
     def facts(self) -> dict[str, Any]:
         """What decides comparability, as plain values."""
         return {"name": self.name, "version": self.version, "scoring": self.scoring, "metrics": list(self.metrics)}
 
 
-def data_folder(settings: EvalConfig, suite: Suite, needed: str) -> Path:
-    """The folder of `eval.data`, which holds `needed`.
-
-    Raises FileNotFoundError that says where the data is to be had.
-    """
-    folder = Path(settings.data or "")
-    if settings.data is None or not (folder / needed).exists():
-        here = "eval.data is not set" if settings.data is None else f"{folder} holds no {needed}"
-        raise FileNotFoundError(f"suite {suite.name}: {here}; set eval.data to {suite.source} ({suite.licence})")
-    return folder
+def data_file(settings: EvalConfig, source: str, needed: str) -> Path:
+    """`needed` in the folder of `eval.data`. Raises FileNotFoundError that says where the data is to be had."""
+    path = Path(settings.data or "") / needed
+    if settings.data is None or not path.is_file():
+        here = "eval.data is not set" if settings.data is None else f"{settings.data} holds no {needed}"
+        raise FileNotFoundError(f"{here}; set eval.data to a folder with {source}")
+    return path
 
 
-def open_datasets(settings: EvalConfig, checkpoint: Checkpoint) -> ShardedDataset:
+def prompt_set(prompts: list[EvalPrompt], settings: EvalConfig, listed: Path, published: int) -> PromptSet:
+    """The first `eval.max_prompts` prompts. listed: the file that names them; published: how many its original has."""
+    kept = prompts[: settings.max_prompts]
+    notes = []
+    if len(kept) != published:
+        notes.append(
+            f"{len(kept)} prompts, the published set has {published}: the numbers are not those of the benchmark."
+        )
+    origin = {"prompts_file": str(listed), "sha256": sha256_of(listed), "prompts_in_file": len(prompts)}
+    return PromptSet(kept, origin, notes)
+
+
+def voice(path: Path, text: str, speaker: int, codec: Codec, where: str) -> tuple[Segment, AudioSpan]:
+    """A recorded prompt as context, and as what voices are compared with. Raises ValueError if it is not there."""
+    if not path.is_file():
+        raise ValueError(f"{where}: audio file {path} does not exist")
+    span = AudioSpan(path)
+    return Segment(speaker, text, audio=span.load(codec.sample_rate)), span
+
+
+def open_dataset(settings: EvalConfig, checkpoint: Checkpoint) -> ShardedDataset:
     """The dataset of `eval.dataset`, or the first of the checkpoint's that is here and has the split."""
     paths = checkpoint.datasets if settings.dataset is None else [settings.dataset]
     if not paths:

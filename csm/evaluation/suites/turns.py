@@ -7,14 +7,14 @@ from pathlib import Path
 from csm.codec.base import Codec
 from csm.config import EvalConfig
 from csm.evaluation.prompts import PromptSet, dataset_prompts, file_prompts
-from csm.evaluation.suites.suite import Suite, open_datasets
+from csm.evaluation.suites.suite import Suite, open_dataset
 from csm.formats.layouts import Checkpoint
 
 
 def load(settings: EvalConfig, codec: Codec, checkpoint: Checkpoint) -> PromptSet:
     if settings.prompts is not None:
         return file_prompts(Path(settings.prompts), codec, settings.max_prompts)
-    return dataset_prompts(open_datasets(settings, checkpoint), settings, codec, str(checkpoint.path))
+    return dataset_prompts(open_dataset(settings, checkpoint), settings, codec, str(checkpoint.path))
 
 
 SUITE = Suite(
