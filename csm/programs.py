@@ -100,7 +100,8 @@ def print_headline(folder: Path) -> None:
     """Prints the headline numbers of the report in `folder`."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     metrics = dict(list(results["metrics"].items())[:HEADLINE])
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", max_width=14)
     for metric in metrics.values():
         table.add_column(metric["short"])
     table.add_column("failed")

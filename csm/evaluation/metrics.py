@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csm.evaluation.statistics import Pool
-from csm.evaluation.utterances import System, Utterance
+from csm.evaluation.utterances import Flag, System, Utterance
 
 Terms = tuple[float, float]
 Need = Literal["recognizer", "embedder", "nothing"]
@@ -60,7 +60,9 @@ def _failed(u: Utterance) -> Terms:
 
 
 def _speed(u: Utterance) -> Terms | None:
-    return (u.reference_seconds / u.seconds, 1.0) if u.reference_seconds and u.seconds else None
+    if not u.reference_seconds or not u.seconds or Flag.runaway in u.flags:  # whose length is the limit's
+        return None
+    return (u.reference_seconds / u.seconds, 1.0)
 
 
 def _leaked(u: Utterance) -> Terms | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.scores import SystemScores, score_to_dict
@@ -47,6 +48,7 @@ class Report:
     protocol: dict[str, Any]
     protocol_hash: str
     provenance: dict[str, dict[str, Any]]
+    contrasts: list[Contrast] = field(default_factory=list)
     overlap: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ def results(report: Report) -> dict[str, Any]:
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
+        "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],
         "notes": report.notes,
         "overlap": report.overlap,

@@ -73,7 +73,7 @@ def score_system(
             if undefined is system:
                 return NotRun(reason)
         if system is System.control and not found.controlled:
-            return NotRun("it depends on neither text nor voice")
+            return NotRun("the control has another text and another voice only")
         if unavailable and found.needs in unavailable:
             return NotRun(unavailable[found.needs])
         return pool_terms(found, utterances, bootstrap_samples)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from csm.audio import load_audio, save_wav
 from csm.config import EvalConfig
 from csm.evaluation.judges import Measure
 from csm.evaluation.prompts import AudioSpan, EvalPrompt, fit_context
-from csm.evaluation.store import StageLog, Store, key_of
+from csm.evaluation.store import Item, StageLog, Store, key_of
 from csm.evaluation.utterances import CODEC_LEVELS, System
 from csm.inference.engine import Request
 from csm.inference.generator import Generator, SpeechRequest
@@ -97,13 +97,11 @@ def make_speech(takes: Sequence[Take], generator: Generator, settings: EvalConfi
     log = store.log("speech")
     missing = list({take.key: take for take in takes if take.key not in log}.values())
     recorded = [take for take in missing if take.system is not System.model]
-    for take in track(recorded, "codec resynthesis", console=Console(stderr=True)):
+    for take in _progress(recorded, "codec resynthesis"):
         _keep(take, _recorded(take, generator), generator.sample_rate, store, log)
     spoken = [take for take in missing if take.system is System.model]
     clock = time.monotonic()
-    for take, request, turn in track(
-        _speak(spoken, generator, settings), "generation", total=len(spoken), console=Console(stderr=True)
-    ):
+    for take, request, turn in _progress(_speak(spoken, generator, settings), "generation", len(spoken)):
         result = generator.result(turn, request)
         now = time.monotonic()
         facts = {
@@ -172,7 +170,7 @@ def transcribe(
 ) -> StageLog:
     """Transcripts. An empty output has an empty one: every word is deleted."""
     log = store.log(f"asr-{key_of(**recognizer.describe())}")
-    for take in track([t for t in takes if t.key not in log], "transcription", console=Console(stderr=True)):
+    for take in _progress([t for t in takes if t.key not in log], "transcription"):
         if take.key in log:  # the same speech for two prompts
             continue
         audio = _speech(take.key, speech, store, sample_rate)
@@ -190,7 +188,7 @@ def embed_voices(
         voice = None if audio is None else embedder.embed(audio, sample_rate)
         log.add(key, voice=None if voice is None else voice.tolist())
 
-    for take in track([t for t in takes if t.key not in log], "voices", console=Console(stderr=True)):
+    for take in _progress([t for t in takes if t.key not in log], "voices"):
         for key, spans in voice_keys(take.prompt).items():
             if key not in log:
                 add(key, torch.cat([span.load(sample_rate) for span in spans]))
@@ -212,7 +210,7 @@ def voice_key(spans: Sequence[AudioSpan]) -> str:
 def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Store, sample_rate: int) -> StageLog:
     """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
     log = store.log(f"measure-{key_of(**judge.describe())}")
-    for take in track([t for t in takes if t.key not in log], judge.name, console=Console(stderr=True)):
+    for take in _progress([t for t in takes if t.key not in log], judge.name):
         if take.key in log:
             continue
         audio = _speech(take.key, speech, store, sample_rate)
@@ -222,6 +220,13 @@ def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Stor
 
 def _speech(key: str, speech: StageLog, store: Store, sample_rate: int) -> Tensor | None:
     return load_audio(store.audio / f"{key}.wav", sample_rate) if speech[key]["seconds"] else None
+
+
+def _progress(work: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """A progress bar on stderr, where there is something to do."""
+    if total is None and isinstance(work, Sequence):
+        total = len(work)
+    yield from track(work, what, total=total, console=Console(stderr=True)) if total else work
 
 
 def missing_work(takes: Sequence[Take], speech: StageLog, logs: Sequence[StageLog]) -> int:

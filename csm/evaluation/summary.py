@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from csm.config import EvalConfig, EvaluateConfig
+from csm.evaluation.contrasts import contrasts
 from csm.evaluation.judges import Judges
 from csm.evaluation.metrics import METRICS
 from csm.evaluation.overlap import Overlap, find_overlap
@@ -59,6 +60,7 @@ def summarize(
         published=[
             PublishedView(row.system, row.values, row.source, comparable(suite, row, names)) for row in suite.published
         ],
+        contrasts=contrasts(utterances, suite.metrics),
         overlap=overlap.to_dict(),
         protocol=protocol,
         protocol_hash=key_of(**protocol),

@@ -11,6 +11,7 @@ from typing import Any
 
 import soundfile
 
+from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
 from csm.evaluation.plots import plots
 from csm.evaluation.prompts import EvalPrompt
@@ -49,6 +50,7 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "columns": [_column(name, report) for name in report.metrics],
         "rows": _headline_rows(report.scores),
         "seed_rows": _seed_rows(report),
+        "contrasts": [_contrast(contrast) for contrast in report.contrasts],
         "reading": _READING.format(unit=report.protocol["statistics"]["cluster"], embedder=report.embedder),
         "notes": report.notes,
         "published_columns": list(dict.fromkeys(name for row in report.published for name in row.values)),
@@ -126,6 +128,23 @@ def _seed_rows(report: Report) -> list[tuple[str, list[str]]]:
         for seed, rows in report.scores_by_seed.items()
         for row in rows
     ]  # fmt: skip
+
+
+def _contrast(contrast: Contrast) -> list[str]:
+    found, difference = metric(contrast.metric), contrast.difference
+    scale, digits = (100, 2) if found.percent else (1, 3)
+
+    def number(value: float) -> str:
+        return f"{scale * value:+.{digits}f}"
+
+    p, low, high = contrast.p_holm, difference.low, difference.high
+    return [
+        f"{found.title}, {found.detail}{' (%)' if found.percent else ''}",
+        f"{contrast.condition} - {contrast.baseline}",
+        number(difference.value),
+        "" if low is None or high is None else f"[{number(low)}, {number(high)}]",
+        "no test" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}",
+    ]
 
 
 def _chosen(report: Report, of_prompt: dict[str, list[Utterance]]) -> list[EvalPrompt]:

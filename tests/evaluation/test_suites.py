@@ -206,6 +206,10 @@ def test_suites_without_data_of_their_own_reach_their_reports(checkpoint, tmp_pa
     folder = evaluate(request(checkpoint, tmp_path / "context", "context", max_prompts=2, context_turns=2))
     results = json.loads((folder / "results.json").read_text())
     assert results["systems"]["model/2 turns of another conversation"]["scored"] == 2
+    # Nothing was judged but length and failures; the same turns are compared under each condition.
+    against = {(row["metric"], row["condition"]): row["difference"] for row in results["contrasts"]}
+    assert against["failed", "2 turns of another conversation"]["items"] == 2
+    assert {metric for metric, _ in against} == {"failed"}  # an untrained model does not end: no speed
     assert "Model, 1 turns" in (folder / "report.html").read_text()
     folder = evaluate(request(checkpoint, tmp_path / "speed", "speed", max_prompts=2))
     timings = json.loads((folder / "results.json").read_text())["timings"]
