@@ -186,3 +186,18 @@ def test_unknown_measure_and_suite_are_named(checkpoint, tmp_path):
         evaluate(request(checkpoint, tmp_path / "report", measures=["charm"]))
     with pytest.raises(ValueError, match=r"eval\.suite: no suite is called 'charm'; known: .*turns"):
         evaluate(request(checkpoint, tmp_path / "report", suite="charm"))
+
+
+@pytest.mark.slow
+def test_report_is_sent_to_wandb_when_asked(checkpoint, tmp_path, monkeypatch, hub_cache):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = request(checkpoint, tmp_path / "report", max_prompts=2)
+    options.wandb_project = "speech"
+    evaluate(options)
+    [log] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"eval/turns/model/failed" in log.read_bytes()
+    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/eval/turns/items*.json")
+    rows = json.loads(table.read_text())["data"]
+    assert len(rows) == 2 and all(row[-1]["path"].endswith(".wav") for row in rows)
