@@ -134,7 +134,7 @@ def compare_runs(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
         if len(shared) < total:
             notes.append(f"{metric['title']} ({metric['detail']}): {len(shared)} of {total} items are in all runs")
         clusters = [runs[0].clusters[prompt] for prompt, _ in shared]
-        sides = [tuple(zip(*(run.terms[name][item] for item in shared), strict=True)) for run in runs]
+        sides = [_side(run.terms[name], shared) for run in runs]
         rows.append(
             Row(
                 name,
@@ -158,6 +158,11 @@ def compare_runs(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     if not tests:
         notes.append("All items are of one cluster: there are neither intervals nor tests.")
     return rows, notes
+
+
+def _side(terms: Terms, items: Sequence[Item]) -> tuple[list[float], list[float]]:
+    """Numerators and denominators."""
+    return [terms[item][0] for item in items], [terms[item][1] for item in items]
 
 
 def write_comparison(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[str], output: Path) -> None:

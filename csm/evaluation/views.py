@@ -35,7 +35,7 @@ _READING = (
 
 
 def page_view(report: Report, folder: Path) -> dict[str, Any]:
-    """The values that report.html.j2 and report.md.j2 show. folder: where audio/ is."""
+    """The values that the templates of report.html and report.md show. folder: where audio/ is."""
     of_prompt: dict[str, list[Utterance]] = defaultdict(list)
     for u in report.utterances:
         if u.system is not System.control:

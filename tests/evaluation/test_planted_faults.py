@@ -45,7 +45,7 @@ def test_every_fault_moves_its_metric_and_no_other(checkpoint, dataset_path, tmp
     settings = EvalConfig(
         "faults",
         split="train",
-        max_prompts=9,
+        max_prompts=6,
         max_audio_seconds=0.16,
         seeds=list(range(len(FAULTS))),
         codec_levels=[],
