@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Literal
 
@@ -171,6 +172,7 @@ def _cluster_sums(num: Floats, den: Floats, clusters: Sequence[str], pool: Pool)
     return sums
 
 
+@lru_cache(maxsize=8)  # the metrics of a report share them
 def _draws(clusters: int, samples: int, seed: int) -> NDArray[np.int64]:
     """`[samples, C]`: drawing C clusters with replacement = drawing how often each one occurs."""
     return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=samples)
@@ -196,14 +198,18 @@ def _interval(replicates: Floats, clusters: int, confidence: float) -> tuple[flo
 
 def _exchange_test(left: Floats, right: Floats, value: float, seed: int) -> float:
     """Two-sided p-value of exchanging the systems within clusters; exact for few clusters."""
-    count = len(left)
-    exact = count <= EXACT_CLUSTERS
-    if exact:
-        flips = np.array(list(product((False, True), repeat=count)))
-    else:
-        flips = np.random.default_rng(seed + 1).random((PERMUTATIONS, count)) < 0.5
-    swapped = flips.astype(np.float64) @ (right - left)  # [N, 2], what the exchange adds to the left sums
+    exact = len(left) <= EXACT_CLUSTERS
+    flips = _flips(len(left), seed)
+    swapped = flips @ (right - left)  # [N, 2], what the exchange adds to the left sums
     differences = _ratios(left.sum(axis=0) + swapped) - _ratios(right.sum(axis=0) - swapped)
     extreme = int(np.sum(np.abs(differences) >= abs(value) - 1e-12))
-    # The flip that changes nothing is among all; among drawn ones it is added.
+    # The exchange that changes nothing is among all; among drawn ones it is added.
     return extreme / len(flips) if exact else (extreme + 1) / (len(flips) + 1)
+
+
+@lru_cache(maxsize=8)
+def _flips(clusters: int, seed: int) -> Floats:
+    """`[N, C]`, 1 where a cluster is exchanged: all ways for few clusters, else PERMUTATIONS drawn ones."""
+    if clusters <= EXACT_CLUSTERS:
+        return np.array(list(product((0.0, 1.0), repeat=clusters)))
+    return (np.random.default_rng(seed + 1).random((PERMUTATIONS, clusters)) < 0.5).astype(np.float64)
