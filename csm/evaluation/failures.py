@@ -27,10 +27,11 @@ REPEATED_WORDS, REPEATED_TIMES = 3, 3
 def find_failures(u: Utterance) -> list[Flag]:
     """The failures of an utterance in the order of `Flag`; those of transcripts need its word errors."""
     words = set() if u.alignment is None else _failures_of_words(u.alignment)
-    short = u.reference_seconds is not None and u.seconds < TOO_FAST * u.reference_seconds
+    ended = u.finish_reason in (None, "stop")
+    short = ended and u.reference_seconds is not None and u.seconds < TOO_FAST * u.reference_seconds
     found = {
         Flag.empty: not u.seconds,
-        Flag.runaway: u.finish_reason not in (None, "stop"),
+        Flag.runaway: not ended,
         Flag.clipped: u.clipped > CLIPPED_SHARE,
         # missing words make it short as well
         Flag.too_fast: short and u.seconds > 0 and len(u.text.split()) >= MIN_WORDS and Flag.truncated not in words,
