@@ -34,11 +34,12 @@ from csm.compose import EVALUATE
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.rows import sample_turns
+from csm.evaluation.judging import add_words
 from csm.evaluation.prompts import EvalPrompt, dataset_prompts, fit_context
-from csm.evaluation.scores import System, Unavailable, Utterance, score_system
-from csm.evaluation.stages import compare_voices, transcribe
+from csm.evaluation.scores import score_system
 from csm.evaluation.statistics import Estimate
 from csm.evaluation.text_norm import load_normalizer
+from csm.evaluation.utterances import System, Utterance
 from csm.formats.layouts import Checkpoint
 from csm.formats.open import open_checkpoint
 from csm.formats.quantized import load_quantized
@@ -47,7 +48,7 @@ from csm.inference.engine import Engine, Request
 from csm.inference.generator import Generator
 from csm.inference.sampling import Sampling
 from csm.inference.weights import DecodingWeights
-from csm.judges.speaker import load_embedder
+from csm.judges.speaker import cosine, load_embedder
 from csm.judges.whisper import load_recognizer
 from csm.model.csm import CSM
 from csm.planning.request import read_request
@@ -156,16 +157,9 @@ def greedy_codes(variant: Variant, prompts: list[EvalPrompt], settings: EvalConf
     return codes, 1000 * seconds / frames
 
 
-def spoken(variant: Variant, prompts: list[EvalPrompt], codes: list[Tensor]) -> list[Utterance]:
-    """The speech of codes, one of each prompt, ready to be judged."""
-    codec = variant.generator.codec
-    utterances = []
-    for prompt, turn in zip(prompts, codes, strict=True):
-        audio = codec.decode(turn[None])[0, 0].float().cpu() if turn.shape[1] else torch.zeros(0)
-        utterances.append(
-            Utterance(prompt.id, System.model, 0, prompt.cluster, prompt.speaker, prompt.text, audio, codec.sample_rate)
-        )
-    return utterances
+def spoken(generator: Generator, codes: Tensor) -> Tensor:
+    """The audio `[num_samples]` of a turn's codes."""
+    return generator.codec.decode(codes[None])[0, 0].float().cpu() if codes.shape[1] else torch.zeros(0)
 
 
 def first_difference(a: Tensor, b: Tensor) -> int | None:
@@ -237,13 +231,19 @@ class Speech:
         print(f"  {self.judged(variant, codes) if later else 'speech as it is'}", flush=True)
 
     def judged(self, variant: Variant, codes: list[Tensor]) -> str:
-        utterances = spoken(variant, self.prompts, codes)
-        transcribe(utterances, self.recognizer, load_normalizer("en"))
-        compare_voices(utterances, self.prompts, self.embedder, variant.generator.sample_rate)
+        rate, normalizer, utterances = variant.generator.sample_rate, load_normalizer("en"), []
+        for prompt, turn in zip(self.prompts, codes, strict=True):
+            audio = spoken(variant.generator, turn)
+            u = Utterance(prompt.id, System.model, 0, prompt.cluster, prompt.speaker, prompt.text, len(audio) / rate)
+            add_words(u, self.recognizer.transcribe(audio, rate) if len(audio) else "", normalizer)
+            assert prompt.reference is not None, "the demo's recordings are here"
+            voice, recorded = [self.embedder.embed(heard, rate) for heard in (audio, prompt.reference.load(rate))]
+            u.cosine_recording = None if voice is None or recorded is None else cosine(voice, recorded)
+            utterances.append(u)
+        metrics = ("wer_corpus", "cosine_recording")
         samples = self.settings.bootstrap_samples
-        scores = score_system(System.model, utterances, len(utterances), Unavailable(), samples)
-        wer, cosine = scores.metrics["wer_corpus"], scores.metrics["cosine_recording"]
-        return f"WER {interval(wer)}, cosine {interval(cosine)}"
+        scores = score_system(System.model, utterances, len(utterances), metrics, bootstrap_samples=samples).metrics
+        return f"WER {interval(scores['wer_corpus'])}, cosine {interval(scores['cosine_recording'])}"
 
 
 def interval(score: object) -> str:

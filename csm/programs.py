@@ -57,6 +57,11 @@ def allocate_expandable_segments() -> None:
 def evaluate() -> None:
     """Entry point of `csm-evaluate`."""
     with user_errors():
+        if sys.argv[1:2] == ["compare"]:
+            from csm.evaluation.compare import main
+
+            main(sys.argv[2:])
+            return
         sys.argv[1:] = EVALUATE.read_words(sys.argv[1:])
         _evaluate()
 
@@ -82,18 +87,28 @@ def _evaluate(config: DictConfig) -> None:
             )
         from csm.evaluation.run import evaluate
 
-        print_headline(evaluate(EVALUATE.options(config)))
+        folder = evaluate(EVALUATE.options(config))
+        if folder is not None:
+            print_headline(folder)
+
+
+HEADLINE = 4
+"""Metrics that the terminal shows, the first of the suite's; the report has them all."""
 
 
 def print_headline(folder: Path) -> None:
     """Prints the headline numbers of the report in `folder`."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("WER %, corpus", "WER %, mean", "cosine, same turn", "cosine, earlier", "failed"):
-        table.add_column(title)
-    for system, row in results["systems"].items():
-        values = [_cell(name, row["metrics"][name]) for name in row["metrics"]]
-        table.add_row(system.replace("_", " "), *values, f"{sum(row['failures'].values())}/{row['expected']}")
+    metrics = dict(list(results["metrics"].items())[:HEADLINE])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", max_width=14)
+    for metric in metrics.values():
+        table.add_column(metric["short"])
+    table.add_column("failed")
+    for row in results["systems"].values():
+        values = [_cell(metric["percent"], row["metrics"][name]) for name, metric in metrics.items()]
+        failed = sum(row["failures"].values())
+        table.add_row(row["title"], *values, f"{failed}/{row['expected']}")
     console = Console()
     console.print(table)
     console.print(f"WER by {results['recognizer']}, cosines by {results['speaker_embedder']}, 95 % intervals")
@@ -102,10 +117,10 @@ def print_headline(folder: Path) -> None:
     console.print(f"Report with audio: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _cell(name: str, metric: dict[str, Any]) -> str:
+def _cell(percent: bool, metric: dict[str, Any]) -> str:
     if "not_run" in metric:
         return "not run"
-    scale, digits = (100, 1) if name.startswith("wer") else (1, 3)
+    scale, digits = (100, 1) if percent else (1, 3)
     text = f"{scale * metric['value']:.{digits}f}"
     if metric["low"] is not None:
         text += f"\n{scale * metric['low']:.{digits}f}..{scale * metric['high']:.{digits}f}"

@@ -139,7 +139,9 @@ def commands(page: Path) -> Iterator[str]:
             yield from (part.strip() for part in line.split("&&") if COMMAND.match(part))
 
 
-COMMAND = re.compile(r"\s*(python (train|evaluate)\.py|python -m data_prep|csm plan|csm-(train|evaluate|data-prep)) ")
+COMMAND = re.compile(
+    r"\s*(python (train|evaluate)\.py(?! compare)|python -m data_prep|csm plan|csm-(train|evaluate|data-prep)) "
+)
 NOT_COMPOSED = re.compile(
     r"-m|--.*|sweep=.*|launcher=.*|hydra\..*|data=talk|.*=[\d.e-]+,.*|.*\$.*|\[.*\]|.*\.\.\.|.*\|.*"
 )

@@ -35,6 +35,10 @@ class EvalConfig:
 
     name: str = MISSING
     """Name of the evaluation; part of the report folder's name."""
+    suite: str = "turns"
+    """What is evaluated and how it is scored, see docs/evaluation.md; `turns`: turns of `dataset`, or `prompts`."""
+    data: str | None = None
+    """Folder with the data of a published suite, in the layout in which it is published."""
     prompts: str | None = None
     """JSONL file of prompts; null: turns of `dataset`."""
     dataset: str | None = None
@@ -63,6 +67,10 @@ class EvalConfig:
     """Speaker encoder of the speaker similarity."""
     speaker_model: str | None = None
     """Its model, a name or folder; null: the encoder's default."""
+    measures: list[str] = field(default_factory=list)
+    """Further judges, which give one number for each utterance, by name."""
+    codec_levels: list[int] = field(default_factory=lambda: [16, 8])
+    """Numbers of codebooks with which recordings are resynthesized besides all; 16 and 8 are known."""
     language: str = "en"
     """Language of the prompts, for recognition and text normalization."""
     bootstrap_samples: int = 2000
@@ -85,5 +93,7 @@ class EvaluateConfig:
     """Device for generation and judges, such as `cpu` or `cuda`."""
     dtype: WeightsDtype | None = None
     """Dtype of the model's weights; null: bf16 on CUDA, else as stored."""
+    wandb_project: str | None = None
+    """W&B project that is sent the headline numbers and a table of the items; null: none."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Prompts, sampling and judges."""

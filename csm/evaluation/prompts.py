@@ -59,7 +59,11 @@ class EvalPrompt:
     missing_reference: why `reference` is None; None if it is not
     reference_codes:   the recorded turn as int64 codes `[K, T]` of the model's codec; None for a text-only prompt
     own_context:       original recordings of the same speaker's turns in `context`, as far as they exist
+    other_context:     those of the other speakers
     cluster:           prompts of one cluster (same show, call or voice) are not independent, and are resampled together
+    condition:         of the experiment, such as "3 turns"; the report has a row for each
+    turn:              place of the turn in its conversation, from 0; None if it has none
+    voice:             whose voice it is, where prompts of different names are known to be different people
     """
 
     id: str
@@ -70,23 +74,30 @@ class EvalPrompt:
     reference: AudioSpan | None = None
     reference_codes: Tensor | None = None
     own_context: list[AudioSpan] = field(default_factory=list)
+    other_context: list[AudioSpan] = field(default_factory=list)
     missing_reference: str | None = None
+    condition: str = ""
+    turn: int | None = None
+    voice: str | None = None
 
 
 @dataclass
 class PromptSet:
-    """Prompts and where they come from, as plain values for the report."""
+    """Prompts, where they come from, as plain values for the report, and reservations about them."""
 
     prompts: list[EvalPrompt]
     origin: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
-def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, checkpoint: str) -> PromptSet:
+def dataset_prompts(
+    dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, checkpoint: str, min_context: int = 0
+) -> PromptSet:
     """Up to `cfg.max_prompts` turns of split `cfg.split`, spread over as many conversations as possible.
 
     Conversations are taken in the dataset's own (shuffled) order; each gives its last suitable turn, then, if there
-    are not enough conversations, its last but one, and so on. A turn is suitable if it may be predicted and, with
-    `cfg.speaker` set, is spoken by that speaker id.
+    are not enough conversations, its last but one, and so on. A turn is suitable if it may be predicted, has
+    `min_context` turns before it and, with `cfg.speaker` set, is spoken by that speaker id.
 
     Raises:
         ValueError: another codec made the dataset, the split is empty, or no turn is suitable.
@@ -102,7 +113,7 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
         suitable = [
             number
             for number, turn in enumerate(sample.turns)
-            if turn.loss and (cfg.speaker is None or turn.speaker == cfg.speaker)
+            if turn.loss and number >= min_context and (cfg.speaker is None or turn.speaker == cfg.speaker)
         ]
         if suitable:
             turns_by_conversation.append(
@@ -113,8 +124,11 @@ def dataset_prompts(dataset: ShardedDataset, cfg: EvalConfig, codec: Codec, chec
     rounds = zip_longest(*turns_by_conversation)
     prompts = [prompt for turns in rounds for prompt in turns if prompt is not None][: cfg.max_prompts]
     if not prompts:
+        whose = "" if cfg.speaker is None else f" by speaker {cfg.speaker}"
+        where = f" after {min_context} turns or more" if min_context else ""
         raise ValueError(
-            f"{dataset.path}: no turn of split {cfg.split!r} is spoken by speaker {cfg.speaker}; change eval.speaker"
+            f"{dataset.path}: no turn of split {cfg.split!r} is spoken{whose}{where}; change eval.speaker, eval.split "
+            "or eval.context_turns"
         )
     origin = {"dataset": str(dataset.path), "fingerprint": dataset.info.fingerprint, "split": cfg.split}
     return PromptSet(prompts, origin | {"speaker": "all" if cfg.speaker is None else cfg.speaker})
@@ -133,6 +147,7 @@ def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, cont
     target = sample.turns[number]
     earlier = sample.turns[max(0, number - context_turns) : number]
     own = [span(turn) for turn in earlier if turn.speaker == target.speaker]
+    others = [span(turn) for turn in earlier if turn.speaker != target.speaker]
     return EvalPrompt(
         id=f"{sample.key}/{number}",
         text=target.text,
@@ -142,6 +157,8 @@ def _prompt_from_turn(dataset: ShardedDataset, sample: Sample, number: int, cont
         reference=span(target),
         reference_codes=codes(target),
         own_context=[found for found in own if found is not None],
+        other_context=[found for found in others if found is not None],
+        turn=number,
         missing_reference=None
         if recording is not None
         else str(path or f"the dataset names no audio file for {sample.recording}"),
@@ -176,13 +193,14 @@ def _prompt_from_record(record: Any, where: str, folder: Path, codec: Codec) -> 
     speaker, text = check_turn(record, where, required=("id", "text", "speaker"), allowed=_PROMPT_FIELDS)
     if not isinstance(record.get("context", []), list):
         raise ValueError(f"{where}: context must be a list of turns")
-    context, own_context = [], []
+    context: list[Segment] = []
+    own_context: list[AudioSpan] = []
+    other_context: list[AudioSpan] = []
     for turn in record.get("context", []):
         turn_speaker, turn_text = check_turn(turn, f"{where}: context", required=TURN_FIELDS, allowed=TURN_FIELDS)
         span = _existing_span(folder / turn["audio"], where)
         context.append(Segment(turn_speaker, turn_text, audio=span.load(codec.sample_rate)))
-        if turn_speaker == speaker:
-            own_context.append(span)
+        (own_context if turn_speaker == speaker else other_context).append(span)
     return EvalPrompt(
         id=str(record["id"]),
         text=text,
@@ -191,6 +209,7 @@ def _prompt_from_record(record: Any, where: str, folder: Path, codec: Codec) -> 
         context=context,
         reference=_existing_span(folder / record["audio"], where) if "audio" in record else None,
         own_context=own_context,
+        other_context=other_context,
         missing_reference=None if "audio" in record else "the prompts file names no audio for it",
     )
 

@@ -1,117 +1,249 @@
-"""The stages that make speech and judge it. Each fills in its part of every utterance; none skips one."""
+"""The stages that make speech and ask judges. Each adds to its log in the store and repeats nothing that is there.
+
+speech      recordings, their resynthesis by the codec, and the model's turns -> audio/<key>.wav
+asr         transcripts
+voice       embeddings of the speech and of the recordings it is compared with
+measures    numbers of single utterances, such as predicted quality
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from csm.audio import load_audio, save_wav
 from csm.config import EvalConfig
-from csm.evaluation.prompts import EvalPrompt, fit_context
-from csm.evaluation.scores import Flag, System, Utterance
-from csm.evaluation.text_norm import TextNormalizer
-from csm.evaluation.wer import align_words, count_errors
+from csm.evaluation.judges import Measure
+from csm.evaluation.prompts import AudioSpan, EvalPrompt, fit_context
+from csm.evaluation.store import Item, StageLog, Store, key_of
+from csm.evaluation.utterances import CODEC_LEVELS, System
+from csm.inference.engine import Request
 from csm.inference.generator import Generator, SpeechRequest
 from csm.inference.guards import Guards
+from csm.inference.segments import Segment
 from csm.judges.recognition import Recognizer
-from csm.judges.speaker import SpeakerEmbedder, cosine
+from csm.judges.speaker import SpeakerEmbedder
 
-BATCH = 32
-"""Turns between two steps of the progress bar; the generator speaks as many at a time as it has slots."""
+_RESYNTHESIS = {System.codec_resynthesis: None} | {system: number for number, system in CODEC_LEVELS.items()}
+"""Codebooks that a resynthesis hears; None: all."""
 
 
-def recorded(prompts: list[EvalPrompt], generator: Generator) -> list[Utterance]:
-    """Ground truth of every prompt that has its recording, and its resynthesis by the model's codec.
+@dataclass(frozen=True)
+class Take:
+    """One piece of speech that the evaluation needs. context: what the model is given, as far as it fits."""
+
+    prompt: EvalPrompt
+    system: System
+    seed: int | None
+    key: str
+    context: Sequence[Segment] = ()
+
+
+def plan_takes(prompts: Sequence[EvalPrompt], generator: Generator, settings: EvalConfig, weights: str) -> list[Take]:
+    """Everything that is to be heard, in the report's order. weights: hash of the model's.
+
+    Raises:
+        ValueError: a text that does not fit into the model's positions.
+    """
+    codec, tokenizer = generator.codec.info.to_dict(), generator.tokenizer.identity
+    max_frames = generator.max_frames(1000 * settings.max_audio_seconds)
+    parameter = next(generator.model.parameters())
+    model = key_of(
+        weights=weights, codec=codec, tokenizer=tokenizer, dtype=str(parameter.dtype), device=parameter.device.type
+    )
+    sampling = {"temperature": settings.temperature, "topk": settings.topk, "max_frames": max_frames}
+    levels = [CODEC_LEVELS[level] for level in settings.codec_levels if level < generator.codec.num_codebooks]
+    takes = []
+    for prompt in prompts:
+        recording = None if prompt.reference is None else _span_facts(prompt.reference)
+        if recording is not None:
+            key = key_of(recording=recording, rate=codec["sample_rate"])
+            takes.append(Take(prompt, System.ground_truth, None, key))
+        if recording is not None or prompt.reference_codes is not None:
+            codes = recording if prompt.reference_codes is None else _hash(prompt.reference_codes)
+            for system in [System.codec_resynthesis, *levels]:
+                takes.append(Take(prompt, system, None, key_of(codes=codes, codec=codec, level=system.name)))
+    for seed in settings.seeds:
+        for prompt in prompts:
+            context = fit_context(prompt, generator, max_frames)
+            key = key_of(
+                model=model,
+                text=prompt.text,
+                speaker=prompt.speaker,
+                context=[[turn.speaker, turn.text, _segment_hash(turn)] for turn in context],
+                seed=sampling_seed(seed, prompt),
+                **sampling,
+            )
+            takes.append(Take(prompt, System.model, seed, key, context))
+    return takes
+
+
+def sampling_seed(seed: int, prompt: EvalPrompt) -> int:
+    """The seed of the noise of a turn. Prompts do not share it, and a prompt keeps it whatever else is evaluated."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()[:6], "big")
+
+
+def make_speech(takes: Sequence[Take], generator: Generator, settings: EvalConfig, store: Store) -> StageLog:
+    """Makes what the log lacks, several turns at a time. Nothing is retried, and no guard ends a turn."""
+    log = store.log("speech")
+    missing = list({take.key: take for take in takes if take.key not in log}.values())
+    recorded = [take for take in missing if take.system is not System.model]
+    for take in _progress(recorded, "codec resynthesis"):
+        _keep(take, _recorded(take, generator), generator.sample_rate, store, log)
+    spoken = [take for take in missing if take.system is System.model]
+    clock = time.monotonic()
+    for take, request, turn in _progress(_speak(spoken, generator, settings), "generation", len(spoken)):
+        result = generator.result(turn, request)
+        now = time.monotonic()
+        facts = {
+            "finish_reason": result.finish_reason,
+            "context_turns": len(take.context),
+            "compute_seconds": round(now - clock, 3),
+        }
+        clock = now
+        _keep(take, result.audio, generator.sample_rate, store, log, **facts)
+    return log
+
+
+def _recorded(take: Take, generator: Generator) -> Tensor:
+    """Audio of the recording, or of its codes.
 
     The codes stored in the dataset are resynthesized as they are; a recording without codes is encoded first.
     """
-    codec, utterances = generator.codec, []
-    for prompt in track(prompts, "codec resynthesis", console=Console(stderr=True)):
-        codes = prompt.reference_codes
-        if prompt.reference is not None:
+    codec, prompt = generator.codec, take.prompt
+    if take.system is System.ground_truth:
+        assert prompt.reference is not None, "planned only where there is one"
+        return prompt.reference.load(codec.sample_rate)
+    codes = prompt.reference_codes
+    with torch.inference_mode():
+        if codes is None:
+            assert prompt.reference is not None, "planned only where there are codes or a recording"
             audio = prompt.reference.load(codec.sample_rate)
-            utterances.append(_utterance(prompt, System.ground_truth, audio, codec.sample_rate))
-            if codes is None:
-                codes = codec.encode(audio[None, None].to(codec.device))[0]
-        if codes is not None:
-            with torch.inference_mode():
-                audio = codec.decode(codes[None].to(codec.device))[0, 0].float().cpu()
-            utterances.append(_utterance(prompt, System.codec_resynthesis, audio, codec.sample_rate))
-    return utterances
+            codes = codec.encode(audio[None, None].to(codec.device))[0]
+        return codec.decode(codes[None, : _RESYNTHESIS[take.system]].to(codec.device))[0, 0].float().cpu()
 
 
-def generated(prompts: list[EvalPrompt], generator: Generator, settings: EvalConfig) -> list[Utterance]:
-    """Speaks every prompt once for each seed, several at a time. Nothing is retried, and no guard ends a turn."""
-    max_frames = generator.max_frames(1000 * settings.max_audio_seconds)
-    takes = [(seed, number) for seed in settings.seeds for number in range(len(prompts))]
-    parts = [takes[start : start + BATCH] for start in range(0, len(takes), BATCH)]
-    utterances = []
-    for part in track(parts, "generation", console=Console(stderr=True)):
-        turns = [
-            SpeechRequest(
-                prompts[number].text,
-                prompts[number].speaker,
-                fit_context(prompts[number], generator, max_frames),
+def _speak(
+    takes: Sequence[Take], generator: Generator, settings: EvalConfig
+) -> Iterator[tuple[Take, Request, SpeechRequest]]:
+    """Turns in the order in which they end; each is what the generator gives for it alone."""
+    engine, waiting = generator.engine, list(reversed(takes))
+    speaking: list[tuple[Take, Request, SpeechRequest]] = []
+    while waiting or speaking:
+        while waiting and len(speaking) < 2 * len(engine.slots):  # so many are kept in memory, and no slot is idle
+            take = waiting.pop()
+            turn = SpeechRequest(
+                take.prompt.text,
+                take.prompt.speaker,
+                take.context,
                 1000 * settings.max_audio_seconds,
                 settings.temperature,
                 settings.topk,
-                seed=seed * 1_000_003 + number,  # prompts must not share their noise
+                seed=sampling_seed(take.seed or 0, take.prompt),
                 guards=Guards.off(),
             )
-            for seed, number in part
-        ]
-        started = time.monotonic()
-        results = generator.generate_batch(turns)
-        seconds = (time.monotonic() - started) / len(part)
-        for (seed, number), turn, result in zip(part, turns, results, strict=True):
-            utterance = _utterance(prompts[number], System.model, result.audio, generator.sample_rate)
-            utterance.seed, utterance.context_turns = seed, len(turn.context)
-            utterance.compute_seconds = round(seconds, 3)
-            if result.frames == 0:
-                utterance.flags.append(Flag.empty)
-            if result.finish_reason != "stop":
-                utterance.flags.append(Flag.no_end)
-            utterances.append(utterance)
-    return utterances
+            speaking.append((take, engine.submit(generator.request(turn)), turn))
+        engine.advance()
+        for found in [entry for entry in speaking if entry[1].finished]:
+            speaking.remove(found)
+            yield found
 
 
-def transcribe(utterances: list[Utterance], recognizer: Recognizer, normalizer: TextNormalizer) -> None:
-    """Fills in transcripts and word errors. An empty output has an empty transcript: every word is deleted."""
-    for u in track(utterances, "transcription", console=Console(stderr=True)):
-        u.hypothesis = recognizer.transcribe(u.audio, u.sample_rate) if len(u.audio) else ""
-        u.reference_words = normalizer(u.text)
-        hypothesis = normalizer(u.hypothesis)
-        u.alignment = align_words(u.reference_words, hypothesis)
-        u.errors = count_errors(u.alignment)
-        if len(hypothesis.split()) > 2 * max(1, u.errors.reference_words):
-            u.flags.append(Flag.long_transcript)
+def _keep(take: Take, audio: Tensor, sample_rate: int, store: Store, log: StageLog, **facts: Any) -> None:
+    if len(audio):
+        save_wav(store.audio / f"{take.key}.wav", audio, sample_rate)
+    clipped = float((audio.abs() > 1).float().mean()) if len(audio) else 0.0
+    log.add(take.key, seconds=len(audio) / sample_rate, clipped=clipped, **facts)
 
 
-def compare_voices(
-    utterances: list[Utterance], prompts: list[EvalPrompt], embedder: SpeakerEmbedder, sample_rate: int
-) -> None:
-    """Fills in cosines with the original recordings: of the same turn, and of the speaker's turns before it."""
-    recording: dict[str, Tensor | None] = {}
-    earlier: dict[str, Tensor | None] = {}
-    for prompt in prompts:
-        if prompt.reference is not None:
-            recording[prompt.id] = embedder.embed(prompt.reference.load(sample_rate), sample_rate)
-        if prompt.own_context:
-            joined = torch.cat([span.load(sample_rate) for span in prompt.own_context])
-            earlier[prompt.id] = embedder.embed(joined, sample_rate)
-    for u in track(utterances, "voices", console=Console(stderr=True)):
-        voice = embedder.embed(u.audio, u.sample_rate) if len(u.audio) else None
-        if voice is None:
+def transcribe(
+    takes: Sequence[Take], speech: StageLog, recognizer: Recognizer, store: Store, sample_rate: int
+) -> StageLog:
+    """Transcripts. An empty output has an empty one: every word is deleted."""
+    log = store.log(f"asr-{key_of(**recognizer.describe())}")
+    for take in _progress([t for t in takes if t.key not in log], "transcription"):
+        if take.key in log:  # the same speech for two prompts
             continue
-        same, before = recording.get(u.prompt), earlier.get(u.prompt)
-        if same is not None and u.system is not System.ground_truth:  # a recording has no cosine with itself
-            u.cosine_recording = cosine(voice, same)
-        if before is not None:
-            u.cosine_earlier = cosine(voice, before)
+        audio = _speech(take.key, speech, store, sample_rate)
+        log.add(take.key, text="" if audio is None else recognizer.transcribe(audio, sample_rate))
+    return log
 
 
-def _utterance(prompt: EvalPrompt, system: System, audio: Tensor, sample_rate: int) -> Utterance:
-    return Utterance(prompt.id, system, None, prompt.cluster, prompt.speaker, prompt.text, audio, sample_rate)
+def embed_voices(
+    takes: Sequence[Take], speech: StageLog, embedder: SpeakerEmbedder, store: Store, sample_rate: int
+) -> StageLog:
+    """Voices of the speech and of the recordings that it is compared with (`voice_keys`); null: too short for one."""
+    log = store.log(f"voice-{key_of(**embedder.describe())}")
+
+    def add(key: str, audio: Tensor | None) -> None:
+        voice = None if audio is None else embedder.embed(audio, sample_rate)
+        log.add(key, voice=None if voice is None else voice.tolist())
+
+    for take in _progress([t for t in takes if t.key not in log], "voices"):
+        for key, spans in voice_keys(take.prompt).items():
+            if key not in log:
+                add(key, torch.cat([span.load(sample_rate) for span in spans]))
+        if take.key not in log:
+            add(take.key, _speech(take.key, speech, store, sample_rate))
+    return log
+
+
+def voice_keys(prompt: EvalPrompt) -> dict[str, list[AudioSpan]]:
+    """The recordings of voices that a prompt's speech is compared with, by their keys in the log."""
+    groups = [[prompt.reference] if prompt.reference else [], prompt.own_context, prompt.other_context]
+    return {voice_key(spans): spans for spans in groups if spans}
+
+
+def voice_key(spans: Sequence[AudioSpan]) -> str:
+    return key_of(voice=[_span_facts(span) for span in spans])
+
+
+def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Store, sample_rate: int) -> StageLog:
+    """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
+    log = store.log(f"measure-{key_of(**judge.describe())}")
+    for take in _progress([t for t in takes if t.key not in log], judge.name):
+        if take.key in log:
+            continue
+        audio = _speech(take.key, speech, store, sample_rate)
+        log.add(take.key, **({} if audio is None else judge.measure(audio, sample_rate)))
+    return log
+
+
+def _speech(key: str, speech: StageLog, store: Store, sample_rate: int) -> Tensor | None:
+    return load_audio(store.audio / f"{key}.wav", sample_rate) if speech[key]["seconds"] else None
+
+
+def _progress(work: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """A progress bar on stderr, where there is something to do."""
+    if total is None and isinstance(work, Sequence):
+        total = len(work)
+    yield from track(work, what, total=total, console=Console(stderr=True)) if total else work
+
+
+def missing_work(takes: Sequence[Take], speech: StageLog, logs: Sequence[StageLog]) -> int:
+    """Speech, and results of judges, that other ranks have yet to add. Call it on logs that were just read."""
+    return sum(take.key not in log for take in takes for log in [speech, *logs])
+
+
+def _span_facts(span: AudioSpan) -> list[Any]:
+    found = Path(span.path).stat()
+    return [str(span.path), span.start, span.end, span.channel, found.st_size, found.st_mtime_ns]
+
+
+def _segment_hash(segment: Segment) -> str:
+    audio = segment.codes if segment.codes is not None else segment.audio
+    assert audio is not None, "prompts have audio or codes for every turn of context"
+    return _hash(audio)
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:24]

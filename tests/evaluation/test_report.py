@@ -11,10 +11,13 @@ import pytest
 import soundfile
 import torch
 
+from csm.audio import save_wav
 from csm.evaluation.prompts import EvalPrompt
-from csm.evaluation.report import Report, write_report
-from csm.evaluation.scores import Flag, System, Unavailable, Utterance, score_system
+from csm.evaluation.report import PublishedView, Report
+from csm.evaluation.scores import score_system
+from csm.evaluation.utterances import Flag, System, Utterance
 from csm.evaluation.wer import align_words, count_errors
+from csm.evaluation.writer import write_report
 from csm.inference.generator import Segment
 
 HOSTILE = "</div><script>alert(1)</script>|\"'><img src=x onerror=alert(2)> & `code` [a](b)"
@@ -50,7 +53,8 @@ def utterance(system: System, hypothesis: str, **fields) -> Utterance:
             "cluster": "call",
             "speaker": 0,
             "text": "Please hold the line.",
-            "audio": TONE,
+            "seconds": len(TONE) / 24_000,
+            "audio_file": f"audio/{system.name}.wav",
             "context_turns": 1 if system is System.model else None,
             "hypothesis": hypothesis,
             "alignment": alignment,
@@ -60,17 +64,22 @@ def utterance(system: System, hypothesis: str, **fields) -> Utterance:
     )
 
 
-ALL_JUDGES = Unavailable()
+SPEAKING = (System.ground_truth, System.codec_resynthesis, System.model)
+METRICS = ("wer_corpus", "wer_mean", "wer_sound", "cosine_recording", "cosine_earlier", "failed")
 
 
-def make_report(utterances: list[Utterance], unavailable: Unavailable = ALL_JUDGES, **prompt) -> Report:
+def make_report(utterances: list[Utterance], unavailable: dict[str, str] | None = None, **prompt) -> Report:
     scores = []
     for system in System:
         mine = [u for u in utterances if u.system is system]
-        scores.append(score_system(system, mine, 1, unavailable, 100, missing="original recordings not found (a.wav)"))
+        options = {"unavailable": unavailable, "bootstrap_samples": 100}
+        missing = "original recordings not found (a.wav)"
+        scores.append(score_system(system, mine, 1, METRICS, missing=missing, **options))
     return Report(
         title=f"Evaluation of {HOSTILE}",
         subtitle="a test",
+        suite="turns",
+        scoring="errors over words",
         prompts=[
             EvalPrompt(**{"id": "call/1", "text": "Please hold the line.", "speaker": 0, "cluster": "call", **prompt})
         ],
@@ -80,11 +89,18 @@ def make_report(utterances: list[Utterance], unavailable: Unavailable = ALL_JUDG
         embedder="tiny-embedder",
         recognizer="tiny-recognizer",
         notes=[HOSTILE],
-        provenance={"statistics": {"cluster": "calls"}, "checkpoint": {"path": HOSTILE, "codec": {"name": "spectral"}}},
+        published=[PublishedView(HOSTILE, {"wer_corpus": "2.1"}, "a table", "no: another recognizer")],
+        protocol={"statistics": {"cluster": "calls"}},
+        protocol_hash="abc",
+        provenance={"checkpoint": {"path": HOSTILE, "codec": {"name": "spectral"}}},
+        timings={"finished": "today"},
     )
 
 
 def write(report: Report, folder: Path) -> tuple[Page, str, dict]:
+    (folder / "audio").mkdir()
+    for file in {u.audio_file for u in report.utterances if u.audio_file}:
+        save_wav(folder / file, TONE, 24_000)
     write_report(report, folder)
     html = (folder / "report.html").read_text()
     return Page(html), (folder / "report.md").read_text(), json.loads((folder / "results.json").read_text())
@@ -105,12 +121,12 @@ def test_hostile_text_stays_text(tmp_path):
     assert page.text.count("alert(1)") >= 5
     assert "<script" not in markdown and "<img" not in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("| ") and "alert" in line]
-    assert rows and all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)  # no new table cells
+    assert len(rows) == 2 and all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)  # no new table cells
     assert results["notes"] == [HOSTILE]
 
 
 def test_page_is_self_contained_and_plays_every_utterance(tmp_path):
-    page, _, _ = write(make_report([utterance(system, "please hold the line") for system in System]), tmp_path)
+    page, _, _ = write(make_report([utterance(system, "please hold the line") for system in SPEAKING]), tmp_path)
     sources = [attributes["src"] for attributes in page.all("audio")]
     assert len(sources) == 3
     for source in sources:
@@ -121,8 +137,6 @@ def test_page_is_self_contained_and_plays_every_utterance(tmp_path):
     links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("href", "src")]
     assert all(link.startswith("data:") for link in links)
     assert "http" not in (tmp_path / "report.html").read_text()
-    audio, rate = soundfile.read(tmp_path / "audio/0000-model-seed3.wav")
-    assert (len(audio), rate) == (12_000, 24_000)
 
 
 def test_transcripts_show_what_was_missed_and_what_was_heard_instead(tmp_path):
@@ -134,7 +148,7 @@ def test_transcripts_show_what_was_missed_and_what_was_heard_instead(tmp_path):
 
 def test_system_that_could_not_run_keeps_its_row_and_its_reason(tmp_path):
     page, markdown, results = write(make_report([utterance(System.model, "please hold")]), tmp_path)
-    for system in ("ground_truth", "codec_resynthesis"):
+    for system in ("ground_truth", "codec_resynthesis", "control"):
         row = results["systems"][system]
         assert (row["expected"], row["scored"]) == (1, 0)
         assert row["metrics"]["wer_corpus"] == {"not_run": "original recordings not found (a.wav)"}
@@ -144,25 +158,26 @@ def test_system_that_could_not_run_keeps_its_row_and_its_reason(tmp_path):
 
 
 def test_missing_judges_leave_not_run_in_every_format(tmp_path):
-    turns = [utterance(system, "", alignment=None, errors=None) for system in System]
-    unavailable = Unavailable(recognizer="Whisper is not here", embedder="no embedder")
+    turns = [utterance(system, "", alignment=None, errors=None) for system in SPEAKING]
+    unavailable = {"recognizer": "Whisper is not here", "embedder": "no embedder"}
     page, markdown, results = write(make_report(turns, unavailable), tmp_path)
-    for system in System:
+    for system in SPEAKING:
         metrics = results["systems"][system.name]["metrics"]
         assert metrics["wer_corpus"] == metrics["wer_mean"] == {"not_run": "Whisper is not here"}
         assert metrics["cosine_earlier"] == {"not_run": "no embedder"}
     assert results["systems"]["model"]["scored"] == 1
-    assert page.text.count("not run: Whisper is not here") == 6
-    assert markdown.count("not run: Whisper is not here") == 6
+    assert page.text.count("not run: Whisper is not here") == 9
+    assert markdown.count("not run: Whisper is not here") == 9
     assert len(page.all("audio")) == 3
 
 
 def test_failures_are_counted_and_scored(tmp_path):
-    turns = [utterance(System.model, "", audio=torch.zeros(0), flags=[Flag.empty])]
+    turns = [utterance(System.model, "", seconds=0.0, audio_file=None, flags=[Flag.empty])]
     page, markdown, results = write(make_report(turns), tmp_path)
     model = results["systems"]["model"]
-    assert model["failures"] == {"empty": 1, "no_end": 0, "long_transcript": 0}
-    assert model["metrics"]["wer_corpus"]["value"] == 1.0
+    assert {name: n for name, n in model["failures"].items() if n} == {"empty": 1}
+    assert model["metrics"]["wer_corpus"]["value"] == model["metrics"]["failed"]["value"] == 1.0
+    assert model["metrics"]["wer_sound"] == {"not_run": "every utterance failed"}
     assert "1 with empty output" in page.text and "1 with empty output" in markdown
     row = json.loads((tmp_path / "utterances.jsonl").read_text())
     assert (row["flags"], row["audio"], row["wer"]) == (["empty"], None, 1.0)
@@ -179,3 +194,24 @@ def test_cosines_are_averaged_where_they_exist_and_name_their_embedder(tmp_path)
     assert truth["cosine_earlier"]["value"] == pytest.approx(0.9)
     assert truth["cosine_recording"] == {"not_run": "the recording would be compared with itself"}
     assert "Speaker cosine (tiny-embedder)" in page.text
+
+
+def test_report_of_a_thousand_prompts_stays_small_and_lists_them_all(tmp_path):
+    """Cards with players for the failed, the worst and some at random; the table of items has every one."""
+    prompts = [EvalPrompt(f"call/{n}", "Please hold the line.", 0, f"call{n}") for n in range(1000)]
+    turns = [
+        utterance(system, "please hold the line", prompt=prompt.id, cluster=prompt.cluster, audio_file="audio/a.wav")
+        for prompt in prompts
+        for system in SPEAKING
+    ]
+    turns[3 * 500 + 2].flags = [Flag.runaway]
+    report = make_report(turns)
+    report.prompts = prompts
+    page, markdown, _ = write(report, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+    cards = [attributes for name, attributes in page.tags if name == "article"]
+    assert 26 <= len(cards) <= 52
+    assert [card["data-failed"] for card in cards].count("1") == 1
+    items = json.loads(re.search(r"var items = (\[.*?\]), body", (tmp_path / "report.html").read_text()).group(1))
+    assert [item[0] for item in items] == [prompt.id for prompt in prompts]
+    assert re.search(r"^\| call/500 \|.*no end of speech", markdown, re.MULTILINE)

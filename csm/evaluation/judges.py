@@ -1,0 +1,99 @@
+"""The judges of an evaluation, loaded by its options; one that cannot run here leaves its reason.
+
+Recognizers and speaker encoders are those of csm/judges, chosen by `eval.asr` and `eval.speaker_model_kind`. A measure
+gives numbers for an utterance, such as predicted quality. To add one, give its loader a name in `MEASURES`; no speech
+is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+from torch import Tensor
+
+from csm.config import EvalConfig
+from csm.judges.hub import ModelUnavailable
+from csm.judges.recognition import Recognizer
+from csm.judges.speaker import SpeakerEmbedder, load_embedder
+from csm.judges.whisper import load_recognizer
+
+
+class Measure(Protocol):
+    """A judge that gives numbers for an utterance. values: names of what it measures, each a metric of the report."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def measure(self, audio: Tensor, sample_rate: int) -> dict[str, float | None]:
+        """`values` of mono float32 `audio [num_samples]`; None where the audio does not define one."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the numbers: model, weights, package versions."""
+        ...
+
+
+MEASURES: dict[str, Callable[[str], Measure]] = {}
+"""Loaders of measures by the names that eval.measures knows, given the device. They raise ModelUnavailable."""
+
+
+@dataclass
+class Judges:
+    """The judges that could be loaded, and the reasons of the others by the needs of metrics."""
+
+    recognizer: Recognizer | None
+    embedder: SpeakerEmbedder | None
+    measures: dict[str, Measure]
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Every judge, or why it did not run."""
+        recognizer, embedder = self.recognizer, self.embedder
+        found = {
+            "recognizer": recognizer.describe() if recognizer else {"not run": self.unavailable["recognizer"]},
+            "speaker_embedder": embedder.describe() if embedder else {"not run": self.unavailable["embedder"]},
+        }
+        lacking = {f"measure_{n}": {"not run": why} for n, why in self.unavailable.items() if n not in _CHOSEN}
+        return found | {f"measure_{name}": judge.describe() for name, judge in self.measures.items()} | lacking
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that the measures add; of one that did not run, its own."""
+        values = [value for judge in self.measures.values() for value in judge.values]
+        return values + [name for name in self.unavailable if name not in _CHOSEN]
+
+
+_CHOSEN = ("recognizer", "embedder")
+_Judge = TypeVar("_Judge")
+
+
+def load_judges(settings: EvalConfig, device: str) -> Judges:
+    """Loads every judge that the options name.
+
+    Raises:
+        ValueError: `eval.measures` names one that does not exist.
+    """
+    for name in settings.measures:
+        if name not in MEASURES:
+            raise ValueError(f"eval.measures: no measure is called {name!r}; known: {', '.join(sorted(MEASURES))}")
+    unavailable: dict[str, str] = {}
+
+    def attempt(need: str, load: Callable[[], _Judge]) -> _Judge | None:
+        try:
+            return load()
+        except ModelUnavailable as error:
+            Console(stderr=True).print(f"not run: {error}", style="yellow", markup=False, soft_wrap=True)
+            unavailable[need] = str(error)
+            return None
+
+    recognizer = attempt(
+        "recognizer", lambda: load_recognizer(settings.asr, settings.asr_model, settings.language, device)
+    )
+    embedder = attempt("embedder", lambda: load_embedder(settings.speaker_model_kind, settings.speaker_model, device))
+    measures = {name: attempt(name, partial(MEASURES[name], device)) for name in settings.measures}
+    loaded = {name: judge for name, judge in measures.items() if judge is not None}
+    return Judges(recognizer, embedder, loaded, unavailable)

@@ -1,0 +1,207 @@
+"""What an evaluation keeps between runs: after kill -9, with another judge, and over several ranks."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
+from csm.evaluation import judges, summary
+from csm.evaluation.judges import Measure
+from csm.evaluation.run import evaluate
+from csm.evaluation.store import Share, StageLog, Store
+from csm.inference.engine import Engine
+
+ROOT = Path(__file__).parents[2]
+COMMAND = """
+import sys
+sys.path.insert(0, "tests/evaluation")
+from test_stages import evaluate_voices
+evaluate_voices(sys.argv[1], sys.argv[2])
+"""
+
+
+def evaluate_voices(checkpoint: Path | str, output: Path | str) -> None:
+    """A small evaluation with one judge."""
+    summary.code_version = dict  # the checkout may be worked in meanwhile
+    settings = EvalConfig("test", split="train", max_prompts=6, max_audio_seconds=0.8, seeds=[0, 1])
+    settings.asr, settings.asr_model, settings.bootstrap_samples = AsrKind.faster_whisper, "no-such-folder", 50
+    settings.speaker_model_kind = SpeakerKind.resemblyzer
+    evaluate(EvaluateConfig(str(checkpoint), output=str(output), eval=settings))
+
+
+def request(checkpoint: Path, output: Path, **options) -> EvaluateConfig:
+    """An evaluation without Whisper, which takes longest."""
+    settings = {
+        "name": "test",
+        "split": "train",
+        "max_prompts": 4,
+        "max_audio_seconds": 0.4,
+        "asr": AsrKind.faster_whisper,
+        "asr_model": "no-such-folder",
+        "speaker_model_kind": SpeakerKind.wavlm,
+        "speaker_model": "no-such-folder",
+        "bootstrap_samples": 50,
+    }
+    return EvaluateConfig(checkpoint=str(checkpoint), output=str(output), eval=EvalConfig(**settings | options))
+
+
+def without_times(folder: Path) -> dict[str, str]:
+    """The four files of a report, without what was measured."""
+    files = {name: (folder / name).read_text() for name in ("report.html", "report.md", "utterances.jsonl")}
+    files["report.html"] = re.sub(r"<!-- timings -->.*?<!-- /timings -->", "", files["report.html"], flags=re.DOTALL)
+    files["utterances.jsonl"] = re.sub(r'"compute_seconds": [\d.]+', "", files["utterances.jsonl"])
+    results = json.loads((folder / "results.json").read_text())
+    del results["timings"]
+    return files | {"results.json": json.dumps(results, indent=1)}
+
+
+def records(folder: Path, stage: str) -> list[str]:
+    """Keys of the records of a stage, over all ranks."""
+    lines = [line for path in folder.glob(f"stages/rank*/{stage}.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line)["key"] for line in lines]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_started_again_it_gives_the_same_report(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "code_version", dict)
+    whole, output, moments = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    evaluate_voices(checkpoint, whole)
+    for _ in range(3):
+        before = len(records_of_a_killed_run(output))
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(checkpoint), str(output)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
+        # some records later, wherever that is in the stages
+        some = moments.randrange(1, 16)
+        while process.poll() is None and len(records_of_a_killed_run(output)) < before + some:
+            time.sleep(0.01)
+        assert process.poll() is None, "it should not have come to its end"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    made = len(records_of_a_killed_run(output))
+    assert 3 <= made < len(records_of_a_killed_run(whole))
+    evaluate_voices(checkpoint, output)
+    assert without_times(output) == without_times(whole)
+    for stage in ("speech", "voice-*"):
+        keys = Counter(records(output, stage))
+        assert set(keys.values()) == {1} and set(keys) == set(records(whole, stage))
+
+
+def records_of_a_killed_run(folder: Path) -> list[str]:
+    return [line for path in folder.glob("stages/rank*/*.jsonl") for line in path.read_text().split("\n")[:-1]]
+
+
+def test_ranks_share_the_items_and_the_last_one_reports(checkpoint, tmp_path, monkeypatch, hub_cache):
+    for rank in range(2):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+        written = evaluate(request(checkpoint, tmp_path / "shared"))
+        assert (written is None) == (rank == 0)
+    monkeypatch.delenv("WORLD_SIZE")
+    parts = [len((tmp_path / f"shared/stages/rank{rank}/speech.jsonl").read_text().splitlines()) for rank in (0, 1)]
+    assert parts == [6, 6]  # 4 recordings, their resynthesis, 4 turns
+    assert without_times(tmp_path / "shared") == without_times(evaluate(request(checkpoint, tmp_path / "alone")))
+
+
+class Loudness:
+    """A measure as a user would add one."""
+
+    name, values = "Loudness", ("peak",)
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def measure(self, audio, sample_rate):
+        return {"peak": float(audio.abs().max())}
+
+    def describe(self):
+        return {"name": self.name, "version": 1}
+
+
+def test_new_measure_needs_no_new_speech_and_a_new_prompt_only_its_own(checkpoint, tmp_path, monkeypatch, hub_cache):
+    loader: type[Measure] = Loudness
+    monkeypatch.setitem(judges.MEASURES, "peak", loader)
+    evaluate(request(checkpoint, tmp_path / "report", max_prompts=3))
+    made = records(tmp_path / "report", "speech")
+
+    spoken = []
+    submit = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda engine, turn: spoken.append(turn) or submit(engine, turn))
+    evaluate(request(checkpoint, tmp_path / "report", max_prompts=3, measures=["peak"]))
+    assert spoken == [] and records(tmp_path / "report", "speech") == made
+    systems = json.loads((tmp_path / "report/results.json").read_text())["systems"]
+    assert 0 < systems["ground_truth"]["metrics"]["peak"]["value"] <= 1
+    evaluate(request(checkpoint, tmp_path / "report", max_prompts=4))
+    assert len(spoken) == 1
+    evaluate(request(checkpoint, tmp_path / "report", max_prompts=4, temperature=0.8))
+    assert len(spoken) == 5
+
+
+def test_torn_line_is_cut_off_and_its_item_made_again(tmp_path):
+    (tmp_path / "rank0").mkdir()
+    log = StageLog(tmp_path, "speech", 0)
+    log.add("a", seconds=1.0)
+    with (tmp_path / "rank0/speech.jsonl").open("a") as file:
+        file.write('{"key": "b", "sec')
+    log = StageLog(tmp_path, "speech", 0)
+    assert "a" in log and "b" not in log
+    log.add("b", seconds=2.0)
+    assert [json.loads(line)["key"] for line in (tmp_path / "rank0/speech.jsonl").read_text().splitlines()] == [
+        "a",
+        "b",
+    ]
+
+
+def test_two_processes_do_not_write_as_the_same_rank(tmp_path):
+    again = pytest.raises(ValueError, match="another process evaluates into this folder")
+    with Store(tmp_path, 0).writing(), Store(tmp_path, 1).writing(), again, Store(tmp_path, 0).writing():
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("variables", "share"),
+    [
+        ({}, Share(0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Share(2, 4)),
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "5"}, Share(2, 3)),
+    ],
+)
+def test_share_of_launchers(monkeypatch, variables, share):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Share.from_environment() == share
+    assert sorted(item for rank in range(3) for item in Share(rank, 3).of(range(10))) == list(range(10))
+
+
+def test_unknown_measure_and_suite_are_named(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"eval\.measures: no measure is called 'charm'"):
+        evaluate(request(checkpoint, tmp_path / "report", measures=["charm"]))
+    with pytest.raises(ValueError, match=r"eval\.suite: no suite is called 'charm'; known: .*turns"):
+        evaluate(request(checkpoint, tmp_path / "report", suite="charm"))
+
+
+@pytest.mark.slow
+def test_report_is_sent_to_wandb_when_asked(checkpoint, tmp_path, monkeypatch, hub_cache):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = request(checkpoint, tmp_path / "report", max_prompts=2)
+    options.wandb_project = "speech"
+    evaluate(options)
+    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/eval/turns/items*.json")
+    rows = json.loads(table.read_text())["data"]
+    assert len(rows) == 2 and all("no end of speech" in row[-2] and row[-1] == "Audio" for row in rows)
