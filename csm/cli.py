@@ -4,6 +4,7 @@ csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm watermark detect FILE...         whether files carry the mark of generated speech
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
+from csm.watermark import command as watermark
 
 _ENDS = {
     "stop": "",
@@ -52,6 +54,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.tokenizer,
         slots=1,
         num_codebooks=arguments.num_codebooks,
+        watermark=arguments.watermark,
     )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
     options: dict[str, Any] = {
@@ -68,9 +71,11 @@ def generate(arguments: argparse.Namespace) -> None:
     audio = torch.cat([turn.audio for turn in turns])
     if not len(audio):
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
+    audio = generator.watermark.embed(audio, generator.sample_rate)
     save_wav(arguments.out, audio, generator.sample_rate)
     notes = {_ENDS[turn.finish_reason]: None for turn in turns}  # each once, in order
-    print(f"{arguments.out}: {len(audio) / generator.sample_rate:.2f} s{''.join(notes)}")
+    mark = f", marked by {generator.watermark.name}" if generator.watermark.name != "none" else ", not marked"
+    print(f"{arguments.out}: {len(audio) / generator.sample_rate:.2f} s{mark}{''.join(notes)}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -127,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--long", action="store_true", help="a text longer than a turn, spoken sentence by sentence")
     speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
     speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
+    speak.add_argument("--watermark", default="auto", help="auto, required, none, or a backend: perth ...")
     speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     _add_parts(speak)
@@ -172,6 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("words", nargs="*", metavar="key=value")
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
     estimate.set_defaults(run=plan)
+
+    watermark.add_parser(commands)
     return parser
 
 
