@@ -4,7 +4,7 @@
 
 kinds:     `model` speaks lines of the demo dialogues itself; `recordings` are turns of their human speaker; `voices` are
            flite's and espeak-ng's
-detection: share of marked clips with a confidence of at least 0.5, of unmarked ones (false alarms), and the lowest and
+detection: share of marked clips with a confidence of at least 0.9, of unmarked ones (false alarms), and the lowest and
            highest confidence of each, as the clips are and after what happens to audio on its way
 cost:      WER (Whisper tiny.en) and cosine of the speaker embedding to another clip of the same voice, before and after;
            difference of the marked signal; seconds per second of audio, whole and in streamed pieces
@@ -148,6 +148,8 @@ def main() -> None:
         seconds = sorted(len(clip.audio) / RATE for clip in clips)
         print(f"{kind}: {len(clips)} clips of {seconds[0]:.1f} - {seconds[-1]:.1f} s, {sum(seconds):.0f} s in all")
 
+    costs(kinds, marked)
+    times(watermark, [clip.audio for clips in kinds.values() for clip in clips])
     print("\n| | " + " | ".join(f"{kind}: found, lowest | false, highest" for kind in kinds) + " |")
     print("|---" * (1 + 2 * len(kinds)) + "|")
     for name, change in CHANGES.items():
@@ -159,9 +161,6 @@ def main() -> None:
             cells.append(f"{sum(one >= THRESHOLD for one in false)}/{len(false)}, {max(false):.2f}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
-    costs(kinds, marked)
-    times(watermark, [clip.audio for clips in kinds.values() for clip in clips])
-
 
 def costs(kinds: dict[str, list[Clip]], marked: dict[str, list[Tensor]]) -> None:
     listener, embedder, normalize = (
@@ -171,7 +170,8 @@ def costs(kinds: dict[str, list[Clip]], marked: dict[str, list[Tensor]]) -> None
     )
 
     def wer(texts: list[str], audios: list[Tensor]) -> float:
-        pairs = [(normalize(text), normalize(listener.transcribe(audio, RATE))) for text, audio in zip(texts, audios)]
+        spoken = zip(texts, audios, strict=True)
+        pairs = [(normalize(text), normalize(listener.transcribe(audio, RATE))) for text, audio in spoken]
         return 100 * (corpus_wer([count_errors(align_words(*pair)) for pair in pairs]) or 0.0)
 
     print("\n| | WER before | after | cosine to another clip before | after | SNR of the marked signal, median |")
