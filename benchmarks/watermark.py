@@ -2,11 +2,11 @@
 
     python benchmarks/watermark.py MODEL --backend perth --clips 24        needs ffmpeg, flite and espeak-ng
 
-kinds:     `model` speaks lines of the demo dialogues itself; `recordings` are turns of their human speaker; `voices` are
-           flite's and espeak-ng's
+kinds:     `model` speaks lines of the demo dialogues itself; `recordings` are turns of their human speaker;
+           `voices` are flite's and espeak-ng's
 detection: share of marked clips with a confidence of at least 0.9, of unmarked ones (false alarms), and the lowest and
            highest confidence of each, as the clips are and after what happens to audio on its way
-cost:      WER (Whisper tiny.en) and cosine of the speaker embedding to another clip of the same voice, before and after;
+cost:      WER (Whisper tiny.en) and cosine of the speaker embedding to another clip of the voice, before and after;
            difference of the marked signal; seconds per second of audio, whole and in streamed pieces
 """
 

@@ -4,6 +4,7 @@ csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm demo MODEL                       a page on which two voices speak a script
 csm watermark detect FILE...         whether files carry the mark of generated speech
 """
 
@@ -17,6 +18,7 @@ import torch
 from rich.console import Console
 
 from csm.audio import check_wav_name, save_wav
+from csm.demo import command as demo
 from csm.errors import user_errors
 from csm.formats import hub
 from csm.formats.export import ADAPTER, LAYOUTS
@@ -180,6 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.set_defaults(run=plan)
 
     watermark.add_parser(commands)
+    demo.add_parser(commands)
     return parser
 
 
