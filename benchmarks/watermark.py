@@ -123,10 +123,13 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "8 kHz and back": lambda audio: resample(resample(audio, RATE, 8_000), 8_000, RATE),
     "5 % trimmed": lambda audio: audio[len(audio) // 20 :],
     "noise at 20 dB": lambda audio: with_noise(audio, 20),
+    "noise at 30 dB": lambda audio: with_noise(audio, 30),
+    "noise at 40 dB": lambda audio: with_noise(audio, 40),
     "gain -12 dB": lambda audio: audio * 0.25,
     "gain +6 dB, clipped": lambda audio: (audio * 2).clamp(-1, 1),
     "speed 0.95, same pitch": lambda audio: filtered(audio, "atempo=0.95"),
     "speed 0.95, lower pitch": lambda audio: resample(audio, 95, 100),
+    "speed 0.99, lower pitch": lambda audio: resample(audio, 99, 100),
 }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from csm.demo.stage import Stage
-from csm.demo.voices import read_voices
+from csm.demo.voices import Voice, read_voices
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
@@ -40,9 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def demo(arguments: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("csm demo needs Gradio: pip install 'csm-train[demo]'")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing is sent anywhere
-    from csm.demo.page import build_page
-
     generator = load_generator(
         arguments.model,
         arguments.device,
@@ -53,13 +52,28 @@ def demo(arguments: argparse.Namespace) -> None:
         watermark=arguments.watermark,
     )
     voices = read_voices(arguments.voices, generator.sample_rate) if arguments.voices else {}
-    page = build_page(Stage(generator), voices)
+    with tempfile.TemporaryDirectory(prefix="csm-demo-") as files:
+        launch(Stage(generator), voices, Path(files), arguments.host, arguments.port)
+
+
+def launch(stage: Stage, voices: dict[str, Voice], files: Path, host: str, port: int | None, block: bool = True) -> Any:
+    """Serves the page until Ctrl-C, or in the background; returns its `gradio.Blocks`.
+
+    files: where what visitors send and get is kept; port: None takes a free one
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(files)  # both are read when it is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is sent anywhere
+    from csm.demo.page import build_page
+
+    page = build_page(stage, voices)
     page.queue(max_size=32).launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
+        server_name=host,
+        server_port=port,
         max_file_size=LARGEST_UPLOAD,
         footer_links=[],
         share=False,
         ssr_mode=False,
-        show_error=False,
+        quiet=not block,
+        prevent_thread_lock=not block,
     )
+    return page

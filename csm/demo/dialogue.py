@@ -131,10 +131,14 @@ class Dialogue:
     def sample_rate(self) -> int:
         return self.stage.generator.sample_rate
 
+    @property
+    def pause(self) -> Tensor:
+        """What is heard between two lines, `[num_samples]`."""
+        return torch.zeros(round(PAUSE_SECONDS * self.sample_rate))
+
     def audio(self) -> Tensor:
         """All spoken lines with pauses between them, float32 `[num_samples]`."""
-        pause = torch.zeros(round(PAUSE_SECONDS * self.sample_rate))
-        parts = [part for line in self.lines if line.audio is not None for part in (line.audio, pause)]
+        parts = [part for line in self.lines if line.audio is not None for part in (line.audio, self.pause)]
         return torch.cat([torch.zeros(0), *parts[:-1]])
 
     def transcript(self) -> str:

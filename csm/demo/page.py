@@ -18,7 +18,7 @@ from csm.demo.voices import LONGEST_SECONDS, Voice, read_voice
 from csm.inference.segments import Segment
 
 NO_VOICE, OWN_VOICE = "the model's choice", "my recording"
-LONGEST_KEPT = 3600.0  # seconds after which a visitor's dialogue is forgotten
+LONGEST_KEPT = 3600  # seconds after which a visitor's dialogue and files are deleted
 EXAMPLE = "Hello, how are you today?\nFine, thank you. And you?"
 TITLE = "# A dialogue in two voices"
 RULES = "Do not use a voice without its owner's consent, and do not impersonate anyone."
@@ -31,16 +31,17 @@ class Visit:
     def __init__(self, stage: Stage) -> None:
         self.dialogue = Dialogue(stage)
         self.changes = 0  # of the lines, to draw them again
+        self.takes: dict[int, str] = {}  # files of spoken lines
         self._folder = tempfile.TemporaryDirectory(prefix="csm-demo-")
 
-    def line_file(self, number: int) -> str | None:
-        """A line as a WAV file, under a new name for each of its takes: browsers would play the old one."""
-        line = self.dialogue.lines[number]
-        if line.audio is None or not len(line.audio):
-            return None
-        path = Path(self._folder.name) / f"line-{number + 1}-{self.changes}.wav"
-        save_wav(path, line.audio, self.dialogue.sample_rate)
-        return str(path)
+    def keep_take(self, number: int) -> None:
+        """Writes a spoken line, under a new name for each take: browsers would play the old one."""
+        self.changes += 1
+        audio = self.dialogue.lines[number].audio
+        if audio is not None and len(audio):
+            path = Path(self._folder.name) / f"line-{number + 1}-{self.changes}.wav"
+            save_wav(path, audio, self.dialogue.sample_rate)
+            self.takes[number] = str(path)
 
     def files(self) -> list[str]:
         return [str(path) for path in self.dialogue.save(Path(self._folder.name))]
@@ -54,7 +55,7 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
     """voices: given ones, by name; script: what the box holds at first."""
     rate = stage.generator.sample_rate
     notice = f"{disclosure(stage.generator.watermark.name)} Tell listeners so. {RULES}"
-    with gr.Blocks(title="CSM demo", analytics_enabled=False) as page:
+    with gr.Blocks(title="CSM demo", analytics_enabled=False, delete_cache=(600, LONGEST_KEPT)) as page:
         visitor = gr.State(None, time_to_live=LONGEST_KEPT, delete_callback=lambda visit: visit and visit.close())
         drawn = gr.State(0)  # `Visit.changes` of what the page shows
         gr.Markdown(f"{TITLE}\n{notice}")
@@ -88,13 +89,14 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
             with _shown_errors():
                 given = [_voice(speaker, *inputs[4 * speaker : 4 * speaker + 4], voices, rate) for speaker in range(2)]
                 visit.dialogue.write(script, [segment for segment in given if segment is not None])
-            visit.changes += 1
+            visit.changes, visit.takes = visit.changes + 1, {}
             yield {visitor: visit, drawn: visit.changes, files: None}
             yield from speak_lines(visit, range(len(visit.dialogue.lines)), *inputs[8:])
 
         def speak_again(visit: Visit, text: str, number: int, *inputs: Any) -> Iterator[dict[Any, Any]]:
             with _shown_errors():
                 visit.dialogue.edit(number, text)
+            visit.takes.pop(number, None)
             yield from speak_lines(visit, [number], *inputs)
 
         def speak_lines(
@@ -108,12 +110,12 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
                     for chunk in dialogue.speak(number, temperature, int(topk), seed):
                         if packed := packer.encode(chunk):
                             yield {player: packed}
-                visit.changes += 1
+                visit.keep_take(number)
                 yield {drawn: visit.changes}
-                if line.codes is None:
+                if line.codes is None:  # stopped
                     break
-            if packed := packer.finish():
-                yield {player: packed}
+                packer.encode(dialogue.pause)
+            yield {player: packer.finish()}
             yield {status: _summary(dialogue), files: visit.files() or None}
 
         speak.click(speak_script, [visitor, lines, *choices, *sampling], outputs, **options)
@@ -123,15 +125,16 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
         def draw_lines(visit: Visit | None) -> None:
             for number, line in enumerate(visit.dialogue.lines if visit else []):
                 assert visit is not None
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     text = gr.Textbox(
                         line.text,
                         label=f"{number + 1}. {NAMES[line.speaker]}",
+                        interactive=True,
                         scale=4,
                         elem_id=f"line-{number + 1}",
                     )
                     gr.Audio(
-                        visit.line_file(number),
+                        visit.takes.get(number),
                         label="spoken",
                         interactive=False,
                         scale=4,

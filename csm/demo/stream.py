@@ -10,6 +10,8 @@ from torch import Tensor
 
 FRAME = 1024  # samples of an AAC frame
 BIT_RATE = 96_000
+SHORTEST_SECONDS = 0.5
+"""Frames are held back until they last so long: players stall over shorter pieces."""
 
 
 class AacStream:
@@ -27,12 +29,13 @@ class AacStream:
         self._samples = 0
 
     def encode(self, samples: Tensor) -> bytes:
-        """The frames that are complete with float32 `[num_samples]`, in [-1, 1]; may be empty."""
+        """The frames that are complete with float32 `[num_samples]` in [-1, 1]; empty until there are enough."""
         frame = av.AudioFrame.from_ndarray(samples.clamp(-1, 1).numpy()[None].astype(np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts = self.sample_rate, self._samples
         self._samples += len(samples)
         self._container.mux(self._stream.encode(frame))
-        return self._take()
+        enough = adts_seconds(self._bytes.getvalue(), self.sample_rate) >= SHORTEST_SECONDS
+        return self._take() if enough else b""
 
     def finish(self) -> bytes:
         """The last frames."""
