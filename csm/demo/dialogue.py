@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class Dialogue:
             with self.stage.lock:
                 conversation = self._conversation_before(number)
                 own_seed = None if seed is None else seed + number
-                options = {"temperature": temperature, "topk": topk, "seed": own_seed}
+                options: dict[str, Any] = {"temperature": temperature, "topk": topk, "seed": own_seed}
                 stream = conversation.stream(line.text, line.speaker, max_audio_length_ms=self.longest_ms, **options)
             while (chunk := self.stage.next(stream)) is not None:
                 if self._stopped:

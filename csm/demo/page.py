@@ -73,7 +73,7 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
         player = gr.Audio(
             label="As it is spoken", streaming=True, autoplay=True, interactive=False, elem_id="player", buttons=[]
         )
-        player.covert_to_adts = _as_adts(rate)  # Gradio's name for how it packs chunks, see csm/demo/stream.py
+        vars(player)["covert_to_adts"] = _as_adts(rate)  # Gradio's name for how it packs chunks, see csm/demo/stream.py
         status = gr.Markdown(elem_id="status")
         files = gr.File(label="Dialogue and transcript", file_count="multiple", interactive=False, elem_id="files")
         outputs, sampling = [player, visitor, drawn, status, files], [temperature, topk, seed]
@@ -87,7 +87,7 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
         def speak_script(visit: Visit | None, script: str, *inputs: Any) -> Iterator[dict[Any, Any]]:
             visit = visit or Visit(stage)
             with _shown_errors():
-                given = [_voice(speaker, *inputs[4 * speaker : 4 * speaker + 4], voices, rate) for speaker in range(2)]
+                given = [_voice(speaker, voices, rate, *inputs[4 * speaker :][:4]) for speaker in range(2)]
                 visit.dialogue.write(script, [segment for segment in given if segment is not None])
             visit.changes, visit.takes = visit.changes + 1, {}
             yield {visitor: visit, drawn: visit.changes, files: None}
@@ -170,7 +170,7 @@ def _voice_inputs(speaker: int, given: list[str]) -> list[Any]:
 
 
 def _voice(
-    speaker: int, choice: str, recording: str | None, text: str, consent: bool, voices: dict[str, Voice], rate: int
+    speaker: int, voices: dict[str, Voice], rate: int, choice: str, recording: str | None, text: str, consent: bool
 ) -> Segment | None:
     """The voice that a visitor chose. ValueError: a recording is missing, unreadable or not agreed to."""
     if choice == NO_VOICE:
