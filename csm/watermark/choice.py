@@ -11,7 +11,7 @@ import torch
 
 from csm.watermark.audioseal import AudioSeal
 from csm.watermark.base import THRESHOLD, UNMARKED, Watermark, WatermarkUnavailable
-from csm.watermark.perth import Perth
+from csm.watermark.perth import REMEDY, Perth
 from csm.watermark.silentcipher import SilentCipher
 
 BACKENDS: dict[str, Callable[[], Watermark]] = {"perth": Perth, "audioseal": AudioSeal, "silentcipher": SilentCipher}
@@ -21,7 +21,6 @@ ENTRY_POINTS = "csm.watermarks"
 """Group of entry points by which packages add backends: a name, and a callable that returns a `Watermark`."""
 
 CHOICES = ("auto", "required", "none", *BACKENDS)
-REMEDY = "pip install resemble-perth"
 
 
 def load_watermark(name: str = "auto") -> Watermark:

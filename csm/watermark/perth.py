@@ -25,6 +25,8 @@ from csm.audio import resample
 from csm.watermark.base import WatermarkUnavailable
 from csm.watermark.streaming import OverlapStream
 
+NEEDED = ("perth", "librosa", "torchaudio", "scipy", "yaml")  # modules; the wheel names none of its dependencies
+REMEDY = "pip install 'csm-train[watermark]'"
 RATE = 32_000  # Hz of its network
 HOP = 320  # samples between two frames of its spectrogram, whose windows have 2048
 SHORTEST = 8 * HOP
@@ -44,8 +46,8 @@ class Perth:
     name = "perth"
 
     def __init__(self) -> None:
-        if find_spec("perth") is None:
-            raise WatermarkUnavailable("Perth is not installed: pip install resemble-perth")
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise WatermarkUnavailable(f"Perth lacks {', '.join(missing)}: {REMEDY}")
 
     @cached_property
     def _network(self) -> Any:
@@ -54,7 +56,7 @@ class Perth:
             import perth
 
             if perth.PerthImplicitWatermarker is None:
-                raise WatermarkUnavailable("Perth does not import: python -c 'import perth.perth_net' says why")
+                raise WatermarkUnavailable(f"Perth does not import, see python -c 'import perth.perth_net': {REMEDY}")
             return perth.PerthImplicitWatermarker()
 
     def embed(self, samples: Tensor, rate: int) -> Tensor:

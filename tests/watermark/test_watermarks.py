@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -99,7 +101,7 @@ def test_without_a_backend_auto_warns_once_and_required_refuses(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_watermark("auto") is UNMARKED
-    with pytest.raises(WatermarkUnavailable, match="pip install resemble-perth"):
+    with pytest.raises(WatermarkUnavailable, match=r"pip install 'csm-train\[watermark\]'"):
         load_watermark("required")
 
 
@@ -169,3 +171,26 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch, capsys
             main()
         error = capsys.readouterr().err
         assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_perth_loads_where_setuptools_has_no_pkg_resources():
+    script = """
+import importlib.util, sys
+import torch
+from csm.watermark import perth
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pkg_resources":
+            raise ModuleNotFoundError(name)
+
+found = importlib.util.find_spec
+perth.find_spec = lambda name: None if name == "pkg_resources" else found(name)
+sys.meta_path.insert(0, Hidden())
+noise = 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(0))
+mark = perth.Perth()
+assert mark.detect(mark.embed(noise, 24_000), 24_000) > 0.9
+assert "pkg_resources" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
