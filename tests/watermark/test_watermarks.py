@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import soundfile
@@ -13,10 +14,18 @@ import torch
 from csm import Conversation, Segment
 from csm.audio import load_audio, load_channels, resample
 from csm.cli import main
+from csm.codec import SpectralCodec
+from csm.config import CodecConfig, CodecKind, TokenizerConfig, TokenizerKind
+from csm.formats.native import write_native
+from csm.formats.tensors import lazy
+from csm.model.csm import CSM
+from csm.text import load_tokenizer
 from csm.watermark import UNMARKED, WatermarkUnavailable, choice, load_watermark, perth
 from csm.watermark.streaming import OverlapStream
+from tests.codec.conftest import make_babble
 from tests.demo_speech import DEMO
 from tests.inference.toys import toy_generator
+from tests.tiny import tiny_config
 
 TURN = {"max_audio_length_ms": 1600, "seed": 3}
 
@@ -158,6 +167,44 @@ def test_files_are_marked_and_searched_on_the_command_line(mark, speech, tmp_pat
     assert first == f"{marked}: 4.00 s, marked by perth"
     assert second.startswith(f"{plain}: 0.") and second.endswith("(no mark of perth)")
     assert third.startswith(f"{marked}: ") and third.endswith("(marked by perth)")
+
+
+def test_speech_of_the_command_line_is_marked_unless_it_is_told_otherwise(mark, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(7)
+    codec = SpectralCodec.fit([make_babble(48_000, seed=1)], num_codebooks=5, codebook_size=23)
+    config = replace(tiny_config(), text_vocab_size=258, codebook_size=23, max_seq_len=512)
+    (tmp_path / "export").mkdir()
+    write_native(
+        tmp_path / "export",
+        weights=lazy(CSM(config).state_dict()),
+        config=config,
+        codec=CodecConfig(kind=CodecKind.spectral, num_codebooks=5, codebook_size=23),
+        codec_info=codec.info,
+        fitted_codec=codec,
+        tokenizer=load_tokenizer(TokenizerConfig(kind=TokenizerKind.bytes, vocab_size=258)),
+        training={"step": 0},
+    )
+    base = [
+        "csm",
+        "generate",
+        str(tmp_path / "export"),
+        "--text",
+        "Hi.",
+        "--seed",
+        "3",
+        "--max-audio-length-ms",
+        "1600",
+    ]
+    spoken = {}
+    for wanted, note in (("auto", "marked by perth"), ("none", "not marked")):
+        out = tmp_path / f"{wanted}.wav"
+        monkeypatch.setattr("sys.argv", [*base, "--watermark", wanted, "--out", str(out)])
+        main()
+        assert f"s, {note}" in capsys.readouterr().out
+        spoken[wanted] = load_audio(out, 24_000)
+    assert mark.detect(spoken["none"], 24_000) < 0.9 <= mark.detect(spoken["auto"], 24_000)
+    rounded = (mark.embed(spoken["none"], 24_000) - spoken["auto"]).norm()  # files have 16 bits
+    assert rounded < 0.02 * (spoken["auto"] - spoken["none"]).norm()
 
 
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch, capsys):
