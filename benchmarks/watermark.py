@@ -6,8 +6,8 @@ kinds:     `model` speaks lines of the demo dialogues itself; `recordings` are t
            `voices` are flite's and espeak-ng's
 detection: share of marked clips with a confidence of at least 0.9, of unmarked ones (false alarms), and the lowest and
            highest confidence of each, as the clips are and after what happens to audio on its way
-cost:      WER (Whisper tiny.en) and cosine of the speaker embedding to another clip of the voice, before and after;
-           difference of the marked signal; seconds per second of audio, whole and in streamed pieces
+cost:      WER (Whisper tiny.en), cosine of the speaker embedding to another clip of the voice (resemblyzer) and
+           quality (DistillMOS) before and after; SNR of the marked signal; seconds per second of audio, whole and streamed
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import distillmos
 import numpy as np
 import torch
 from torch import Tensor
@@ -166,19 +167,20 @@ def main() -> None:
 
 
 def costs(kinds: dict[str, list[Clip]], marked: dict[str, list[Tensor]]) -> None:
-    listener, embedder, normalize = (
-        FasterWhisper("bundled", "cpu", option="--"),
-        Resemblyzer("cpu"),
-        load_normalizer("en"),
-    )
+    listener, embedder = FasterWhisper("bundled", "cpu", option="--"), Resemblyzer("cpu")
+    normalize, judge = load_normalizer("en"), distillmos.ConvTransformerSQAModel().eval()
 
     def wer(texts: list[str], audios: list[Tensor]) -> float:
         spoken = zip(texts, audios, strict=True)
         pairs = [(normalize(text), normalize(listener.transcribe(audio, RATE))) for text, audio in spoken]
         return 100 * (corpus_wer([count_errors(align_words(*pair)) for pair in pairs]) or 0.0)
 
-    print("\n| | WER before | after | cosine to another clip before | after | SNR of the marked signal, median |")
-    print("|---|---|---|---|---|---|")
+    @torch.inference_mode()
+    def mos(audios: list[Tensor]) -> float:
+        return float(np.mean([float(judge(resample(audio, RATE, 16_000)[None])) for audio in audios]))
+
+    print("\n| | WER before | after | cosine before | after | DistillMOS before | after | SNR, median |")
+    print("|---|---|---|---|---|---|---|---|")
     for kind, clips in kinds.items():
         texts, audios = [clip.text for clip in clips], [clip.audio for clip in clips]
         others = [next((o.audio for o in clips if o.voice == c.voice and o is not c), None) for c in clips]
@@ -191,7 +193,7 @@ def costs(kinds: dict[str, list[Clip]], marked: dict[str, list[Tensor]]) -> None
         snr = [20 * torch.log10(a.norm() / (m - a).norm()) for a, m in zip(audios, marked[kind], strict=True)]
         print(
             f"| {kind} | {wer(texts, audios):.1f} % | {wer(texts, marked[kind]):.1f} % | {np.mean(before):.3f} | "
-            f"{np.mean(after):.3f} | {np.median(snr):.1f} dB |",
+            f"{np.mean(after):.3f} | {mos(audios):.2f} | {mos(marked[kind]):.2f} | {np.median(snr):.1f} dB |",
             flush=True,
         )
 
