@@ -7,7 +7,7 @@ kinds:     `model` speaks lines of the demo dialogues itself; `recordings` are t
 detection: share of marked clips with a confidence of at least 0.9, of unmarked ones (false alarms), and the lowest and
            highest confidence of each, as the clips are and after what happens to audio on its way
 cost:      WER (Whisper tiny.en), cosine of the speaker embedding to another clip of the voice (resemblyzer) and
-           quality (DistillMOS) before and after; SNR of the marked signal; seconds per second of audio, whole and streamed
+           quality (DistillMOS) before and after; SNR of the marked signal; seconds per second of audio, whole, streamed
 """
 
 from __future__ import annotations
