@@ -4,6 +4,8 @@ csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm serve MODEL                      speech over HTTP, with OpenAI's API
+csm demo MODEL                       a page on which two voices speak a script
+csm watermark detect FILE...         whether files carry the mark of generated speech
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
@@ -19,6 +21,7 @@ import torch
 from rich.console import Console
 
 from csm.audio import check_wav_name, save_wav
+from csm.demo import command as demo
 from csm.errors import user_errors
 from csm.formats import commands as model_commands
 from csm.formats import hub
@@ -37,6 +40,7 @@ from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
 from csm.serving import command as serve_command
+from csm.watermark import command as watermark
 
 _ENDS = {
     "stop": "",
@@ -57,6 +61,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.tokenizer,
         slots=1,
         num_codebooks=arguments.num_codebooks,
+        watermark=arguments.watermark,
     )
     context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
     options: dict[str, Any] = {
@@ -73,9 +78,11 @@ def generate(arguments: argparse.Namespace) -> None:
     audio = torch.cat([turn.audio for turn in turns])
     if not len(audio):
         raise ValueError("the model ended the turn before saying anything; try another --seed or more context")
+    audio = generator.watermark.embed(audio, generator.sample_rate)
     save_wav(arguments.out, audio, generator.sample_rate)
     notes = {_ENDS[turn.finish_reason]: None for turn in turns}  # each once, in order
-    print(f"{arguments.out}: {len(audio) / generator.sample_rate:.2f} s{''.join(notes)}")
+    mark = f", marked by {generator.watermark.name}" if generator.watermark.name != "none" else ", not marked"
+    print(f"{arguments.out}: {len(audio) / generator.sample_rate:.2f} s{mark}{''.join(notes)}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -132,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--long", action="store_true", help="a text longer than a turn, spoken sentence by sentence")
     speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
     speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
+    speak.add_argument("--watermark", default="auto", help="auto, required, none, or a backend: perth ...")
     speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")
     speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     _add_parts(speak)
@@ -181,6 +189,8 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.set_defaults(run=plan)
 
     model_commands.add_parser(commands)
+    watermark.add_parser(commands)
+    demo.add_parser(commands)
     return parser
 
 

@@ -52,7 +52,8 @@ def speak(arguments: argparse.Namespace) -> None:
         result = conversation.say(text, speaker=number % 2)
         turns.append(result)
         print(f"speaker {number % 2}: {text}   {result.frames / generator.codec.frame_rate:.1f} s")
-    save_wav(arguments.out, torch.cat([turn.audio for turn in turns]), generator.sample_rate)
+    audio = generator.watermark.embed(torch.cat([turn.audio for turn in turns]), generator.sample_rate)
+    save_wav(arguments.out, audio, generator.sample_rate)
     print(arguments.out)
 
 

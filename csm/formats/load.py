@@ -13,6 +13,7 @@ from csm.formats.quantized import load_quantized
 from csm.inference.generator import Generator
 from csm.model.csm import CSM
 from csm.quantization.schemes import PARTS, Quantization
+from csm.watermark import load_watermark
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,6 +42,7 @@ def load_generator(
     tokenizer_path: str | None = None,
     quantize: str | None = None,
     quantize_parts: Sequence[str] = PARTS,
+    watermark: str = "auto",
     **options: Any,
 ) -> Generator:
     """Model, codec and tokenizer of a checkpoint in any layout, ready to speak.
@@ -49,9 +51,11 @@ def load_generator(
     codec_path, tokenizer_path: local Mimi weights (moshi's file) and tokenizer, where the checkpoint carries none and
     the hub is not to be asked.
     quantize: int8, int8-dynamic, int4 or fp8, see docs/quantization.md; quantize_parts: backbone, decoder or both
+    watermark: of `generate` and `stream`: auto, required, none or a backend, see docs/watermark.md
     options: those of `Generator`, such as slots and num_codebooks
     Raises what `load_model` raises, for codec and tokenizer as well, and ValueError for a scheme that cannot run.
     """
+    options["watermark"] = load_watermark(watermark)
     dtype = dtype or generation_dtype(device)
     checkpoint = open_checkpoint(path_or_repo, codec_path, tokenizer_path)
     tokenizer = checkpoint.read_tokenizer()

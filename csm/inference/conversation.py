@@ -76,7 +76,8 @@ class Conversation:
         """Like `say`, in chunks. Where the stream is closed early, the turn stays as far as it was spoken."""
         ramp = ChunkRamp(first_chunk_frames, chunk_frames)
         _, request, ended = self.begin(text, speaker, options)
-        return SpeechStream(self.generator.streams, request, ramp, ended)
+        mark = self.generator.watermark.stream(self.generator.sample_rate)
+        return SpeechStream(self.generator.streams, request, ramp, ended, mark)
 
     def begin(
         self, text: str, speaker: int, options: dict[str, Any]

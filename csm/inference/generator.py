@@ -24,6 +24,7 @@ from csm.inference.streams import AudioStreams, ChunkRamp, SpeechStream
 from csm.inference.weights import DecodingWeights
 from csm.model.csm import CSM
 from csm.text import TextTokenizer
+from csm.watermark.base import UNMARKED, Watermark
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Generator:
     mode:          how a frame step runs, see csm/inference/modes.py
     share_weights: lets the model's q, k, v, gate and up matrices become views of fused ones, which saves their memory;
                    not for a model that is being trained
+    watermark:     marks the audio of `generate` and `stream`, which goes to listeners. Turns with codes, of
+                   `generate_segment`, `generate_batch` and conversations, become context and are never marked
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Generator:
         num_codebooks: int | None = None,
         mode: Mode = "eager",
         share_weights: bool = False,
+        watermark: Watermark = UNMARKED,
     ) -> None:
         if codec.num_codebooks != model.config.num_codebooks or codec.codebook_size != model.config.codebook_size:
             raise ValueError(
@@ -69,6 +73,7 @@ class Generator:
         self.model = model.eval()
         self.codec = codec
         self.tokenizer = tokenizer
+        self.watermark = watermark
         self.prompts = PromptBuilder(codec, tokenizer, model.config)
         self.engine = Engine(DecodingWeights(self.model, share_weights), slots, num_codebooks, mode)
 
@@ -87,12 +92,13 @@ class Generator:
         topk: int = 50,
         seed: int | None = None,
     ) -> Tensor:
-        """Speaks `text` as `speaker` after `context`; returns float32 `[num_samples]` on the CPU.
+        """Speaks `text` as `speaker` after `context`; returns float32 `[num_samples]` on the CPU, with the watermark.
 
         Raises ValueError if the context leaves no room for `max_audio_length_ms` of audio, for a context segment that
         cannot be read, for an empty text, and for options out of range (`Sampling`, `max_frames`).
         """
-        return self.generate_segment(text, speaker, context, max_audio_length_ms, temperature, topk, seed).audio
+        turn = self.generate_segment(text, speaker, context, max_audio_length_ms, temperature, topk, seed)
+        return self.watermark.embed(turn.audio, self.sample_rate)
 
     def generate_segment(
         self,
@@ -153,7 +159,7 @@ class Generator:
         turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards)
         ramp, request = ChunkRamp(first_chunk_frames, chunk_frames), self.request(turn)
         self.engine.check(request)
-        return SpeechStream(self.streams, request, ramp)
+        return SpeechStream(self.streams, request, ramp, mark=self.watermark.stream(self.sample_rate))
 
     def generate_codes(
         self,

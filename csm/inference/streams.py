@@ -6,6 +6,7 @@ engine --frames--> AudioStreams, one streaming decoder for all --audio--> Speech
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from csm.codec import Codec
 from csm.codec.streaming import StreamingDecoder
 from csm.inference.engine import Engine, Request
+from csm.watermark.base import UNMARKED, MarkStream
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,17 @@ class SpeechStream(Iterator[Tensor]):
     """
 
     def __init__(
-        self, streams: AudioStreams, request: Request, ramp: ChunkRamp, ended: Callable[[Request], None] | None = None
+        self,
+        streams: AudioStreams,
+        request: Request,
+        ramp: ChunkRamp,
+        ended: Callable[[Request], None] | None = None,
+        mark: MarkStream = UNMARKED,
     ) -> None:
-        """ended: called once when the turn is complete, or cancelled after it began"""
+        """ended: called once when the turn is complete, or cancelled after it began; mark: what chunks go through"""
         self.request = request
-        self._chunks = _chunks(streams, request, ramp, ended)  # does not refer to the stream, whose end is its end
+        # does not refer to the stream, whose end is its end
+        self._chunks = _marked(_chunks(streams, request, ramp, ended), mark)
 
     def __next__(self) -> Tensor:
         return next(self._chunks)
@@ -168,3 +176,13 @@ def _chunks(
             ended(request)
     if len(chunk := listener.take()):
         yield chunk
+
+
+def _marked(chunks: Generator[Tensor, None, None], mark: MarkStream) -> Generator[Tensor, None, None]:
+    """Chunks with a watermark, which may hold samples back until it has seen those after them."""
+    with closing(chunks):
+        for chunk in chunks:
+            if len(marked := mark.push(chunk)):
+                yield marked
+    if len(rest := mark.flush()):
+        yield rest
