@@ -118,4 +118,4 @@ class Chunk:
         q = q.reshape(1, cache.kv_heads, -1, head_dim)  # [1, G, length * H/G, E]
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, scale=1.0)
         # Its layout in memory is the kernel's: CUDA's have heads after positions.
-        return y[0].unflatten(1, (length, -1)).transpose(0, 1).reshape(length, -1)  # [G, length, H/G, E] -> [length, H*E]
+        return y[0].unflatten(1, (length, -1)).transpose(0, 1).reshape(length, -1)  # [length, H*E]
