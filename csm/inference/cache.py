@@ -117,4 +117,5 @@ class Chunk:
         q = heads[:, : cache.heads].reshape(length, cache.kv_heads, -1, head_dim).transpose(0, 1)
         q = q.reshape(1, cache.kv_heads, -1, head_dim)  # [1, G, length * H/G, E]
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, scale=1.0)
-        return y.view(cache.kv_heads, length, -1).transpose(0, 1).reshape(length, -1)
+        # Its layout in memory is the kernel's: CUDA's have heads after positions.
+        return y[0].unflatten(1, (length, -1)).transpose(0, 1).reshape(length, -1)  # [length, H*E]

@@ -88,7 +88,7 @@ def backward_in_chunks(
             del chunk, leaves, leaf, part
     with nullcontext() if sum_over_ranks else engine.local_gradients():
         states, embeddings = (
-            tensor if gradient is None else _LastChunk.apply(tensor, gradient, last_start)
+            tensor[last_start:] if gradient is None else _LastChunk.apply(tensor, gradient, last_start)
             for tensor, gradient in zip((frames.states, frames.embeddings), gradients, strict=True)
         )
         codes, weights = frames.codes[last_start:], frames.weights[last_start:]

@@ -117,12 +117,31 @@ def test_chunks_of_frames_change_nothing(ratio, chunk):
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_chunks_leave_frozen_parameters_alone():
-    model, batch = tiny_model(), rows([[conversation(1)]])
-    model.decoder.layers[0].requires_grad_(False)
-    forward_backward(model, batch, 4, CONFIG)
-    frozen = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert frozen == {f"decoder.layers.0.{name}" for name in model.decoder.layers[0].state_dict()}
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        ("decoder.layers.0.",),
+        ("audio_embeddings", "text_embeddings"),  # as with LoRA: no gradient of the decoder's embeddings
+        ("audio_embeddings", "text_embeddings", "backbone"),  # nor of its states
+    ],
+)
+def test_chunks_leave_frozen_parameters_alone(frozen):
+    """The others have the gradients of the whole. 4 divides no number of slots here."""
+    batch = rows([[conversation(1)]], 30)
+    results = []
+    for chunk in (1000, 4):
+        model = tiny_model()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+        forward_backward(model, batch, chunk, CONFIG, 11.0)
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    expected, found = results
+    assert {name for name, gradient in found.items() if gradient is None} == {
+        name for name in found if name.startswith(frozen)
+    }
+    for name, gradient in expected.items():
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("activation_checkpointing", [ActivationCheckpointing.selective, ActivationCheckpointing.full])

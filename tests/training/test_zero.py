@@ -12,6 +12,7 @@ import torch
 
 from csm import load_model
 from csm.checkpoint.contents import read_parts
+from csm.checkpoint.zero import TAG
 from csm.formats.open import open_checkpoint
 from csm.parallel.gradients import propagate_nonfinite
 from csm.training.build import train
@@ -19,6 +20,7 @@ from csm.training.loggers import read_lines
 from tests.conftest import ROOT, compose_train
 from tests.training.forked import launcher_variables
 from tests.training.recorded import recorded
+from tests.training.test_loop import as_lightnings_trainer_wrote_it
 from tests.training.test_strategies import STEPS, TWO, ZERO, check_same_run, last, launch
 
 ENGINES = ROOT / "tests" / "training" / "zero_engines.py"
@@ -79,6 +81,21 @@ def test_a_run_skips_what_one_process_skips(strategy, folder, overrides):
     for name in ("train/skipped_steps", "train/loss", "train/gradient_norm"):
         ours, theirs = (read_lines(run / "metrics.jsonl")[0][name] for run in (one, two))
         assert theirs == pytest.approx(ours, rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_folder_of_an_earlier_version_resumes(strategy, folder, overrides):
+    """After two steps, one rank's, under the names that options had; the four steps are those of one process."""
+    one, run = folder / "earlier-one", folder / f"earlier-{strategy}"
+    train(compose_train([*overrides, f"run_dir={one}"]))
+    options = [*overrides, f"run_dir={run}", f"strategy={strategy}"]
+    launch([*options, "trainer.max_steps=2", "trainer.val_every_steps=2"], ZERO)
+    (states,) = (last(run) / TAG).glob("*mp_rank_00_model_states.pt")
+    as_lightnings_trainer_wrote_it(states)
+    launch(options, ZERO)
+    assert read_parts(last(run))[0]["global_step"] == 4
+    check_same_run(one, run)
 
 
 LORA = ["lora.rank=4", "lora.alpha=8", "lora.dropout=0", "lora.train_modules=[audio_embeddings]", "optim.lr=2e-2"]
