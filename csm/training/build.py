@@ -30,6 +30,7 @@ from csm.formats.init_weights import initialize
 from csm.formats.open import open_checkpoint
 from csm.kernels import cpu, cuda
 from csm.model.csm import CSM
+from csm.model.freeze import freeze
 from csm.model.lora import apply_lora
 from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
@@ -103,6 +104,7 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
         model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
+    freeze(model, config.freeze)
     if on_cuda:
         cuda.install(model)
     elif not options.compile:

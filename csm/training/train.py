@@ -26,6 +26,7 @@ from csm.parallel.plan import precision, whole_model
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
 from csm.training.health import StepHealth
+from csm.training.labels import batch_faults, shift_faults
 from csm.training.loggers import TrainingProgress, step_profiler
 from csm.training.metrics import IntervalSums, Phase, PhaseTimer, loss_metrics, objective, throughput_metrics
 from csm.training.module import CSMTrainingModule
@@ -69,7 +70,7 @@ class TrainingLoop:
         self.interval = IntervalSums(self.copies)
         self.health = StepHealth(self.options, run_dir, self.ranks)
         self.timer = PhaseTimer(fabric.device)
-        self._validation_due = False
+        self._validation_due = self._labels_checked = False
         self._saved: tuple[int, float, bool] | None = None  # the state that the newest checkpoint holds
         # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
         wanted = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
@@ -98,7 +99,10 @@ class TrainingLoop:
                     self._validate_and_save(val_batches)
                 while self.step < options.max_steps and not self.data.finished:
                     self.timer.enter(Phase.data)
-                    batch = next(train_batches).to(fabric.device)
+                    batch = next(train_batches)
+                    if not self._labels_checked:
+                        self._check_labels(batch)
+                    batch = batch.to(fabric.device)
                     self.timer.enter(Phase.step)  # in which logging waits for the device
                     self.take_step(batch)
                     metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
@@ -123,6 +127,22 @@ class TrainingLoop:
             progress.stop()
             for logger in fabric.loggers:
                 logger.finalize(status)
+
+    def _check_labels(self, batch: StepBatch) -> None:
+        """Warns of labels that look wrong, on the first batch of this process; see csm/training/labels.py."""
+        self.timer.enter(Phase.other)
+        self._labels_checked = True
+        faults = batch_faults(batch.microbatches, self.extras["codec"]["frame_rate"])
+        if self.step or self.config.init_from is not None:  # a new model prefers no shift
+            with self.module.evaluating():
+                rows = batch.microbatches[0].to(self.fabric.device)
+                sums, counts = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
+            if counts[0]:
+                faults += shift_faults((sums / counts).tolist(), self.config.model.audio_vocab_size)
+        if self.fabric.is_global_zero:
+            for fault in faults:
+                log.warning("labels of the first batch: %s", fault)
+        self.timer.enter(Phase.data)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
