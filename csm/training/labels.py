@@ -1,7 +1,7 @@
 """A look at the labels of the first batch, at the start of every training.
 
 A model learns wrong labels as readily as right ones, and its loss looks healthy meanwhile: labels that are one frame
-late make speech faster epoch by epoch, turns without an end never stop, and silence after every turn is learned with it.
+late make speech faster epoch by epoch, turns without an end never stop, silence after every turn is learned with it.
 Three looks, each with a sentence if something is wrong:
 
     layout     every turn's text ends right before its first frame, its last frame is an end of speech, and exactly its
