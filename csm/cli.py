@@ -4,6 +4,7 @@ csm generate MODEL --text "..."      speech from an exported model
 csm export CHECKPOINT --out DIR      a model directory in any layout from a checkpoint in any layout
 csm quantize MODEL --scheme int8 --out DIR    a smaller model directory
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
+from csm.voice_command import add_parser as add_voice_parser
 
 _ENDS = {
     "stop": "",
@@ -172,6 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("words", nargs="*", metavar="key=value")
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
     estimate.set_defaults(run=plan)
+    add_voice_parser(commands)
     return parser
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from csm.config import StrategyName, TrainConfig
+from csm.config import StrategyName, TrainConfig, TrainerConfig
 from csm.data.rows import predicted_speaker
 from csm.data.stream import RankShare
 from csm.kernels.cuda import flex_limit
 from csm.model.freeze import PARTS
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
+from csm.training.sample_metrics import METRICS
 
 
 def validate_train_config(config: TrainConfig, num_devices: int, device_type: str) -> None:
@@ -33,6 +34,26 @@ def _validate_intervals(config: TrainConfig) -> None:
         raise ValueError(
             "trainer.sample_every_steps needs validation, which is when samples are spoken: set trainer.val_every_steps"
         )
+    _validate_early_stop(config.trainer)
+
+
+def _validate_early_stop(options: TrainerConfig) -> None:
+    metric, patience = options.early_stop.metric, options.early_stop.patience
+    if metric is None:
+        return
+    kind, _, name = metric.partition("/")
+    where = f"trainer.early_stop.metric={metric}"
+    if kind not in ("val", "samples") or (kind == "samples" and name not in METRICS):
+        raise ValueError(f"{where}: choose val/loss or another val/*, or samples/ with one of {', '.join(METRICS)}")
+    if patience < 1:
+        raise ValueError(f"trainer.early_stop.patience={patience} must be at least 1")
+    missing = {"wer": "sample_asr", "similarity": "sample_similarity"}.get(name)
+    if kind == "samples" and missing is not None and getattr(options, missing) is None:
+        raise ValueError(f"{where} needs its judge: set trainer.{missing}")
+    if kind == "samples" and not options.sample_every_steps:
+        raise ValueError(f"{where} is measured on audio samples: set trainer.sample_every_steps")
+    if not options.val_every_steps:
+        raise ValueError(f"{where} needs validation: set trainer.val_every_steps")
 
 
 def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from csm.config.evaluation import SpeakerKind
 from csm.config.model import CodecConfig, CSMConfig, TokenizerConfig
 
 
@@ -161,6 +162,19 @@ class Profile(Enum):
 
 
 @dataclass
+class EarlyStopConfig:
+    """Ending a run by what validation finds, and choosing best.ckpt by it."""
+
+    metric: str | None = None
+    """A metric of validation or samples (docs/metrics.md), such as samples/wer; null: best.ckpt has the lowest
+    val/loss, and nothing ends the run early."""
+    higher_is_better: bool = False
+    """For metrics such as samples/similarity."""
+    patience: int = 5
+    """The run ends after so many values in a row that are no better than the best; the export is then the best."""
+
+
+@dataclass
 class TrainerConfig:
     """Hardware, precision, length of the run and cadences. All cadences count optimizer steps."""
 
@@ -190,6 +204,14 @@ class TrainerConfig:
     """Steps between two sets of audio samples, generated during validation; 0: none."""
     sample_prompts: int = 2
     """Validation prompts that are spoken for audio samples."""
+    sample_asr: str | None = None
+    """Recognizer of samples/wer, through faster-whisper: `bundled` (small, English), a size, folder or repository."""
+    sample_language: str = "en"
+    """Language of the samples, for `sample_asr`."""
+    sample_similarity: SpeakerKind | None = None
+    """Speaker encoder of samples/similarity."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    """Early stop."""
     max_skipped_in_a_row: int = 5
     """A step with non-finite gradients is skipped; this many in a row stop the run."""
     spike_sigmas: float = 6.0
