@@ -105,7 +105,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     frames = options.hours * 3600 * FRAME_RATE
     steps = math.ceil(frames * options.epochs / device.audio_share / positions)
     if config.lora.rank or config.freeze:
-        notes.append("FLOPs are those of training all weights; with fewer of them, up to a third less")
+        notes.append("FLOPs are those of training all weights; with adapters or frozen parts, up to a third less")
     codes = frames * config.model.num_codebooks * 2
     return Plan(
         parameters=parameters.count,

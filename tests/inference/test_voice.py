@@ -111,6 +111,7 @@ def test_from_recordings_to_speech_on_the_command_line(tiny_overrides, tmp_path,
     monkeypatch.chdir(tmp_path)
 
     def csm(*words: str) -> str:
+        capsys.readouterr()
         arguments = cli.build_parser().parse_args(words)
         arguments.run(arguments)
         return capsys.readouterr().out
