@@ -71,7 +71,8 @@ def train(config: TrainConfig) -> float | None:
             loop.run()
             if loop.fabric.is_global_zero and loop.checkpoints.newest is not None:
                 best = loop.checkpoints.folder / BEST
-                chosen = best if config.trainer.early_stop.metric and best.exists() else loop.checkpoints.newest
+                # Without a best step of this run, a best.ckpt is of an earlier one.
+                chosen = best if config.trainer.early_stop.metric and loop.best_step else loop.checkpoints.newest
                 checkpoint = open_checkpoint(chosen, averaged=config.trainer.validate_ema)
                 export(checkpoint, run_dir / "export", overwrite=True)
     return None if math.isinf(loop.best_loss) else loop.best_loss
