@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from csm.inference.conversation import Conversation
     from csm.inference.generator import Generator, SpeechRequest
     from csm.inference.segments import GeneratedSegment, Segment
+    from csm.inference.voice import Voice
     from csm.model.csm import CSM
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "Generator",
     "Segment",
     "SpeechRequest",
+    "Voice",
     "load_csm_1b",
     "load_generator",
     "load_model",
@@ -41,6 +43,7 @@ _HOMES = {
     "Generator": "csm.inference.generator",
     "Segment": "csm.inference.segments",
     "SpeechRequest": "csm.inference.generator",
+    "Voice": "csm.inference.voice",
     "load_csm_1b": "csm.formats.load",
     "load_generator": "csm.formats.load",
     "load_model": "csm.formats.load",

@@ -9,6 +9,7 @@ csm watermark detect FILE...         whether files carry the mark of generated s
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
+csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from csm.formats.quantize import quantize as quantize_checkpoint
 from csm.inference.guards import Guards
 from csm.inference.long_text import speak_long
 from csm.inference.records import read_context
+from csm.inference import voice_command as voice
 from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
@@ -191,6 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     model_commands.add_parser(commands)
     watermark.add_parser(commands)
     demo.add_parser(commands)
+    voice.add_parser(commands)
     return parser
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from csm.config import StrategyName, TrainConfig
+from csm.config import StrategyName, TrainConfig, TrainerConfig
+from csm.data.rows import predicted_speaker
 from csm.data.stream import RankShare
 from csm.kernels.cuda import flex_limit
+from csm.model.freeze import PARTS
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
+from csm.training.sample_metrics import METRICS
 
 
 def validate_train_config(config: TrainConfig, num_devices: int, device_type: str) -> None:
@@ -16,6 +19,7 @@ def validate_train_config(config: TrainConfig, num_devices: int, device_type: st
     _validate_intervals(config)
     precision(config.trainer)
     _validate_average(config)
+    _validate_frozen(config)
     _validate_strategy(config, num_devices, device_type)
     validate_tensor_parallel(config, num_devices)
     _validate_data(config, num_devices)
@@ -30,6 +34,26 @@ def _validate_intervals(config: TrainConfig) -> None:
         raise ValueError(
             "trainer.sample_every_steps needs validation, which is when samples are spoken: set trainer.val_every_steps"
         )
+    _validate_early_stop(config.trainer)
+
+
+def _validate_early_stop(options: TrainerConfig) -> None:
+    metric, patience = options.early_stop.metric, options.early_stop.patience
+    if metric is None:
+        return
+    kind, _, name = metric.partition("/")
+    where = f"trainer.early_stop.metric={metric}"
+    if kind not in ("val", "samples") or (kind == "samples" and name not in METRICS):
+        raise ValueError(f"{where}: choose val/loss or another val/*, or samples/ with one of {', '.join(METRICS)}")
+    if patience < 1:
+        raise ValueError(f"trainer.early_stop.patience={patience} must be at least 1")
+    missing = {"wer": "sample_asr", "similarity": "sample_similarity"}.get(name)
+    if kind == "samples" and missing is not None and getattr(options, missing) is None:
+        raise ValueError(f"{where} needs its judge: set trainer.{missing}")
+    if kind == "samples" and not options.sample_every_steps:
+        raise ValueError(f"{where} is measured on audio samples: set trainer.sample_every_steps")
+    if not options.val_every_steps:
+        raise ValueError(f"{where} needs validation: set trainer.val_every_steps")
 
 
 def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) -> None:
@@ -92,8 +116,38 @@ def _validate_average(config: TrainConfig) -> None:
         )
 
 
+def _validate_frozen(config: TrainConfig) -> None:
+    for part in config.freeze:
+        if part not in PARTS:
+            raise ValueError(f"freeze: {part!r} is unknown; choose from {', '.join(PARTS)}")
+    if not config.freeze:
+        return
+    listed = f"freeze=[{','.join(config.freeze)}]"
+    if config.lora.rank:
+        raise ValueError(
+            f"{listed} does not go with lora.rank={config.lora.rank}: adapters freeze all other weights; choose their "
+            "stacks with lora.stacks, and what else is trained with lora.train_modules"
+        )
+    if {"backbone", "decoder", "embeddings"} <= set(config.freeze):
+        raise ValueError(f"{listed} leaves nothing to train; leave one of backbone, decoder and embeddings out")
+
+
 def _validate_data(config: TrainConfig, num_devices: int) -> None:
     data = config.data
+    predicted_speaker(data.loss_turns)  # raises ValueError
+    for name in ("context_dropout", "text_dropout"):
+        value = getattr(data, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"data.{name}={value} is a probability: choose 0 to 1, such as 0.1")
+    moving = [name for name, source in data.sources.items() if source.final_weight is not None]
+    if bool(moving) != (data.mix_steps > 0):
+        where = f"data.sources.{moving[0]}.final_weight" if moving else f"data.mix_steps={data.mix_steps}"
+        raise ValueError(
+            f"{where}: weights of a mixture move over data.mix_steps > 0 steps to the final_weight of one source or "
+            "more; set both or neither"
+        )
+    if config.loss.eos_weight < 0:
+        raise ValueError(f"loss.eos_weight={config.loss.eos_weight} must be at least 0; 1 weighs all frames alike")
     if data.max_seq_len > config.model.max_seq_len:
         raise ValueError(f"data.max_seq_len={data.max_seq_len} exceeds model.max_seq_len={config.model.max_seq_len}")
     if data.window_shards < 1:

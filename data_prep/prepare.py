@@ -77,7 +77,10 @@ def check_options(cfg: DataPrepConfig) -> None:
             if value is not None and not value > 0:
                 raise ValueError(f"{group}.{name}={value} must be greater than 0")
     for group in (field.name for field in fields(cfg) if is_dataclass(getattr(cfg, field.name))):
-        for name in ("min_seconds", "min_speech_seconds", "min_silence_seconds", "pad_seconds", "workers"):
+        for name in (
+            *("min_seconds", "min_speech_seconds", "min_silence_seconds", "pad_seconds", "trim_given_seconds"),
+            "workers",
+        ):
             value = getattr(getattr(cfg, group), name, None)
             if value is not None and value < 0:
                 raise ValueError(f"{group}.{name}={value} must not be negative")

@@ -33,6 +33,7 @@ from csm.config.model import (
 from csm.config.training import (
     ActivationCheckpointing,
     DataConfig,
+    EarlyStopConfig,
     LoraConfig,
     LossConfig,
     OptimConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "CodecConfig",
     "CodecKind",
     "DataConfig",
+    "EarlyStopConfig",
     "EvalConfig",
     "EvaluateConfig",
     "LoraConfig",

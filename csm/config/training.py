@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from csm.config.evaluation import SpeakerKind
 from csm.config.model import CodecConfig, CSMConfig, TokenizerConfig
 
 
@@ -19,6 +20,8 @@ class SourceConfig:
     """Folder or URL of the dataset."""
     weight: float = 1.0
     """Relative share of the rows: weight / sum of the weights of all sources that are not finished."""
+    final_weight: float | None = None
+    """Weight that `weight` has moved to, in equal steps, after `data.mix_steps`; null: it stays."""
     max_epochs: int | None = None
     """Passes over the dataset before it leaves the mixture; null: as many as the run needs."""
 
@@ -33,7 +36,9 @@ class DataConfig:
     path: str | None = None
     """A single dataset, repeated for as long as the run lasts."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """A mixture: name -> dataset, weight and max_epochs."""
+    """A mixture: name -> dataset, weight, final_weight and max_epochs."""
+    mix_steps: int = 0
+    """Optimizer steps over which the weights of the mixture move to their `final_weight`; 0: they stay."""
     max_seq_len: int = 2048
     """Length S of a row (a packed sequence), in positions."""
     global_batch_size: int = 8
@@ -46,6 +51,11 @@ class DataConfig:
     """Shuffle the speaker ids within each conversation, so that an id does not stand for a voice."""
     context_dropout: float = 0.0
     """Probability, at each turn, that the turn is trained on without the turns before it."""
+    text_dropout: float = 0.0
+    """Probability, for each turn, that its text is empty ("[speaker]" alone): for classifier-free guidance."""
+    loss_turns: str = "all"
+    """Turns that are predicted, in training and validation: `all`, `last` of each conversation (or of the part that
+    `context_dropout` leaves of it), or `speaker:N`, those of a stored speaker id. The others are read as context."""
     num_workers: int = 2
     """Data-loading processes per rank; 0 loads in the training process."""
     cache_dir: str = "~/.cache/csm"
@@ -64,6 +74,8 @@ class LossConfig:
     """Weight of the backbone's loss (codebook 0)."""
     decoder_weight: float = 1.0
     """Weight of the depth decoder's mean loss (codebooks 1 to K-1)."""
+    eos_weight: float = 1.0
+    """Weight of end-of-speech frames among the frames of both terms; validation has no weights."""
     decoder_frame_ratio: int = 16
     """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame."""
     decoder_chunk: int = 512
@@ -150,6 +162,19 @@ class Profile(Enum):
 
 
 @dataclass
+class EarlyStopConfig:
+    """Ending a run by what validation finds, and choosing best.ckpt by it."""
+
+    metric: str | None = None
+    """A metric of validation or samples (docs/metrics.md), such as samples/wer; null: best.ckpt has the lowest
+    val/loss, and nothing ends the run early."""
+    higher_is_better: bool = False
+    """For metrics such as samples/similarity."""
+    patience: int = 5
+    """The run ends after so many values in a row that are no better than the best; the export is then the best."""
+
+
+@dataclass
 class TrainerConfig:
     """Hardware, precision, length of the run and cadences. All cadences count optimizer steps."""
 
@@ -179,6 +204,14 @@ class TrainerConfig:
     """Steps between two sets of audio samples, generated during validation; 0: none."""
     sample_prompts: int = 2
     """Validation prompts that are spoken for audio samples."""
+    sample_asr: str | None = None
+    """Recognizer of samples/wer, through faster-whisper: `bundled` (small, English), a size, folder or repository."""
+    sample_language: str = "en"
+    """Language of the samples, for `sample_asr`."""
+    sample_similarity: SpeakerKind | None = None
+    """Speaker encoder of samples/similarity."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    """Early stop."""
     max_skipped_in_a_row: int = 5
     """A step with non-finite gradients is skipped; this many in a row stop the run."""
     spike_sigmas: float = 6.0
@@ -250,6 +283,8 @@ class TrainConfig:
     """Datasets and batches."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Terms of the objective."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts that stay as they are: backbone, decoder (with projection and heads), embeddings, text_embeddings."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -92,7 +92,7 @@ class CSMDataModule(L.LightningDataModule):
             data.window_shards,
             self.config.seed,
         )
-        return MixtureSource(plan, source.weight, source.max_epochs)
+        return MixtureSource(plan, source.weight, source.max_epochs, source.final_weight)
 
     # ----------------------------------------------------------------------------------------------- loaders
 
@@ -105,7 +105,7 @@ class CSMDataModule(L.LightningDataModule):
         config, data = self.config, self.config.data
         rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
         share = RankShare(data.global_batch_size, data.micro_batch_size, self.rank, self.world_size)
-        return self._loader(rows, StepSampler(self.mixture, share, config.seed, self.cursor))
+        return self._loader(rows, StepSampler(self.mixture, share, config.seed, self.cursor, data.mix_steps))
 
     def val_dataloader(self) -> DataLoader:
         """RowBatches of split "val" of all sources, equally many on every rank; its length is 0 if there are none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -17,22 +19,48 @@ from csm.text import TextTokenizer
 
 
 def sample_turns(
-    sample: Sample, tokenizer: TextTokenizer, max_seq_len: int, speakers: dict[int, int] | None = None
+    sample: Sample,
+    tokenizer: TextTokenizer,
+    max_seq_len: int,
+    speakers: dict[int, int] | None = None,
+    predicted: int | None = None,
+    without_text: np.ndarray | None = None,
 ) -> list[TurnTokens]:
     """The turns of a stored conversation, tokenized, with its speaker ids renamed by `speakers`.
 
     A conversation longer than `max_seq_len` keeps the leading turns that fit as a whole.
+
+    predicted:    stored speaker id whose turns alone are predicted; None: those of all speakers
+    without_text: bool [turns], turns whose text is empty; they fit where they fit with it
     """
     turns, total = [], 0
-    for turn in sample.turns:
+    for number, turn in enumerate(sample.turns):
         speaker = turn.speaker if speakers is None else speakers[turn.speaker]
         codes = torch.from_numpy(sample.turn_codes(turn))
-        tokens = TurnTokens(tokenizer.encode_turn(turn.text, speaker), codes, turn.loss)
+        loss = turn.loss and predicted in (None, turn.speaker)
+        tokens = TurnTokens(tokenizer.encode_turn(turn.text, speaker), codes, loss)
         total += tokens.num_positions
         if total > max_seq_len:
             break
+        if without_text is not None and without_text[number]:
+            tokens.text = tokenizer.encode_turn("", speaker)
         turns.append(tokens)
     return turns
+
+
+def only_last(turns: list[TurnTokens]) -> list[TurnTokens]:
+    """The turns of a document, of which only the last is predicted."""
+    return [*(replace(turn, loss=False) for turn in turns[:-1]), *turns[-1:]]
+
+
+def predicted_speaker(loss_turns: str) -> int | None:
+    """The N of `speaker:N`; None for `all` and `last`. Raises ValueError for anything else."""
+    kind, _, number = loss_turns.partition(":")
+    if loss_turns in ("all", "last"):
+        return None
+    if kind != "speaker" or not number.isdecimal():
+        raise ValueError(f"data.loss_turns={loss_turns} must be all, last or speaker:N, such as speaker:0")
+    return int(number)
 
 
 def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generator) -> list[list[TurnTokens]]:
@@ -58,8 +86,8 @@ def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int
 class TrainRows(Dataset):
     """Maps a StepSpec to the StepBatch of one rank.
 
-    Every random choice for a row (speaker ids, dropped context, decoder frames) is drawn from (seed, step, row of the
-    global step), so it does not depend on the number of ranks, workers or microbatches.
+    Every random choice for a row (speaker ids, dropped texts and contexts, decoder frames) is drawn from (seed, step,
+    row of the global step), so it does not depend on the number of ranks, workers or microbatches.
     """
 
     def __init__(
@@ -71,6 +99,7 @@ class TrainRows(Dataset):
         seed: int,
     ) -> None:
         self.datasets, self.tokenizer, self.data, self.seed = datasets, tokenizer, data, seed
+        self.predicted = predicted_speaker(data.loss_turns)
         self.slots = num_slots(data.max_seq_len, loss.decoder_frame_ratio)
         self.num_codebooks = next(iter(datasets.values())).codec.num_codebooks
 
@@ -91,19 +120,22 @@ class TrainRows(Dataset):
         )
 
     def _row(self, samples: list[Sample], rng: np.random.Generator) -> RowBatch:
-        documents = []
+        data, documents = self.data, []
         for sample in samples:
-            speakers = permuted_speakers(sample, rng) if self.data.permute_speakers else None
-            turns = sample_turns(sample, self.tokenizer, self.data.max_seq_len, speakers)
-            parts = drop_context(turns, self.data.context_dropout, rng)
-            documents += [conversation_frames(part, self.num_codebooks) for part in parts]
-        return pack_row(documents, self.data.max_seq_len, self.num_codebooks, self.slots, rng)
+            speakers = permuted_speakers(sample, rng) if data.permute_speakers else None
+            without_text = rng.random(len(sample.turns)) < data.text_dropout if data.text_dropout else None
+            turns = sample_turns(sample, self.tokenizer, data.max_seq_len, speakers, self.predicted, without_text)
+            for part in drop_context(turns, data.context_dropout, rng):
+                turns = only_last(part) if data.loss_turns == "last" else part
+                documents.append(conversation_frames(turns, self.num_codebooks))
+        return pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
 
 
 class ValidationRows(Dataset):
     """Batches of one rank over a split of all sources.
 
-    The depth decoder sees every frame; speaker ids are the stored ones, and no context is dropped. All ranks have
+    The depth decoder sees every frame; speaker ids are the stored ones, and neither text nor context is dropped. The
+    predicted turns are those of `data.loss_turns`, as in training. All ranks have
     equally many batches, so the last rows may be empty. The rows are those of the first epoch, window by window, so
     that only a few remote shards are read at a time.
 
@@ -121,6 +153,7 @@ class ValidationRows(Dataset):
         world_size: int,
     ) -> None:
         self.datasets, self.tokenizer, self.data = datasets, tokenizer, data
+        self.predicted = predicted_speaker(data.loss_turns)
         self.rank, self.world_size = rank, world_size
         self.rows: list[tuple[str, np.ndarray]] = []
         for name, dataset in datasets.items():
@@ -141,7 +174,9 @@ class ValidationRows(Dataset):
         if index < len(self.rows):
             name, samples = self.rows[index]
             for number in samples:
-                turns = sample_turns(self.datasets[name].read(int(number)), self.tokenizer, self.data.max_seq_len)
+                sample, limit = self.datasets[name].read(int(number)), self.data.max_seq_len
+                turns = sample_turns(sample, self.tokenizer, limit, predicted=self.predicted)
+                turns = only_last(turns) if self.data.loss_turns == "last" else turns
                 documents.append(conversation_frames(turns, num_codebooks))
         length = self.data.max_seq_len
         return pack_row(documents, length, num_codebooks, length, np.random.default_rng(0))

@@ -19,6 +19,7 @@ class Source:
     dataset: ShardedDataset
     weight: float
     max_epochs: int | None
+    final_weight: float | None = None
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -39,11 +40,21 @@ def open_sources(data: DataConfig) -> dict[str, Source]:
             raise ValueError(
                 f"data.sources.{name}.weight={options.weight} must be greater than 0, or the source removed"
             )
+        if options.final_weight is not None and not options.final_weight > 0:
+            raise ValueError(
+                f"data.sources.{name}.final_weight={options.final_weight} must be greater than 0; give a small one, "
+                "or max_epochs, to a source that is to fade out"
+            )
         if options.max_epochs is not None and options.max_epochs < 1:
             raise ValueError(f"data.sources.{name}.max_epochs={options.max_epochs} must be at least 1, or null")
     cache_bytes = round(data.cache_gb * 1e9)
     sources = {
-        name: Source(ShardedDataset(options.path, cache_folder(data), cache_bytes), options.weight, options.max_epochs)
+        name: Source(
+            ShardedDataset(options.path, cache_folder(data), cache_bytes),
+            options.weight,
+            options.max_epochs,
+            options.final_weight,
+        )
         for name, options in configured.items()
     }
     first = next(iter(sources))

@@ -1,7 +1,8 @@
 """The stream of training rows over windows, epochs and sources, with a small cursor to resume from.
 
 An optimizer step takes the next `global_batch_size` rows of the stream, across the ends of windows and epochs. The
-source of a row is drawn by weight from (seed, number of the row in the stream), and each source has its own epochs. A
+source of a row is drawn by weight from (seed, number of the row in the stream), and each source has its own epochs.
+Weights may move over the first steps of the run; they too are a function of the number of the row. A
 source that has finished its `max_epochs` leaves the mixture, and the weights of the others are normalized again. When
 all have finished, the stream ends, possibly in the middle of a step.
 
@@ -37,6 +38,12 @@ class MixtureSource:
     plan: EpochPlan
     weight: float = 1.0
     max_epochs: int | None = None  # None: no limit
+    final_weight: float | None = None  # None: `weight`
+
+    def weight_at(self, progress: float) -> float:
+        """Weight after the share `progress` (0 to 1) of the rows over which weights move."""
+        final = self.weight if self.final_weight is None else self.final_weight
+        return self.weight + progress * (final - self.weight)
 
 
 class SourceStream:
@@ -78,10 +85,10 @@ class SourceStream:
 
 
 class RowStream:
-    """The rows of a mixture of sources."""
+    """The rows of a mixture of sources. moving_rows: rows over which weights move to their final ones."""
 
-    def __init__(self, sources: dict[str, SourceStream], seed: int, rows: int = 0) -> None:
-        self.sources = sources
+    def __init__(self, sources: dict[str, SourceStream], seed: int, rows: int = 0, moving_rows: int = 0) -> None:
+        self.sources, self.moving_rows = sources, moving_rows
         self.rows = rows  # taken so far
         self._seed = seed
         self._names = list(sources)
@@ -94,7 +101,8 @@ class RowStream:
     def take(self) -> tuple[str, np.ndarray]:
         """The next row: name of its source, and its sample numbers. Must not be called when finished."""
         active = [name for name in self._names if not self.sources[name].finished]
-        shares = np.cumsum([self.sources[name].source.weight for name in active])
+        progress = min(1.0, self.rows / self.moving_rows) if self.moving_rows else 0.0
+        shares = np.cumsum([self.sources[name].source.weight_at(progress) for name in active])
         chosen = np.searchsorted(shares / shares[-1], self._draw(self.rows), side="right")
         name = active[min(int(chosen), len(active) - 1)]
         self.rows += 1
@@ -155,17 +163,25 @@ class RankShare:
 class StepSampler(Sampler[StepSpec]):
     """Yields the StepSpec of every optimizer step from `cursor` (None: from the beginning) to the end of the stream.
 
-    Every iteration starts at `cursor` again.
+    Every iteration starts at `cursor` again. mix_steps: over which the weights of the sources move.
     """
 
-    def __init__(self, sources: dict[str, MixtureSource], share: RankShare, seed: int, cursor: Cursor | None) -> None:
-        self.sources, self.share, self.seed = sources, share, seed
+    def __init__(
+        self,
+        sources: dict[str, MixtureSource],
+        share: RankShare,
+        seed: int,
+        cursor: Cursor | None,
+        mix_steps: int = 0,
+    ) -> None:
+        self.sources, self.share, self.seed, self.mix_steps = sources, share, seed, mix_steps
         self.cursor: Cursor = cursor or {"step": 0, "rows": 0, "sources": {}}
 
     def __iter__(self) -> Iterator[StepSpec]:
         places = self.cursor["sources"]
         streams = {name: SourceStream(source, places.get(name, (0, 0, 0))) for name, source in self.sources.items()}
-        stream = RowStream(streams, self.seed, self.cursor["rows"])
+        moving_rows = self.mix_steps * self.share.global_batch_size
+        stream = RowStream(streams, self.seed, self.cursor["rows"], moving_rows)
         step = self.cursor["step"]
         mine = self.share.rows()
         while not stream.finished:

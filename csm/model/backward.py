@@ -10,7 +10,15 @@ from torch import Tensor
 
 from csm.config import LossConfig
 from csm.model.csm import CSM
-from csm.model.loss import DecoderFrames, DecoderSums, LossSums, frame_chunks, join, join_chunks
+from csm.model.loss import (
+    DecoderFrames,
+    DecoderSums,
+    LossSums,
+    frame_chunks,
+    join,
+    join_chunks,
+    objective_share,
+)
 
 
 class PassEngine(Protocol):
@@ -61,9 +69,6 @@ def backward_in_chunks(
     parameter takes part in that pass, which is the one whose gradients DDP and FSDP sum over ranks.
     """
 
-    def share(c0: Tensor | float, decoder: Tensor) -> Tensor:
-        return (config.c0_weight * c0 + config.decoder_weight * decoder) / total_frames
-
     with engine.local_gradients():
         backbone, frames = engine(**inputs, method="backbone_losses")
         num_frames = len(frames.weights)
@@ -78,7 +83,7 @@ def backward_in_chunks(
         for start in range(0, last_start, size):
             chunk, leaves = _detached(frames, start, start + size)
             part: DecoderSums = engine(chunk, method="decoder_losses")
-            engine.backward(share(0.0, part.decoder))
+            engine.backward(objective_share(config, total_frames, 0.0, 0.0, part.decoder, part.end_decoder))
             # Without its graph, whose nodes would keep a heap from joining the holes that activations leave.
             sums.append(_without_graph(part))
             for gradient, leaf in zip(gradients, leaves, strict=True):
@@ -95,7 +100,9 @@ def backward_in_chunks(
         (last,) = frame_chunks(DecoderFrames(states, embeddings, codes, weights), size)
         part = engine(last, method="decoder_losses")
         sums.append(_without_graph(part))
-        engine.backward(share(backbone.c0, part.decoder))
+        engine.backward(
+            objective_share(config, total_frames, backbone.c0, backbone.end_c0, part.decoder, part.end_decoder)
+        )
     return join(backbone, join_chunks(sums, num_frames))
 
 

@@ -137,7 +137,7 @@ class CSM(nn.Module):
     # ---------------------------------------------------------------------------------------------- training
 
     def forward(self, *args: Any, method: str = "losses", **kwargs: Any) -> Any:
-        """Runs `losses`, `backbone_losses` or `decoder_losses`.
+        """Runs `losses`, `backbone_losses`, `decoder_losses` or `shifted_losses`.
 
         Everything in training goes through here, because DDP, FSDP and DeepSpeed act when a module is called: they
         gather its weights and get ready for its backward pass.
@@ -186,6 +186,35 @@ class CSM(nn.Module):
         sums = backbone_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights)
         slot_states = states[rows, slots - 1].flatten(0, 1)  # [B*N, D]
         return sums, DecoderFrames(slot_states, slot_embeddings, slot_codes, slot_weights.flatten())
+
+    def shifted_losses(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        shifts: tuple[int, ...],
+        attention_mask: AttentionMask | None = None,
+    ) -> Tensor:
+        """Cross entropy of codebook 0 with the labels of frames `shift` positions later: sums and counts
+        `[2, len(shifts)]` over predicted frames that have such a neighbor, for csm/training/labels.py."""
+        logits = self.codebook0_head(
+            self.backbone_states(tokens, mask, positions, attention_mask)[:, :-1]
+        )  # [B, S-1, V]
+        codes, frames = tokens[:, 1:, 0], mask[:, 1:, 0]
+        usable = targets[:, 1:].clone()
+        for shift in shifts:  # the same frames for all of them
+            usable &= frames.roll(-shift, 1)
+        usable[:, :1] = usable[:, -1:] = False  # where rolling brings the other end of the row
+        sums = [
+            F.cross_entropy(
+                logits.flatten(0, 1).float(),
+                torch.where(usable, codes.roll(-shift, 1), -100).flatten(),
+                reduction="sum",
+            )
+            for shift in shifts
+        ]
+        return torch.stack((torch.stack(sums), usable.sum().float().expand(len(shifts))))
 
     def decoder_losses(self, frames: DecoderFrames) -> DecoderSums:
         """The half of `losses` that the depth decoder computes, for any part of the frames."""

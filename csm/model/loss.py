@@ -1,9 +1,10 @@
 """The training objective as sums over frames; normalization happens in one place, `LossSums.loss`.
 
-    loss = c0_weight * (1/F) sum_frames CE(c_0)
-         + decoder_weight * (1/F) sum_slots w * mean_{i=1..K-1} CE(c_i)
+    loss = c0_weight * (1/F) sum_frames e * CE(c_0)
+         + decoder_weight * (1/F) sum_slots e * w * mean_{i=1..K-1} CE(c_i)
 
-F counts all supervised frames of the optimizer step (all microbatches, all ranks), end-of-speech frames included.
+e is `eos_weight` for end-of-speech frames and 1 for all others; reported sums are without it. F counts all supervised
+frames of the optimizer step (all microbatches, all ranks), end-of-speech frames included.
 The depth decoder sees a random share of the frames ("compute amortization", Sesame's blog post: 1/16); each chosen
 frame stands for w = 1 / P(chosen) frames, so the expectation is the loss over all frames whatever the share.
 """
@@ -36,6 +37,7 @@ class LossSums(NamedTuple):
     entropy:  [] fp32, sum of the entropy (nats) of the distribution predicted for codebook 0
     frames:   [] fp32, number of supervised frames
     eos:      [2] fp32, (end-of-speech frames seen by both stacks, those predicted in all K codebooks)
+    end_losses: [2] fp32, what end-of-speech frames add to (c0, decoder), with gradient
     """
 
     c0: Tensor
@@ -46,33 +48,51 @@ class LossSums(NamedTuple):
     entropy: Tensor
     frames: Tensor
     eos: Tensor
+    end_losses: Tensor
 
     def loss(self, config: LossConfig, total_frames: Tensor | float) -> Tensor:
         """The objective's share of this microbatch, normalized by the frames of the whole optimizer step."""
-        return (config.c0_weight * self.c0 + config.decoder_weight * self.decoder) / total_frames
+        end_c0, end_decoder = self.end_losses
+        return objective_share(config, total_frames, self.c0, end_c0, self.decoder, end_decoder)
 
     def stacked(self) -> Tensor:
-        """The reported sums in one detached vector `[2K + 5]`, for adding up and for a single all-reduce."""
+        """The reported sums in one detached vector `[2K + 7]`, for adding up and for a single all-reduce."""
         single = torch.stack((self.top5, self.entropy, self.frames))
-        return torch.cat((self.losses, self.correct, single, self.eos)).detach()
+        return torch.cat((self.losses, self.correct, single, self.eos, self.end_losses)).detach()
 
     @staticmethod
     def from_stacked(vector: Tensor) -> LossSums:
-        codebooks = (vector.numel() - 5) // 2
-        losses, correct, single, eos = vector.split((codebooks, codebooks, 3, 2))
+        codebooks = (vector.numel() - 7) // 2
+        losses, correct, single, eos, ends = vector.split((codebooks, codebooks, 3, 2, 2))
         top5, entropy, frames = single
-        return LossSums(losses[0], losses[1:].mean(), losses, correct, top5, entropy, frames, eos)
+        return LossSums(losses[0], losses[1:].mean(), losses, correct, top5, entropy, frames, eos, ends)
+
+
+def objective_share(
+    config: LossConfig,
+    total_frames: Tensor | float,
+    c0: Tensor | float,
+    end_c0: Tensor | float,
+    decoder: Tensor,
+    end_decoder: Tensor,
+) -> Tensor:
+    """The objective of sums over frames, `end_*` being the parts of them that belong to end-of-speech frames."""
+    more = config.eos_weight - 1
+    weighted = config.c0_weight * (c0 + more * end_c0) + config.decoder_weight * (decoder + more * end_decoder)
+    return weighted / total_frames
 
 
 class BackboneSums(NamedTuple):
     """The backbone's half of `LossSums`. Fields of the same names are the same; in addition:
 
+    end_c0:     [] fp32, what end-of-speech frames add to c0, with its gradient
     c0_correct: [] fp32, number of frames whose most likely code of codebook 0 is right
     ends:       [B*N] bool, slots that hold an end-of-speech frame
     c0_right:   [B*N] bool, slots whose codebook 0 is predicted
     """
 
     c0: Tensor
+    end_c0: Tensor
     c0_correct: Tensor
     top5: Tensor
     entropy: Tensor
@@ -100,11 +120,13 @@ class DecoderSums(NamedTuple):
     """The depth decoder's half of `LossSums`.
 
     decoder:         [] fp32, as there, with its gradient
+    end_decoder:     [] fp32, what end-of-speech frames add to it, with its gradient
     losses, correct: [K-1] fp32, weighted sums of each codebook's cross entropy and hits, without gradient
     all_right:       [M] bool, whether codes 1..K-1 of a frame were all the most likely ones
     """
 
     decoder: Tensor
+    end_decoder: Tensor
     losses: Tensor
     correct: Tensor
     all_right: Tensor
@@ -120,13 +142,16 @@ def backbone_sums(
     """
     # Positions that are not predicted get ignore_index -100: loss 0, no gradient, static shapes.
     labels = torch.where(targets, codes[..., 0], -100)
-    c0 = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    nats = F.cross_entropy(c0_logits.flatten(0, 1).float(), labels.flatten(), reduction="none")  # [B*S]
+    ends = is_eos_frame(codes).flatten()  # of positions that are not predicted too, whose loss is 0
+    c0, end_c0 = nats.sum(), (nats * ends).sum()
     with torch.no_grad():
         right = c0_logits.argmax(-1) == codes[..., 0]  # [B, S]
         five = c0_logits.topk(5).indices == codes[..., :1]  # [B, S, 5]
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
         return BackboneSums(
             c0=c0,
+            end_c0=end_c0,
             c0_correct=(right & targets).sum().float(),
             top5=(five.any(-1) & targets).sum().float(),
             entropy=torch.where(targets, _entropy(c0_logits), 0.0).sum(),
@@ -141,10 +166,11 @@ def decoder_sums(logits: Tensor, codes: Tensor, weights: Tensor) -> DecoderSums:
     expected = codes[:, 1:].T  # [K-1, M]
     nats = F.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), reduction="none").view_as(expected)
     losses = (nats * weights).sum(dim=1)  # [K-1]
+    end_losses = (nats * (weights * is_eos_frame(codes))).sum(dim=1)
     with torch.no_grad():
         right = logits.argmax(-1) == expected
         correct = (right * weights).sum(dim=1)
-    return DecoderSums(losses.mean(), losses.detach(), correct, right.all(dim=0))
+    return DecoderSums(losses.mean(), end_losses.mean(), losses.detach(), correct, right.all(dim=0))
 
 
 def join(backbone: BackboneSums, decoder: DecoderSums) -> LossSums:
@@ -159,6 +185,7 @@ def join(backbone: BackboneSums, decoder: DecoderSums) -> LossSums:
         entropy=backbone.entropy,
         frames=backbone.frames,
         eos=torch.stack((backbone.ends.sum(), found.sum())).float(),
+        end_losses=torch.stack((backbone.end_c0, decoder.end_decoder)),
     )
 
 
@@ -182,6 +209,7 @@ def join_chunks(chunks: list[DecoderSums], num_frames: int) -> DecoderSums:
     """Sums over all chunks of `num_frames` frames."""
     return DecoderSums(
         torch.stack([chunk.decoder for chunk in chunks]).sum(),
+        torch.stack([chunk.end_decoder for chunk in chunks]).sum(),
         torch.stack([chunk.losses for chunk in chunks]).sum(0),
         torch.stack([chunk.correct for chunk in chunks]).sum(0),
         torch.cat([chunk.all_right for chunk in chunks])[:num_frames],

@@ -120,7 +120,7 @@ def microbatch_advice(config: TrainConfig, memory: float, gpus: int) -> str:
     """One line for the start of a run on GPUs of so many bytes: the microbatch, and the largest that would fit."""
     data_ranks = gpus // config.strategy.tensor_parallel_size
     device = Device(memory, gpus, data_ranks, audio_share(PlanConfig()))
-    parameters = Parameters.of(config.model, config.lora)
+    parameters = Parameters.of(config.model, config.lora, config.freeze)
     rows, size = config.data.global_batch_size // data_ranks, config.data.micro_batch_size
     plan = memory_plan(config, device, parameters, rows, size, config.trainer.activation_checkpointing)
     largest = plan.largest_micro_batch_size

@@ -85,7 +85,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
             "travel between nodes in every block, for which no time is planned"
         )
 
-    parameters = Parameters.of(config.model, config.lora)
+    parameters = Parameters.of(config.model, config.lora, config.freeze)
     available = None if gpu is None else gpu.memory_gib * GIB
     device = Device(available, gpus, data_ranks, audio_share(options))
     memory = {
@@ -104,8 +104,8 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     seconds = None if gpu is None else on_device.model / data_ranks / (gpu.peak_flops * options.mfu)
     frames = options.hours * 3600 * FRAME_RATE
     steps = math.ceil(frames * options.epochs / device.audio_share / positions)
-    if config.lora.rank:
-        notes.append("FLOPs are those of training all weights; with adapters only, up to a third less")
+    if config.lora.rank or config.freeze:
+        notes.append("FLOPs are those of training all weights; with adapters or frozen parts, up to a third less")
     codes = frames * config.model.num_codebooks * 2
     return Plan(
         parameters=parameters.count,

@@ -17,6 +17,7 @@ the peak. Gradients are freed between steps, so the forward pass of the first mi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -24,6 +25,7 @@ import torch
 from csm.config import ActivationCheckpointing, CSMConfig, LoraConfig, StrategyConfig, StrategyName
 from csm.model.csm import CSM
 from csm.model.flops import linear_parameters
+from csm.model.freeze import freeze
 from csm.model.lora import apply_lora
 from csm.planning.activations import (
     LOG_PROBABILITIES,
@@ -49,12 +51,13 @@ class Parameters:
     block: int  # one of the backbone
 
     @staticmethod
-    def of(config: CSMConfig, lora: LoraConfig) -> Parameters:
+    def of(config: CSMConfig, lora: LoraConfig, frozen: Sequence[str] = ()) -> Parameters:
         """Counted on the model itself, without its memory."""
         with torch.device("meta"):
             model = CSM(config)
             if lora.rank:
                 apply_lora(model, lora)
+        freeze(model, frozen)
         total: dict[str, int] = {}
         trained: dict[str, int] = {}
         for name, parameter in model.named_parameters():

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from csm.checkpoint.contents import checkpoint_extras
 from csm.checkpoint.resume import CheckpointFallback, check_same_run, find_checkpoints
+from csm.checkpoint.writer import BEST
 from csm.codec import check_same_codec, load_codec
 from csm.config import CodecKind, StrategyName, TrainConfig
 from csm.data.datamodule import CSMDataModule
@@ -30,6 +31,7 @@ from csm.formats.init_weights import initialize
 from csm.formats.open import open_checkpoint
 from csm.kernels import cpu, cuda
 from csm.model.csm import CSM
+from csm.model.freeze import freeze
 from csm.model.lora import apply_lora
 from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
@@ -38,6 +40,7 @@ from csm.planning.device import microbatch_advice
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
 from csm.training.module import CSMTrainingModule
+from csm.training.sample_metrics import load_judges
 from csm.training.samples import AudioSamples
 from csm.training.signals import signal_handlers
 from csm.training.train import TrainingLoop
@@ -49,10 +52,11 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> float | None:
     """Trains until `trainer.max_steps`; resumes where `ckpt_path` left off.
 
-    Leaves in `run_dir`: config.yaml, checkpoints/ (csm/checkpoint/writer.py), export/ (the last weights, with
-    `trainer.validate_ema` their average, as a model directory), metrics.jsonl and, if anything went wrong,
-    skipped_steps.jsonl and loss_spikes.jsonl (docs/metrics.md), samples/. Returns the best validation loss
-    (unweighted), for sweeps; None without a validation split. Raises ValueError or OSError for what a user can fix,
+    Leaves in `run_dir`: config.yaml, checkpoints/ (csm/checkpoint/writer.py), export/ (a model directory of the last
+    weights, with `trainer.early_stop` of the best ones, with `trainer.validate_ema` of their average), metrics.jsonl
+    and, if anything went wrong, skipped_steps.jsonl and loss_spikes.jsonl (docs/metrics.md), samples/. Returns the best
+    validation loss (unweighted), for sweeps; None without a validation split. Raises ValueError or OSError for what a
+    user can fix,
     FloatingPointError where gradients stay non-finite, and signals.Stopped, which ends the program, after a signal.
     """
     num_devices, device = count_devices(config.trainer)
@@ -66,7 +70,10 @@ def train(config: TrainConfig) -> float | None:
         with signal_handlers(loop.stop, config.trainer.requeue):
             loop.run()
             if loop.fabric.is_global_zero and loop.checkpoints.newest is not None:
-                checkpoint = open_checkpoint(loop.checkpoints.newest, averaged=config.trainer.validate_ema)
+                best = loop.checkpoints.folder / BEST
+                # Without a best step of this run, a best.ckpt is of an earlier one.
+                chosen = best if config.trainer.early_stop.metric and loop.best_step else loop.checkpoints.newest
+                checkpoint = open_checkpoint(chosen, averaged=config.trainer.validate_ema)
                 export(checkpoint, run_dir / "export", overwrite=True)
     return None if math.isinf(loop.best_loss) else loop.best_loss
 
@@ -103,6 +110,7 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
         model = CSM(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
+    freeze(model, config.freeze)
     if on_cuda:
         cuda.install(model)
     elif not options.compile:
@@ -151,4 +159,5 @@ def _audio_samples(config: TrainConfig, dataset: ShardedDataset, tokenizer: Text
         codec_config = replace(codec_config, path=str(dataset.codec_file))
     codec = load_codec(codec_config)
     check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
-    return AudioSamples(dataset, codec, tokenizer, Path(config.run_dir) / "samples", config.trainer)
+    judges = load_judges(config.trainer, codec_config.device) if global_rank() == 0 else []  # which speaks
+    return AudioSamples(dataset, codec, tokenizer, Path(config.run_dir) / "samples", config.trainer, judges)

@@ -56,8 +56,8 @@ class Interval:
 class IntervalSums:
     """The sums of the interval under way. copies: ranks that measure the same rows (tensor parallelism)."""
 
-    _step: Tensor | None  # [2K + 5], see LossSums.stacked
-    _sums: Tensor | None  # [2K + 5 + norms + 1]: losses, norms, number of steps not skipped
+    _step: Tensor | None  # [2K + 7], see LossSums.stacked
+    _sums: Tensor | None  # [2K + 7 + norms + 1]: losses, norms, number of steps not skipped
     _work: Tensor | None  # int64 [5], see _work
     _restored_work: Tensor | None  # of all ranks, from before this process
     _norm_names: list[str]
@@ -110,7 +110,13 @@ class IntervalSums:
         sums = torch.cat((all_reduce(losses) / self._copies, norms, count[None])).cpu()
         timed = all_reduce(self._work).cpu() // self._copies
         work = timed if self._restored_work is None else timed + self._restored_work
-        return {"norms": self._norm_names, "sums": sums, "work": work, "timed_work": timed}
+        return {
+            "norms": self._norm_names,
+            "sums": sums,
+            "work": work,
+            "timed_work": timed,
+            "end_losses": True,
+        }
 
     def load_state(self, state: dict[str, Any], data_rank: int, device: torch.device) -> None:
         """Continues the interval of a checkpoint: its sums are those of data rank 0, of all its copies, from now on."""
@@ -118,6 +124,8 @@ class IntervalSums:
         if not state:
             return
         losses, norms, count = _split(state["sums"], len(state["norms"]))
+        if "end_losses" not in state:  # earlier checkpoints: without a weight of end frames, these did not count
+            losses = torch.cat((losses, losses.new_zeros(2)))
         self._norm_names = state["norms"]
         self._sums = torch.cat((losses if data_rank == 0 else torch.zeros_like(losses), norms, count[None])).to(device)
         self._work = torch.zeros_like(state["work"], device=device)
@@ -129,7 +137,7 @@ class IntervalSums:
 
 
 def _split(values: Tensor, num_norms: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses [2K + 5], norms, number of steps)."""
+    """(losses [2K + 7], norms, number of steps)."""
     losses, norms, count = values.split((values.numel() - num_norms - 1, num_norms, 1))
     return losses, norms, count[0]
 

@@ -30,6 +30,7 @@ from csm.model.loss import LossSums, frame_chunks, join, join_chunks
 from csm.parallel.plan import attention_mask, reshard
 from csm.parallel.strategies import Engine
 from csm.training.ema import WeightAverage
+from csm.training.labels import SHIFTS
 from csm.training.optim import build_optimizer
 
 
@@ -119,6 +120,14 @@ class CSMTrainingModule(L.LightningModule):
         chunks = frame_chunks(frames, self._chunk_size(rows, slots_vary=True))
         decoder = join_chunks([engine(chunk, method="decoder_losses") for chunk in chunks], len(frames.weights))
         return join(backbone, decoder).stacked()
+
+    @torch.no_grad()
+    def shifted_losses(self, rows: RowBatch, engine: Engine) -> Tensor:
+        """`CSM.shifted_losses` of one batch with the labels at `SHIFTS`; all ranks must take part."""
+        inputs = self._inputs(rows)
+        for name in ("slots", "slot_weights"):
+            del inputs[name]
+        return engine(**inputs, shifts=SHIFTS, method="shifted_losses")
 
     def _chunk_size(self, rows: RowBatch, slots_vary: bool) -> int:
         """Frames of a chunk: `decoder_chunk`, or all if they are fewer. Compiled blocks get the same size whatever the

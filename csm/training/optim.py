@@ -9,15 +9,9 @@ import torch
 from torch import nn
 
 from csm.config import OptimConfig, Schedule
+from csm.model.freeze import part_of
 
 PARAM_GROUPS = ("backbone", "decoder", "embeddings")
-
-
-def group_of(name: str) -> str:
-    """The group of `PARAM_GROUPS` that a parameter of the model belongs to; projection and heads count as decoder."""
-    if "embeddings" in name:
-        return "embeddings"
-    return "backbone" if name.startswith("backbone.") else "decoder"
 
 
 def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -25,7 +19,7 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARAM_GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts[group_of(name)].append(parameter)
+            parts[part_of(name)].append(parameter)
     return {part: parameters for part, parameters in parts.items() if parameters}
 
 
@@ -44,7 +38,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = group_of(name)
+        part = part_of(name)
         decay = part != "embeddings" and parameter.ndim >= 2 and ".lora_" not in name
         groups.setdefault((part, decay), []).append(parameter)
     return [

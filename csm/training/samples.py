@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.loggers import Logger
@@ -20,7 +22,8 @@ from csm.data.sample import Sample
 from csm.inference.generator import GeneratedSegment, Generator, Segment
 from csm.model.csm import CSM
 from csm.text import TextTokenizer
-from csm.training.loggers import JsonLines
+from csm.training.loggers import JsonLines, read_lines
+from csm.training.sample_metrics import SampleJudge, drift, sample_metrics
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class AudioSamples:
         <folder>/<sample key>-<turn>/reference.wav       the recording, where it can still be found
                                      codec.wav           the same through the codec: the best a model can do
                                      step-0001000.wav    generated
-        <folder>/samples.jsonl                           what was spoken at which step, and how it ended
+        <folder>/samples.jsonl                           what was spoken at which step, how it ended, and scores
 
     and in W&B where that is in use. The turns are the last ones of the first `sample_prompts` conversations of split
     "val" ("train" if that is empty), each with its true context. Generation is greedy, so that samples of two steps can
@@ -50,10 +53,16 @@ class AudioSamples:
     """
 
     def __init__(
-        self, dataset: ShardedDataset, codec: Codec, tokenizer: TextTokenizer, folder: Path, options: TrainerConfig
+        self,
+        dataset: ShardedDataset,
+        codec: Codec,
+        tokenizer: TextTokenizer,
+        folder: Path,
+        options: TrainerConfig,
+        judges: Sequence[SampleJudge] = (),
     ) -> None:
         self.dataset, self.codec, self.tokenizer = dataset, codec, tokenizer
-        self.folder, self.options = folder, options
+        self.folder, self.options, self.judges = folder, options, judges
         self._index = JsonLines(folder / "samples.jsonl")
         numbers = dataset.select("val")
         self.numbers = (numbers if len(numbers) else dataset.select("train"))[: options.sample_prompts]
@@ -62,14 +71,28 @@ class AudioSamples:
         every = self.options.sample_every_steps
         return step // every > (step - self.options.val_every_steps) // every
 
-    def speak(self, model: CSM, step: int, loggers: list[Logger]) -> None:
-        """Speaks every prompt and writes the files. model: with all its weights in this process."""
+    def speak(self, model: CSM, step: int, loggers: list[Logger]) -> dict[str, float]:
+        """Speaks every prompt and writes the files. Returns their metrics, and warns if they have got worse.
+
+        model: with all its weights in this process
+        """
         # Compiled blocks run uncompiled: generation has other shapes in every step.
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             generator = Generator(model, self.codec, self.tokenizer)
-            for number in self.numbers:
-                prompt = self._prompt(int(number))
-                self._write(prompt, self._generate(generator, prompt), step, loggers)
+            prompts = [self._prompt(int(number)) for number in self.numbers]
+            records = [self._write(prompt, self._generate(generator, prompt), step, loggers) for prompt in prompts]
+        metrics = sample_metrics(records, self.codec.frame_rate)
+        for sentence in drift(self._history(step), metrics):
+            log.warning("samples of step %d: %s", step, sentence)
+        return metrics
+
+    def _history(self, before: int) -> list[tuple[int, dict[str, float]]]:
+        """Metrics of the earlier steps of this run, of this process or not."""
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for record in read_lines(self._index.path):
+            if record["step"] < before and "reference_frames" in record:  # records of earlier versions have none
+                by_step.setdefault(record["step"], []).append(record)
+        return [(step, sample_metrics(records, self.codec.frame_rate)) for step, records in sorted(by_step.items())]
 
     def _prompt(self, number: int) -> Prompt:
         sample = self.dataset.read(number)
@@ -89,7 +112,8 @@ class AudioSamples:
             temperature=0,
         )
 
-    def _write(self, prompt: Prompt, result: GeneratedSegment, step: int, loggers: list[Logger]) -> None:
+    def _write(self, prompt: Prompt, result: GeneratedSegment, step: int, loggers: list[Logger]) -> dict[str, Any]:
+        """Writes the files of one sample; returns its record."""
         folder, target = self.folder / prompt.name, prompt.target
         if not (folder / "text.json").exists():
             self._write_references(folder, prompt)
@@ -98,22 +122,27 @@ class AudioSamples:
             files["generated"] = folder / f"step-{step:07d}.wav"
             save_wav(files["generated"], result.audio, self.codec.sample_rate)
         files = {name: file for name, file in files.items() if file.exists()}
-        self._index.append(
-            {
-                "step": step,
-                "id": prompt.name,
-                "speaker": target.speaker,
-                "text": target.text,
-                "frames": result.frames,
-                "finish_reason": result.finish_reason,
-                "files": {name: file.relative_to(self.folder).as_posix() for name, file in files.items()},
-            }
-        )
+        record = {
+            "step": step,
+            "id": prompt.name,
+            "speaker": target.speaker,
+            "text": target.text,
+            "frames": result.frames,
+            "reference_frames": prompt.codes.shape[1],
+            "finish_reason": result.finish_reason,
+            "files": {name: file.relative_to(self.folder).as_posix() for name, file in files.items()},
+        }
+        if self.judges:
+            reference = self.codec.decode(prompt.codes[None].to(self.codec.device))[0, 0].float().cpu()
+            for judge in self.judges:
+                record |= judge.scores(result.audio, self.codec.sample_rate, target.text, reference)
+        self._index.append(record)
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 captions = [f"{name}: {target.text}" for name in files]
                 audios = [str(file) for file in files.values()]
                 logger.log_audio(f"samples/{prompt.name}", audios, step=step, caption=captions)
+        return record
 
     def _write_references(self, folder: Path, prompt: Prompt) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,9 @@ from csm.model.loss import LossSums
 from csm.parallel.plan import precision, whole_model
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
+from csm.training.early_stop import EarlyStop
 from csm.training.health import StepHealth
+from csm.training.labels import batch_faults, shift_faults
 from csm.training.loggers import TrainingProgress, step_profiler
 from csm.training.metrics import IntervalSums, Phase, PhaseTimer, loss_metrics, objective, throughput_metrics
 from csm.training.module import CSMTrainingModule
@@ -42,7 +44,7 @@ PROGRESS = "csm_progress"
 class TrainingLoop:
     """One run: its state, and its loop over optimizer steps.
 
-    step: finished optimizer steps; best_loss: lowest val/loss so far, found after best_step
+    step: finished optimizer steps; best_loss: lowest val/loss so far; best_step: of the best checkpoint
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class TrainingLoop:
         self.interval = IntervalSums(self.copies)
         self.health = StepHealth(self.options, run_dir, self.ranks)
         self.timer = PhaseTimer(fabric.device)
-        self._validation_due = False
+        self.early_stop = EarlyStop(self.options.early_stop)
+        self._validation_due = self._labels_checked = False
         self._saved: tuple[int, float, bool] | None = None  # the state that the newest checkpoint holds
         # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
         wanted = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
@@ -84,7 +87,8 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------------------- loop
 
     def run(self) -> None:
-        """Takes optimizer steps until `max_steps` or the end of the data; validates and saves on the way."""
+        """Takes optimizer steps until `max_steps`, an early stop or the end of the data; validates and saves on the
+        way."""
         options, fabric = self.options, self.fabric
         progress = TrainingProgress(options.max_steps, enabled=fabric.is_global_zero)
         profiler = step_profiler(Path(self.config.run_dir) / "profile") if options.profile is Profile.steps else None
@@ -96,9 +100,12 @@ class TrainingLoop:
             with profiler or nullcontext():
                 if self._validation_due and len(val_batches):  # the run was stopped in the middle of it
                     self._validate_and_save(val_batches)
-                while self.step < options.max_steps and not self.data.finished:
+                while self.step < options.max_steps and not self.data.finished and not self.early_stop.done:
                     self.timer.enter(Phase.data)
-                    batch = next(train_batches).to(fabric.device)
+                    batch = next(train_batches)
+                    if not self._labels_checked:
+                        self._check_labels(batch)
+                    batch = batch.to(fabric.device)
                     self.timer.enter(Phase.step)  # in which logging waits for the device
                     self.take_step(batch)
                     metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
@@ -112,6 +119,9 @@ class TrainingLoop:
                     if _due(self.step, options.checkpoint_every_steps) or _due(self.step, options.keep_every_steps):
                         self._save_once()
                     self._end_if_asked()
+            if self.early_stop.done:
+                best = f"checkpoints/best.ckpt is of step {self.best_step}"
+                log.info("%s has not improved for a while: the run ends; %s", self.early_stop.metric, best)
             if self.data.finished:
                 log.info("all sources have finished their max_epochs after step %d: the run ends", self.step)
             self.health.flush(wait_for_last=True)
@@ -123,6 +133,22 @@ class TrainingLoop:
             progress.stop()
             for logger in fabric.loggers:
                 logger.finalize(status)
+
+    def _check_labels(self, batch: StepBatch) -> None:
+        """Warns of labels that look wrong, on the first batch of this process; see csm/training/labels.py."""
+        self.timer.enter(Phase.other)
+        self._labels_checked = True
+        faults = batch_faults(batch.microbatches, self.extras["codec"]["frame_rate"])
+        if self.step or self.config.init_from is not None:  # a new model prefers no shift
+            with self.module.evaluating():
+                rows = batch.microbatches[0].to(self.fabric.device)
+                sums, counts = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
+            if counts[0]:
+                faults += shift_faults((sums / counts).tolist(), self.config.model.audio_vocab_size)
+        if self.fabric.is_global_zero:
+            for fault in faults:
+                log.warning("labels of the first batch: %s", fault)
+        self.timer.enter(Phase.data)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
@@ -163,10 +189,11 @@ class TrainingLoop:
         self._log(metrics)
         if self.samples is not None and self.samples.due(self.step):
             with self.module.evaluating():
-                self._speak(self.samples)
-        loss = float(self.fabric.broadcast(metrics["val/loss"]))
-        if best := loss < self.best_loss:
-            self.best_loss, self.best_step = loss, self.step
+                metrics |= self._speak(self.samples)
+        metrics = self.fabric.broadcast(metrics)  # samples are spoken by rank 0
+        self.best_loss = min(self.best_loss, metrics["val/loss"])
+        if best := self.early_stop.see(metrics):
+            self.best_step = self.step
         self._validation_due = False
         self._save_once()
         if best and self.fabric.is_global_zero:
@@ -186,11 +213,15 @@ class TrainingLoop:
                 break
         return sums
 
-    def _speak(self, samples: AudioSamples) -> None:
+    def _speak(self, samples: AudioSamples) -> dict[str, float]:
+        """Metrics of the samples on rank 0, which are logged; nothing on other ranks."""
         dtype = torch.bfloat16 if precision(self.options) == "bf16-mixed" else torch.float32
         model = whole_model(self.module.model, self.config.lora, self.fabric.device, dtype)  # all ranks take part
-        if self.fabric.is_global_zero:
-            samples.speak(model, self.step, self.fabric.loggers)
+        if not self.fabric.is_global_zero:
+            return {}
+        metrics = samples.speak(model, self.step, self.fabric.loggers)
+        self._log(metrics)
+        return metrics
 
     # ----------------------------------------------------------------------------------------------- logging
 
@@ -261,6 +292,7 @@ class TrainingLoop:
                 "health": self.health.state(),
                 "best_loss": self.best_loss,
                 "best_step": self.best_step,
+                "early_stop": self.early_stop.state(),
                 "validation_due": self._validation_due,
             },
         }
@@ -288,6 +320,8 @@ class TrainingLoop:
         if self.checkpoints.newest is not None and self.checkpoints.newest.parent == self.checkpoints.folder:
             self.best_loss = validation["best_loss"]  # otherwise best.ckpt is another run's
             self.best_step = validation.get("best_step", 0)
+            followed = {"metric": "val/loss", "best": self.best_loss, "misses": 0}
+            self.early_stop.load_state(progress.get("early_stop", followed))
             if self.best_step == self.step and self.fabric.is_global_zero:
                 self.checkpoints.mark_best()  # best.ckpt may be of a later step that is taken again
         self._validation_due = validation["validation_due"]

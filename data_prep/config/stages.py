@@ -95,6 +95,8 @@ class TurnsConfig:
     """Longer turns are split at a pause. Given turns are not split: see `max_given_seconds`."""
     max_given_seconds: float = 60.0
     """Reject longer given turns."""
+    trim_given_seconds: float | None = None
+    """Cut given turns off so long after their last sound, 40 dB below their loudest; null: they end as given."""
     min_seconds: float = 0.2
     """Reject shorter turns."""
     pad_start_seconds: float = 0.1

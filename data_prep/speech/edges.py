@@ -16,6 +16,8 @@ from data_prep.speech.words import SpokenWord
 SEARCH_SECONDS = 0.2
 """Accuracy of word times. In the middle of speech, a turn is cut at the quietest moment within this distance."""
 QUIET_FRAME_SECONDS = 0.03
+SILENT_DB = -40.0
+"""Power of the background relative to the loudest 30 ms of a turn, at most."""
 
 
 class Edges:
@@ -88,3 +90,15 @@ def quietest_moment(audio: RecordingAudio, channel: int | None, start: float, en
         return (start + end) / 2
     power = np.convolve(np.square(samples), np.ones(frame), "valid")
     return start + (int(power.argmin()) + frame / 2) / MODEL_RATE
+
+
+def end_of_sound(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
+    """End of the last 30 ms between two times in seconds whose power is within 40 dB of the loudest; `end` if all is
+    silence."""
+    samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
+    frame = round(QUIET_FRAME_SECONDS * MODEL_RATE)
+    power = np.square(samples[: len(samples) // frame * frame]).reshape(-1, frame).mean(axis=1)
+    if not power.any():
+        return end
+    last = int(np.flatnonzero(power >= 10 ** (SILENT_DB / 10) * power.max())[-1])
+    return min(end, start + (last + 1) * frame / MODEL_RATE)

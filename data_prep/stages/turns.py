@@ -1,4 +1,5 @@
-"""Stage `turns`: from words and speakers to turns. Given turns are kept as they are, but for backchannels."""
+"""Stage `turns`: from words and speakers to turns. Given turns are kept as they are, but for backchannels and, with
+`turns.trim_given_seconds`, the silence at their ends."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from data_prep.records import (
     Transcript,
     Turns,
 )
-from data_prep.speech.edges import Edges
+from data_prep.speech.edges import Edges, end_of_sound
 from data_prep.speech.grouping import Group, end_of, grouped, start_of
 from data_prep.speech.text_checks import without_controls
 from data_prep.speech.words import (
@@ -66,7 +67,7 @@ class TurnsStage:
     def _turns(self, item: Item) -> Turns:
         speech, speakers, transcript = (item.results[name] for name in self.reads)
         if item.recording.turns is not None:
-            turns = given_turns(item.recording, speakers, transcript, self.options.turns)
+            turns = given_turns(item.audio, item.recording, speakers, transcript, self.options.turns)
             return Turns(turns, given_backchannels(turns, self.options.turns))
         return made_turns(item.audio, item.recording, speech, speakers, transcript, self.options)
 
@@ -164,7 +165,9 @@ def _text(group: Group) -> str:
 # ------------------------------------------------------------------------------------------- from annotation
 
 
-def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig) -> list[DraftTurn]:
+def given_turns(
+    audio: RecordingAudio, recording: Recording, speakers: Speakers, transcript: Transcript, cfg: TurnsConfig
+) -> list[DraftTurn]:
     """Given turns as they are, by start; missing texts come from recognition."""
     overlaps = _overlaps(speakers, [])
     heard = iter(transcript.clips)
@@ -174,7 +177,10 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
         if given.text is None and rejection is None:
             clips = _clips_until(heard, turn.end)
         text = without_controls(given.text) if given.text is not None else _joined(clips)
-        seconds = turn.end - turn.start
+        end = turn.end
+        if cfg.trim_given_seconds is not None and rejection is None:
+            end = min(end, end_of_sound(audio, given.channel, turn.start, end) + cfg.trim_given_seconds)
+        seconds = end - turn.start
         if rejection is None and not text:
             rejection = _no_text(bool(clips), given.number)
         if rejection is None and seconds < cfg.min_seconds:
@@ -192,10 +198,10 @@ def given_turns(recording: Recording, speakers: Speakers, transcript: Transcript
                 speaker_id=given.speaker_id,
                 channel=given.channel,
                 start=turn.start,
-                end=turn.end,
+                end=end,
                 text=text,
                 words=[word for clip in clips for word in clip.words],
-                overlap=_common(Span(turn.start, turn.end), overlaps.get(given.channel, [])),
+                overlap=_common(Span(turn.start, end), overlaps.get(given.channel, [])),
                 rejection=rejection,
                 **confidence,
             )

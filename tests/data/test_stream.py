@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -135,3 +136,30 @@ def test_uneven_shares_are_refused():
         ValueError, match=r"data\.global_batch_size=4 is not a multiple of data\.micro_batch_size=1 x 3"
     ):
         RankShare(4, 1, 0, 3)
+
+
+def test_weights_that_move_are_a_function_of_the_row_and_resume_exactly():
+    """From 9 rows of 10 to 1 of 10 over 200 steps of 4 rows, then constant."""
+
+    def sampler(cursor=None, rank=0, world_size=1):
+        sources = {"mono": replace(source("mono", 87, 9.0), final_weight=1.0), "dialogue": source("dialogue", 60)}
+        sources["dialogue"] = replace(sources["dialogue"], final_weight=9.0)
+        return StepSampler(sources, RankShare(4, 1, rank, world_size), 1, cursor, mix_steps=200)
+
+    taken = list(islice(iter(sampler()), 500))
+    shares = [
+        np.mean([row.source == "mono" for spec in taken[first : first + 100] for row in spec.rows])
+        for first in range(0, 500, 100)
+    ]
+    # means of the weights over each hundred steps; 400 draws each
+    for share, expected in zip(shares, [0.7, 0.3, 0.1, 0.1, 0.1], strict=True):
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / 400) ** 0.5, shares
+    for step in (50, 199, 300):
+        again = next(iter(sampler(cursor=taken[step - 1].cursor)))
+        for first, second in zip(again.rows, taken[step].rows, strict=True):
+            assert (first.source, first.samples.tolist()) == (second.source, second.samples.tolist())
+        assert again.cursor == taken[step].cursor
+    ranks = [next(islice(iter(sampler(None, rank, 2)), 120, None)) for rank in (0, 1)]
+    assert sorted((row.index, row.source) for spec in ranks for row in spec.rows) == [
+        (row.index, row.source) for row in taken[120].rows
+    ]

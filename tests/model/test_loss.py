@@ -217,3 +217,26 @@ def test_sums_survive_stacking():
     again = LossSums.from_stacked(sums.stacked())
     for name in LossSums._fields:
         torch.testing.assert_close(getattr(sums, name).detach(), getattr(again, name))
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_end_frames_have_their_weight_in_the_objective_and_none_in_what_is_reported(weight):
+    """In both stacks, with and without chunks; the divisor stays the number of frames."""
+    model, document = tiny_model(), conversation(3, (5, 4))
+    batch, config = rows([[document]], 64, 8), LossConfig(c0_weight=0.7, decoder_weight=1.9, eos_weight=weight)
+    plain = forward(model, batch)
+    ends = torch.nonzero(document.eos).flatten()
+    states = model.backbone_states(document.tokens[None], document.mask[None], torch.arange(len(document))[None])[0]
+    codes = document.tokens[ends, :K]
+    c0 = F.cross_entropy(model.codebook0_head(states[ends - 1]), codes[:, 0], reduction="sum")
+    logits = model.decoder_logits(states[ends - 1], codes[:, :-1]).flatten(0, 1)
+    decoder = F.cross_entropy(logits, codes[:, 1:].T.flatten(), reduction="sum") / (K - 1)
+    expected = plain.loss(CONFIG, 11.0) + (weight - 1) * (0.7 * c0 + 1.9 * decoder) / 11.0
+    torch.testing.assert_close(plain.loss(config, 11.0), expected, atol=1e-5, rtol=1e-5)
+    plain.loss(config, 11.0).backward()
+    gradients_whole = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    chunked = forward_backward(model, batch, 3, config, 11.0)
+    torch.testing.assert_close(chunked.stacked(), plain.stacked(), atol=1e-4, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients_whole[name], atol=1e-5, rtol=1e-4, msg=name)

@@ -1,0 +1,91 @@
+"""Command `csm voice`: makes voices of recorded turns, lists them, and speaks with one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from csm.audio import check_wav_name, save_wav
+from csm.config import SpeakerKind
+from csm.formats.load import load_generator
+from csm.formats.open import open_checkpoint
+from csm.inference.records import read_context
+from csm.inference.voice import SUFFIX, Voice, make_voice
+from csm.judges.speaker import load_embedder
+
+
+def make(arguments: argparse.Namespace) -> None:
+    codec = open_checkpoint(arguments.model, arguments.codec).read_codec(arguments.device)
+    turns = read_context(arguments.turns, codec.sample_rate)
+    embedder = None
+    if arguments.choose_by is not None:
+        embedder = load_embedder(SpeakerKind(arguments.choose_by), None, arguments.device)
+    voice = make_voice(arguments.name, turns, codec, arguments.seconds, embedder)
+    path = arguments.folder / f"{arguments.name}{SUFFIX}"
+    voice.save(path)
+    print(f"{path}: {_summary(voice)}, of {len(turns)} given")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    files = sorted(arguments.folder.glob(f"*{SUFFIX}"))
+    if not files:
+        raise ValueError(f"no voices in {arguments.folder}; `csm voice make` makes one")
+    for file in files:
+        print(f"{file}: {_summary(Voice.load(file))}")
+
+
+def say(arguments: argparse.Namespace) -> None:
+    check_wav_name(arguments.out)
+    voice = Voice.load(arguments.voice)
+    generator = load_generator(arguments.model, arguments.device, codec_path=arguments.codec, slots=1)
+    context = voice.segments(generator, speaker=0)
+    turn = generator.generate_segment(arguments.text, 0, context, arguments.max_audio_length_ms, seed=arguments.seed)
+    if not turn.frames:
+        raise ValueError("the model ended the turn before saying anything; try another --seed")
+    save_wav(arguments.out, turn.audio, generator.sample_rate)
+    print(f"{arguments.out}: {len(turn.audio) / generator.sample_rate:.2f} s")
+
+
+def _summary(voice: Voice) -> str:
+    turns = f"{len(voice.texts)} turn{'s' if len(voice.texts) > 1 else ''}"
+    return f"{turns}, {voice.seconds:.1f} s, codec {voice.codec.name} {voice.codec.weights_hash}"
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `voice` to the subcommands of `csm`."""
+    parser = commands.add_parser("voice", help="voices: reference turns that are pinned in every context")
+    actions = parser.add_subparsers(dest="action", required=True)
+
+    new = actions.add_parser("make", help="a voice from recorded turns of one speaker")
+    new.add_argument("name")
+    new.add_argument("--model", required=True, help="checkpoint whose codec encodes the turns")
+    new.add_argument("--turns", type=Path, required=True, help="JSON Lines of candidates: speaker, text, audio")
+    new.add_argument("--seconds", type=float, default=15.0, help="most audio that the voice takes (default 15)")
+    new.add_argument(
+        "--choose-by",
+        choices=[kind.value for kind in SpeakerKind],
+        help="speaker encoder that chooses the turns most like all others (default: the first turns)",
+    )
+    new.add_argument("--folder", type=Path, default=Path("voices"), help="of the voices")
+    _add_codec(new)
+    new.set_defaults(run=make)
+
+    listed = actions.add_parser("list", help="the voices of a folder")
+    listed.add_argument("--folder", type=Path, default=Path("voices"))
+    listed.set_defaults(run=show)
+
+    spoken = actions.add_parser("say", help="a text in a voice")
+    spoken.add_argument("voice", type=Path, help="a file of `csm voice make`")
+    spoken.add_argument("--model", required=True)
+    spoken.add_argument("--text", required=True)
+    spoken.add_argument("--out", type=Path, default=Path("out.wav"), help="a WAV file")
+    spoken.add_argument("--max-audio-length-ms", type=float, default=30_000)
+    spoken.add_argument("--seed", type=int, help="makes sampling reproducible")
+    _add_codec(spoken)
+    spoken.set_defaults(run=say)
+
+
+def _add_codec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    parser.add_argument("--device", default="cpu")

@@ -1,0 +1,146 @@
+"""A look at the labels of the first batch, at the start of every training.
+
+A model learns wrong labels as readily as right ones, and its loss looks healthy meanwhile: labels that are one frame
+late make speech faster epoch by epoch, turns without an end never stop, silence after every turn is learned with it.
+Three looks, each with a sentence if something is wrong:
+
+    layout     every turn's text ends right before its first frame, its last frame is an end of speech, and exactly its
+               frames are predicted
+    silence    how long turns go on after the speech, by the codes of codebook 0 that are typical of their last frames
+    shift      whether a model that has learned something predicts the frames of the labels, or rather their neighbors
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csm.data.packing import RowBatch
+from csm.frames import is_eos_frame
+
+SHIFTS = (-1, 0, 1)
+LONGEST_SILENCE = 1.0  # seconds after the speech, in the median turn
+_MOST_ROWS = 64  # of a batch that are looked at
+_FEWEST_TURNS = 8  # for a verdict on silence
+_TAIL = 3  # frames at the end of a turn that are taken to be silent if anything is
+_HEAD = slice(2, 9)  # frames of a turn that are taken to be speech
+_SILENT_SHARE = 0.8  # of the frames in a stretch of silence that have a silent code
+_CLEARLY = 0.1  # nats between the losses of two shifts
+
+
+@dataclass(frozen=True)
+class TurnSpan:
+    """A run of frames in a row of a batch, from `start` to before `end`."""
+
+    row: int
+    start: int
+    end: int
+
+
+def find_turns(rows: RowBatch) -> list[TurnSpan]:
+    """The runs of frames in a batch, the end-of-speech frames included."""
+    frames = rows.mask[..., 0]  # [B, S]
+    goes_on = torch.zeros_like(frames)  # the position before is a frame of the same document
+    goes_on[:, 1:] = frames[:, :-1] & (rows.documents[:, 1:] == rows.documents[:, :-1])
+    starts = frames & ~goes_on
+    ends = torch.ones_like(frames)
+    ends[:, :-1] = ~(frames[:, 1:] & goes_on[:, 1:])
+    pairs = zip(torch.nonzero(starts).tolist(), torch.nonzero(frames & ends).tolist(), strict=True)
+    return [TurnSpan(row, start, last + 1) for (row, start), (_, last) in pairs]
+
+
+def layout_faults(rows: RowBatch) -> list[str]:
+    """Sentences on what is wrong with the layout of a batch."""
+    turns = find_turns(rows)
+    no_text = no_end = early_end = partly = 0
+    for turn in turns:
+        before = turn.start - 1
+        text = before >= 0 and bool(rows.mask[turn.row, before, -1])
+        no_text += not (text and rows.documents[turn.row, before] == rows.documents[turn.row, turn.start])
+        ends = is_eos_frame(rows.tokens[turn.row, turn.start : turn.end, :-1])
+        no_end += not bool(ends[-1])
+        early_end += bool(ends[:-1].any())
+        predicted = rows.targets[turn.row, turn.start : turn.end]
+        partly += bool(predicted.any()) and not bool(predicted.all())
+    others = int((rows.targets & ~rows.mask[..., 0]).sum())
+    count = len(turns)
+    faults = []
+    if not int(rows.targets.sum()):
+        faults.append("no frame is predicted: data.loss_turns and the turns' `loss` leave nothing to train on")
+    if no_text:
+        faults.append(f"in {no_text} of {count} turns no text ends right before the first frame")
+    if no_end:
+        faults.append(f"{no_end} of {count} turns have no end-of-speech frame: the model would not learn to stop")
+    if early_end:
+        faults.append(f"{early_end} of {count} turns hold an end-of-speech frame before their last frame")
+    if partly or others:
+        faults.append(
+            f"labels look shifted: {partly} of {count} turns are predicted in part, and {others} predicted positions "
+            "are no frames"
+        )
+    return faults
+
+
+def silent_seconds(turns: Sequence[Tensor], frame_rate: float) -> float:
+    """Median length of what goes on after the speech of turns, in seconds; 0 if there are too few to tell.
+
+    turns: codes of codebook 0 of each, int64 [T], without the end-of-speech frame
+
+    A code is silent if it is at least twice as frequent among the last frames of turns as among those near their
+    beginning. That needs no codec, and finds whatever the codec makes of the background of these recordings.
+    """
+    long_enough = [codes for codes in turns if len(codes) >= _HEAD.stop]
+    if len(long_enough) < _FEWEST_TURNS:
+        return 0.0
+    size = 1 + max(int(codes.max()) for codes in long_enough)
+    tails = torch.cat([codes[-_TAIL:] for codes in long_enough]).bincount(minlength=size)
+    heads = torch.cat([codes[_HEAD] for codes in long_enough]).bincount(minlength=size)
+    tail_shares, head_shares = tails / tails.sum(), heads / heads.sum()
+    silent = (tail_shares >= 2 * head_shares) & (tail_shares >= 0.02)
+    lengths = []
+    for codes in long_enough:
+        shares = silent[codes.flip(0)].float().cumsum(0) / torch.arange(1, len(codes) + 1)
+        found = torch.nonzero(shares >= _SILENT_SHARE)
+        lengths.append(0 if not len(found) else 1 + int(found[-1]))
+    return sorted(lengths)[len(lengths) // 2] / frame_rate
+
+
+def silence_faults(rows: RowBatch, frame_rate: float) -> list[str]:
+    turns = [rows.tokens[turn.row, turn.start : turn.end, 0] for turn in find_turns(rows)]
+    seconds = silent_seconds([codes[:-1] for codes in turns], frame_rate)
+    if seconds <= LONGEST_SILENCE:
+        return []
+    return [
+        f"half of the turns go on for {seconds:.1f} s or more after the speech: the model would learn the silence; "
+        "prepare the data again with turns.trim_given_seconds, or with given turns that end where the speech ends"
+    ]
+
+
+def shift_faults(losses: Sequence[float], vocab_size: int) -> list[str]:
+    """losses: mean cross entropy (nats) of codebook 0 with the labels of the frames at `SHIFTS`."""
+    by_shift = dict(zip(SHIFTS, losses, strict=True))
+    best = min(SHIFTS, key=lambda shift: by_shift[shift])
+    if by_shift[best] > min(by_shift[0], math.log(vocab_size)) - _CLEARLY:  # or the model knows nothing yet
+        return []
+    return [
+        f"the model that training starts from predicts the frames at {best:+d} better than those of the labels "
+        f"({by_shift[best]:.2f} against {by_shift[0]:.2f} nats of codebook 0): it was trained with shifted labels"
+    ]
+
+
+def batch_faults(microbatches: Sequence[RowBatch], frame_rate: float) -> list[str]:
+    """What is wrong with the layout and the silence of the first batch, on the CPU."""
+    rows = _joined(microbatches)
+    return layout_faults(rows) or silence_faults(rows, frame_rate)
+
+
+def _joined(microbatches: Sequence[RowBatch]) -> RowBatch:
+    """The first rows of a step, without slots, which these looks do not need."""
+    names = ("tokens", "mask", "positions", "documents", "targets")
+    parts = {name: torch.cat([getattr(batch, name) for batch in microbatches])[:_MOST_ROWS] for name in names}
+    nothing = torch.zeros(len(parts["tokens"]), 0)
+    return RowBatch(**parts, slots=nothing.long(), slot_weights=nothing)

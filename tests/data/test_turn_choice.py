@@ -1,0 +1,83 @@
+"""Which turns are predicted, and which are read without their text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from csm.data.dataset import ShardedDataset
+from csm.data.rows import only_last, sample_turns
+from csm.text import ByteTokenizer
+from tests.data.test_rows import train_steps
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture(scope="module")
+def dataset(small_dataset):
+    return ShardedDataset(small_dataset)
+
+
+def turns_of(row) -> list[tuple[str, bool, bool]]:
+    """(text with its tag, whether it is predicted, whether it is its document's last turn) of the turns of one row."""
+    tokens, mask, targets, documents = row.tokens[0], row.mask[0], row.targets[0], row.documents[0]
+    starts = torch.nonzero(mask[:, -1] & (tokens[:, -1] == TOKENIZER.bos_id)).flatten().tolist()
+    ends = [*starts[1:], int((documents >= 0).sum())][: len(starts)]
+    found = []
+    for start, end in zip(starts, ends, strict=True):
+        text = bytes(i for i in tokens[start:end, -1][mask[start:end, -1]].tolist() if i < 256).decode()
+        frames = mask[start:end, 0]
+        predicted = targets[start:end][frames]
+        assert predicted.all() or not predicted.any()
+        last = end == len(documents) or int(documents[end]) != int(documents[start])
+        found.append((text, bool(predicted.all()), last))
+    return found
+
+
+def all_turns(dataset, **options) -> list[tuple[str, bool, bool]]:
+    steps = train_steps(dataset, max_epochs=2, micro_batch_size=1, **options)
+    return [turn for step in steps for row in step.microbatches for turn in turns_of(row)]
+
+
+@pytest.mark.parametrize("context_dropout", [0.0, 0.5])
+def test_last_is_the_last_turn_of_every_document(dataset, context_dropout):
+    turns = all_turns(dataset, loss_turns="last", context_dropout=context_dropout)
+    assert {(predicted, last) for _, predicted, last in turns} == {(True, True), (False, False)}
+
+
+def test_a_speaker_is_the_stored_one_whatever_the_permutation(dataset):
+    stored = {turn.text: turn.speaker for i in range(len(dataset)) for turn in dataset.read(i).turns}
+    turns = all_turns(dataset, loss_turns="speaker:1", permute_speakers=True)
+    assert len({text[1] for text, predicted, _ in turns if predicted}) == 2, "tags are permuted"
+    for text, predicted, _ in turns:
+        assert predicted == (stored[text.split("]", 1)[1]] == 1), text
+
+
+def test_a_turn_that_is_context_in_the_dataset_is_never_predicted(dataset):
+    sample = next(s for s in (dataset.read(i) for i in range(len(dataset))) if len(s.turns) == 4)
+    sample.turns[-1].loss = False
+    assert not any(turn.loss for turn in only_last(sample_turns(sample, TOKENIZER, 10_000)))
+
+
+def test_dropped_text_leaves_the_tag_and_all_frames(dataset):
+    """The unconditional prompt is the turn's with an empty text: BOS "[speaker]" EOS."""
+    sample = dataset.read(0)
+    whole = sample_turns(sample, TOKENIZER, 10_000)
+    without = np.array([True, *[False] * (len(whole) - 1)])
+    for limit in (10_000, sum(turn.num_positions for turn in whole) - 1):  # no turn more fits for the lack of a text
+        expected = sample_turns(sample, TOKENIZER, limit)
+        found = sample_turns(sample, TOKENIZER, limit, without_text=without)
+        assert found[0].text == TOKENIZER.encode_turn("", sample.turns[0].speaker)
+        assert bytes(found[0].text[1:-1]).decode() == f"[{sample.turns[0].speaker}]"
+        assert [turn.text for turn in found[1:]] == [turn.text for turn in expected[1:]]
+        assert all(torch.equal(a.codes, b.codes) for a, b in zip(found, expected, strict=True))
+
+
+def test_text_is_dropped_as_often_as_asked_for_and_the_same_on_any_number_of_ranks(dataset):
+    turns = all_turns(dataset, text_dropout=0.3)
+    share = sum(text.endswith("]") for text, _, _ in turns) / len(turns)
+    assert abs(share - 0.3) < 4 * (0.3 * 0.7 / len(turns)) ** 0.5, (share, len(turns))
+    whole = train_steps(dataset, 3, micro_batch_size=4, text_dropout=0.3)[2].microbatches[0]
+    parts = [train_steps(dataset, 3, rank, 2, micro_batch_size=2, text_dropout=0.3)[2] for rank in (0, 1)]
+    assert torch.equal(whole.tokens, torch.cat([part.microbatches[0].tokens for part in parts]))
