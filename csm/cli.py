@@ -31,10 +31,10 @@ from csm.formats.export import export as export_checkpoint
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
 from csm.formats.quantize import quantize as quantize_checkpoint
+from csm.inference import voice_command as voice
 from csm.inference.guards import Guards
 from csm.inference.long_text import speak_long
 from csm.inference.records import read_context
-from csm.inference import voice_command as voice
 from csm.inference.sampling import Sampling
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
