@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csm.inference.cache import KVCache, SinglePositions
+from csm.inference.cache import KVCache
 from csm.inference.sampling import SlotSampling
-from csm.inference.weights import DecodingWeights
+from csm.inference.weights import Attend, DecodingWeights
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class FrameStep:
         config, device = weights.config, weights.device
         self.depth = KVCache(config.decoder, cache.slots, num_codebooks, weights.dtype, device)
         # Ids from codebook_size on are reserved: the codec cannot decode them, so they are never drawn.
-        self.first_head = weights.codebook0_head.weight.T[:, : config.codebook_size].contiguous()
+        self.first_head = weights.codebook0_head.T[:, : config.codebook_size].contiguous()
         numbers = torch.arange(num_codebooks, device=device)
         first_rows = numbers * config.audio_vocab_size
         ropes = list(zip(*weights.decoder.rotations(numbers), strict=True))
@@ -93,8 +93,9 @@ class FrameStep:
             Codebook(first_rows[n], ropes[n], weights.audio_head[n - 1, :, : config.codebook_size])
             for n in range(1, num_codebooks)
         ]
-        self._depth_attention: dict[int, list[SinglePositions]] = {}
+        self._depth_attention: dict[int, list[Attend]] = {}
         self._first_code, self._next_code = self.first_code, self.next_code
+        self._compiled = False
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles the step in two parts, each whole: the backbone with codebook 0, and a later codebook, which is run
@@ -103,6 +104,7 @@ class FrameStep:
         dynamo.recompile_limit = max(dynamo.recompile_limit, 64)  # one for each `StepShape`
         self._first_code = torch.compile(self.first_code, fullgraph=True, dynamic=False, backend=backend)
         self._next_code = torch.compile(self.next_code, fullgraph=True, dynamic=False, backend=backend)
+        self._compiled = True
 
     def __call__(self, shape: StepShape) -> None:
         """Computes the next frame of the first `shape.batch` slots into `state.frame`."""
@@ -120,12 +122,18 @@ class FrameStep:
             codes.append(code)
         self.finish(codes, shape)
 
-    def depth_attention(self, batch: int) -> list[SinglePositions]:
-        """Attention at every position of the depth decoder, the same in all slots and all frames."""
+    def depth_attention(self, batch: int) -> list[Attend]:
+        """Attention at every position of the depth decoder, the same in all slots and all frames.
+
+        Compiled, positions are tensors, so that one function serves all of them.
+        """
         if batch not in self._depth_attention:
             positions = torch.arange(self.num_codebooks, device=self.weights.device)
             self._depth_attention[batch] = [
-                self.depth.single(position.expand(batch), self.num_codebooks) for position in positions
+                self.depth.single(position.expand(batch), self.num_codebooks)
+                if self._compiled
+                else self.depth.shared(number, batch)
+                for number, position in enumerate(positions)
             ]
         return self._depth_attention[batch]
 
@@ -133,7 +141,7 @@ class FrameStep:
         self,
         inputs: Tensor,
         positions: Tensor,
-        attend: SinglePositions,
+        attend: Attend,
         noise: Tensor,
         sampling: SlotSampling,
         attended: int,
@@ -144,14 +152,14 @@ class FrameStep:
         rope = weights.backbone.rotations(positions)  # [B, H+2G, E]
         hidden = weights.backbone(inputs, rope, self.cache.single(positions, attended))
         code = sampling.sample(hidden @ self.first_head, noise, candidates)
-        weights.decoder(weights.projection(hidden), self.first_rope, attend)  # fills its cache
+        weights.decoder(F.linear(hidden, weights.projection), self.first_rope, attend)  # fills its cache
         return code, F.embedding(code, weights.projected_embeddings)
 
     def next_code(
         self,
         x: Tensor,
         codebook: Codebook,
-        attend: SinglePositions,
+        attend: Attend,
         noise: Tensor,
         sampling: SlotSampling,
         candidates: int,
