@@ -8,16 +8,20 @@ know how keys and values are kept: `attend` does (csm/inference/cache.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csm.config import CSMConfig, RopeConfig, TransformerConfig
+from csm.inference.packing import pack, packed_product
 from csm.model.csm import CSM
 from csm.model.transformer import Block, Transformer, rope_frequencies
 from csm.quantization.tensors import as_parameter, fuse_rows, is_quantized
 
+Product = Callable[[Tensor, Tensor], Tensor]
+"""`x [N, in]`, weight `[out, in]` -> `[N, out]`."""
 Attend = Callable[[int, Tensor], Tensor]
 """Stores k and v of one layer and attends: rotated heads `[N, H+2G, E]` -> `[N, H*E]`. N are the slots of a step, or
 positions of a prompt. k heads follow the q heads, v heads follow those; q is scaled already."""
@@ -67,7 +71,12 @@ class DecodingWeights:
 
 
 class DecodingStack:
-    """A transformer stack whose keys and values are kept by the caller."""
+    """A transformer stack whose keys and values are kept by the caller.
+
+    product: of rows and a weight of the stack
+    """
+
+    product: Product = staticmethod(F.linear)
 
     def __init__(self, stack: Transformer, config: TransformerConfig, model: CSMConfig, share: bool) -> None:
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.dim // config.heads
@@ -80,8 +89,15 @@ class DecodingStack:
     def __call__(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """`x [N, D]`, rope from `rotations` -> states after the final norm `[N, D]`."""
         for number, block in enumerate(self.blocks):
-            x = block(x, rope, number, attend, self.eps)
+            x = block(x, rope, number, attend, self.eps, self.product)
         return rms_norm(x, self.norm, self.eps)
+
+    def packed(self) -> DecodingStack:
+        """The same stack with packed weights of its own, see csm/inference/packing.py."""
+        other = copy(self)
+        other.blocks = [block.packed() for block in self.blocks]
+        other.product = packed_product
+        return other
 
     def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Factors `[..., H+2G, E]` at `positions [...]`: of the heads, and of the heads rolled by E/2.
@@ -115,13 +131,22 @@ class DecodingBlock:
         self.gate_up = _fused([mlp.gate_proj, mlp.up_proj], share)  # [2F, D]
         self.down_proj = _weight(mlp.down_proj)
 
-    def __call__(self, x: Tensor, rope: tuple[Tensor, Tensor], layer: int, attend: Attend, eps: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], layer: int, attend: Attend, eps: Tensor, product: Product
+    ) -> Tensor:
         cos, sin = rope
-        heads = F.linear(rms_norm(x, self.attn_norm, eps), self.qkv).view(self.shape).float()  # [N, H+2G, E]
+        heads = product(rms_norm(x, self.attn_norm, eps), self.qkv).view(self.shape).float()  # [N, H+2G, E]
         heads = torch.addcmul(heads * cos, heads.roll(self.half, dims=-1), sin).to(x.dtype)
-        x = x + F.linear(attend(layer, heads), self.o_proj)
-        gate, up = F.linear(rms_norm(x, self.mlp_norm, eps), self.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.down_proj)
+        x = x + product(attend(layer, heads), self.o_proj)
+        gate, up = product(rms_norm(x, self.mlp_norm, eps), self.gate_up).chunk(2, dim=-1)
+        return x + product(F.silu(gate) * up, self.down_proj)
+
+    def packed(self) -> DecodingBlock:
+        other = copy(self)
+        other.qkv, other.o_proj, other.gate_up, other.down_proj = map(
+            pack, (self.qkv, self.o_proj, self.gate_up, self.down_proj)
+        )
+        return other
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
