@@ -1,7 +1,8 @@
-"""Generation of codes: our engine, operation by operation and compiled, and transformers' CsmForConditionalGeneration.
+"""Generation of codes: our engine in its modes, transformers' CsmForConditionalGeneration, and Sesame's own code.
 
     python benchmarks/generate.py                            82M parameters, fp32, CPU
-    python benchmarks/generate.py --size csm_1b --device cuda      bf16
+    python benchmarks/generate.py --size csm_1b --device cuda      bf16, and listeners who come at random
+    python benchmarks/generate.py --sesame DIR               with Sesame's models.py in DIR (it needs torchtune)
 
 Random weights of the same shapes, a prompt of 16 text tokens, 40 frames and 16 text tokens, and draws at temperature
 0.9 of the 50 likeliest codes. No codec takes part. Each system runs in processes of its own (so that its peak memory is
@@ -9,7 +10,9 @@ its own), the systems taking turns. Prints medians and ratios to transformers. R
 
 first:      ms from the request to its first frame, prompt included, alone
 frame:      ms for each later frame, alone
-audio s/s:  seconds of audio generated in a second, by the number of requests spoken at the same time
+audio s/s:  seconds of audio generated in a second, by the number of requests spoken at the same time; Sesame's code
+            speaks them one after another
+--rates:    our engine with Mimi (random weights) and listeners who come at random, see benchmarks/listeners.py
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.listeners import loaded, warm_up, with_random_codec
 from csm.config import CSMConfig, TransformerConfig
 from csm.frames import Frames, TurnTokens, conversation_frames
 from csm.inference.engine import Engine, Request
@@ -36,7 +40,7 @@ from csm.inference.sampling import Sampling
 from csm.inference.weights import DecodingWeights
 from csm.model.csm import CSM
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS, SESAME = "transformers", "sesame"
 FRAME_RATE = 12.5
 TEXT, SPOKEN = 16, 40
 SIZES = {
@@ -115,10 +119,68 @@ def theirs(config: CSMConfig, device: torch.device) -> Speak:
     return speak
 
 
+def sesame(config: CSMConfig, device: torch.device, folder: str) -> Speak:
+    """Sesame's model from its models.py, frame by frame as its generator.py does it. Raises ImportError."""
+    if not Path(folder, "models.py").is_file():
+        raise ImportError(f"{folder} has no models.py; give a copy of Sesame's repository")
+    sys.path.insert(0, folder)
+    import models
+    from torchtune.models.llama3_2 import llama3_2
+
+    def stack(shape: TransformerConfig) -> torch.nn.Module:
+        return llama3_2(
+            vocab_size=128,  # its embeddings are taken out again
+            num_layers=shape.layers,
+            num_heads=shape.heads,
+            num_kv_heads=shape.kv_heads,
+            embed_dim=shape.dim,
+            max_seq_len=config.max_seq_len,
+            intermediate_dim=shape.ffn_dim,
+            norm_eps=config.norm_eps,
+            rope_base=500_000,
+            scale_factor=32,
+        )
+
+    models.FLAVORS.update(ours_backbone=lambda: stack(config.backbone), ours_decoder=lambda: stack(config.decoder))
+    vocabularies = (config.text_vocab_size, config.audio_vocab_size, config.num_codebooks)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    other = models.Model(models.ModelArgs("ours_backbone", "ours_decoder", *vocabularies)).to(device, dtype).eval()
+    torch.nn.init.normal_(other.audio_head, std=0.02)  # is uninitialized memory otherwise
+    other.setup_caches(1)
+
+    def speak(requests: int, frames: int) -> None:
+        for number in range(requests):
+            start = prompt(config, number)
+            tokens, mask = start.tokens[None].to(device), start.mask[None].to(device)
+            positions = torch.arange(tokens.shape[1], device=device)[None]
+            other.reset_caches()
+            for _ in range(frames):
+                frame = other.generate_frame(tokens, mask, positions, 0.9, 50)  # [1, K]
+                tokens = torch.nn.functional.pad(frame, (0, 1))[:, None]
+                mask = torch.ones_like(tokens, dtype=torch.bool)
+                mask[..., -1] = False
+                positions = positions[:, -1:] + 1
+
+    return speak
+
+
+def speaker(system: str, options: argparse.Namespace) -> Speak:
+    config, device = SIZES[options.size], options.device
+    if system == TRANSFORMERS:
+        return theirs(config, device)
+    if system == SESAME:
+        return sesame(config, device, options.sesame)
+    return ours(config, device, system, max(options.batches))
+
+
 def measure(system: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the first frame and of each later one, audio seconds a second, peak memory in GiB."""
-    config, device, batches, frames = SIZES[options.size], options.device, options.batches, options.frames
-    speak = theirs(config, device) if system == TRANSFORMERS else ours(config, device, system, max(batches))
+    device, batches, frames = options.device, options.batches, options.frames
+    try:
+        speak = speaker(system, options)
+    except ImportError as error:
+        return {"absent": str(error)}
     clock = time.process_time if options.cpu_time else time.perf_counter
 
     def seconds(requests: int, count: int) -> float:
@@ -139,7 +201,13 @@ def measure(system: str, options: argparse.Namespace) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() / 1024**3
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # KiB on Linux -> GiB
-    return {"first": first, "frame": (whole - first) / (frames - 1), "rates": rates, "peak": peak}
+    result = {"first": first, "frame": (whole - first) / (frames - 1), "rates": rates, "peak": peak}
+    if options.rates and system not in (TRANSFORMERS, SESAME):
+        del speak  # and its engine
+        generator = with_random_codec(model(SIZES[options.size], device), max(batches), system)
+        warm_up(generator, frames)
+        result["listeners"] = [loaded(generator, frames, rate, options.seconds) for rate in options.rates]
+    return result
 
 
 def synchronize(device: torch.device) -> None:
@@ -163,6 +231,9 @@ def report(results: dict[str, list[dict[str, Any]]], batches: list[int]) -> None
     columns = "".join(f"{f'B={batch}':>8}" for batch in batches)
     print(f"{'system':>13}{'first':>8}{'frame':>8}{'speed':>8}{'peak':>7}   audio s/s{columns}{'largest/1':>11}")
     for system, rounds in results.items():
+        if "absent" in rounds[0]:
+            print(f"{system:>13} absent: {rounds[0]['absent']}")
+            continue
         first, frame = (median(result[name] for result in rounds) for name in ("first", "frame"))
         rates = [median(result["rates"][str(batch)] for result in rounds) for batch in batches]
         speed = f"{median(result['frame'] for result in base) / frame:.2f}x" if base else "-"
@@ -172,6 +243,9 @@ def report(results: dict[str, list[dict[str, Any]]], batches: list[int]) -> None
             + "".join(f"{rate:8.2f}" for rate in rates)
             + f"{max(rates) / rates[0]:10.1f}x"
         )
+    for system, rounds in results.items():
+        for line in rounds[-1].get("listeners", []):
+            print(f"{system:>13} with Mimi, {line}")
 
 
 def main() -> None:
@@ -182,18 +256,29 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--systems", nargs="+", default=[TRANSFORMERS, "eager", "compiled"])
+    parser.add_argument("--systems", nargs="+", help="default: all that the device and --sesame allow")
+    parser.add_argument("--sesame", metavar="DIR", help="a copy of Sesame's repository")
+    parser.add_argument("--rates", type=float, nargs="*", help="of listeners a second; default on CUDA: 1 2 4")
+    parser.add_argument("--seconds", type=float, default=20.0, help="in which listeners come")
     parser.add_argument("--cpu-time", action="store_true", help="count only the process's own time: for a busy machine")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    on_cuda = options.device.type == "cuda"
+    if options.rates is None:
+        options.rates = [1.0, 2.0, 4.0] if on_cuda else []
+    if options.systems is None:
+        options.systems = [TRANSFORMERS, *([SESAME] if options.sesame else []), "eager", "compiled"]
+        options.systems += ["cuda_graph"] if on_cuda else []
     torch.set_num_threads(options.threads)
     if options.task:
         print(json.dumps(measure(options.task, options)))
         return
-    hardware = torch.cuda.get_device_name() if options.device.type == "cuda" else platform.machine()
+    hardware = torch.cuda.get_device_name() if on_cuda else platform.machine()
     print(
         f"{hardware}, {options.threads} CPU threads, torch {torch.__version__}, {options.size}, {options.frames} frames"
     )
+    if not options.sesame:
+        print("without Sesame's generator: give a copy of its repository with --sesame DIR")
     report(measure_in_turns(options), options.batches)
 
 

@@ -5,51 +5,22 @@
                                                                random weights, with a random Mimi
 
 alone:  TTFA (time from the request to the first sound, median and largest) and RTF (time taken by a second of audio)
-loaded: requests come at random (Poisson) at each of the rates, whether or not there is room for them. TTFA p50 and p95;
-        viability: share of chunks that arrive before what came earlier has been played
+loaded: requests come at random at each of the rates, see benchmarks/listeners.py
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from benchmarks.generate import SIZES, model
-from csm.codec import Codec, SpectralCodec
+from benchmarks.listeners import loaded, request, warm_up, with_random_codec
 from csm.formats.load import load_generator
-from csm.inference.generator import Generator, SpeechRequest
-from csm.inference.guards import Guards
-from csm.inference.streams import Listener
-from csm.text import ByteTokenizer
-
-TEXT = "A sentence of the usual length, spoken for one listener."
-
-
-def random_generator(options: argparse.Namespace) -> Generator:
-    config = SIZES[options.size]
-    codec: Codec
-    if config.codebook_size == 2048:
-        from moshi.models import loaders
-
-        from csm.codec.mimi import MimiCodec
-
-        codec = MimiCodec(loaders.get_mimi(None, device=options.device, num_codebooks=config.num_codebooks))
-    else:
-        noise = torch.randn(30 * 24_000, generator=torch.Generator().manual_seed(0))
-        codec = SpectralCodec.fit([0.1 * noise], config.num_codebooks, config.codebook_size)
-    return Generator(
-        model(config, torch.device(options.device)), codec, ByteTokenizer(), options.slots, mode=options.mode
-    )
-
-
-def request(frames: int, number: int) -> SpeechRequest:
-    return SpeechRequest(TEXT, 0, (), 80 * frames, seed=number, guards=Guards.off())
+from csm.inference.generator import Generator
 
 
 def alone(generator: Generator, frames: int, rounds: int, clock: Callable[[], float]) -> None:
@@ -66,56 +37,6 @@ def alone(generator: Generator, frames: int, rounds: int, clock: Callable[[], fl
             factors.append((clock() - started) * generator.sample_rate / samples)
     print(
         f"alone: TTFA {np.median(first):.0f} ms, largest {max(first):.0f} ms; RTF {np.median(factors):.2f}", flush=True
-    )
-
-
-@dataclass
-class Heard:
-    """A listener's account: when the request came, the first sound was there, and how much sound there has been."""
-
-    listener: Listener
-    came: float
-    first: float | None = None
-    seconds: float = 0.0
-    chunks: int = 0
-    late: int = 0
-
-    def take(self, now: float, sample_rate: int) -> None:
-        audio = self.listener.take()
-        if not len(audio):
-            return
-        if self.first is None:
-            self.first = now
-        self.chunks += 1
-        self.late += now > self.first + self.seconds
-        self.seconds += len(audio) / sample_rate
-
-
-def loaded(generator: Generator, frames: int, rate: float, seconds: float) -> None:
-    chance, streams, heard, running = random.Random(0), generator.streams, [], []
-    begin = time.perf_counter()
-    arrival = chance.expovariate(rate)
-    while arrival < seconds or running:
-        now = time.perf_counter() - begin
-        while arrival < min(seconds, now):
-            one = Heard(streams.listen(generator.request(request(frames, len(heard)))), arrival)
-            heard.append(one)
-            running.append(one)
-            arrival += chance.expovariate(rate)
-        if not running:
-            time.sleep(max(0.0, arrival - now))
-            continue
-        streams.advance()
-        now = time.perf_counter() - begin
-        for one in running:
-            one.take(now, generator.sample_rate)
-        running = [one for one in running if not one.listener.complete]
-    waits = [1000 * (one.first - one.came) for one in heard if one.first is not None]
-    chunks, late = sum(one.chunks for one in heard), sum(one.late for one in heard)
-    print(
-        f"{rate:g} requests/s, {len(heard)} in all: TTFA p50 {np.percentile(waits, 50):.0f} ms, "
-        f"p95 {np.percentile(waits, 95):.0f} ms; viability {100 * (1 - late / chunks):.1f} %",
-        flush=True,
     )
 
 
@@ -137,12 +58,12 @@ def main() -> None:
     if options.model:
         generator = load_generator(options.model, options.device, slots=options.slots, mode=options.mode)
     else:
-        generator = random_generator(options)
-    if options.mode != "eager":
-        generator.engine.warm_up(len(TEXT) + options.frames + 16)
+        random_model = model(SIZES[options.size], torch.device(options.device))
+        generator = with_random_codec(random_model, options.slots, options.mode)
+    warm_up(generator, options.frames)
     alone(generator, options.frames, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
     for rate in options.rates:
-        loaded(generator, options.frames, rate, options.seconds)
+        print(loaded(generator, options.frames, rate, options.seconds), flush=True)
 
 
 if __name__ == "__main__":

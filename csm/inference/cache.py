@@ -70,6 +70,10 @@ class KVCache:
         """Attention of one new position in each of the first B slots, at `positions [B]`."""
         return SinglePositions(self, positions, attended)
 
+    def shared(self, position: int, batch: int) -> SharedPosition:
+        """Attention of one new position in each of the first `batch` slots, at `position` in all of them."""
+        return SharedPosition(self, position, batch)
+
     def chunk(self, slot: int, start: int, length: int) -> Chunk:
         """Attention of `length` new positions of one slot, from `start` on."""
         return Chunk(self, slot, start, length)
@@ -97,6 +101,28 @@ class SinglePositions:
         q = heads[:, : cache.heads].reshape(batch * cache.kv_heads, -1, head_dim)  # [B*G, H/G, E]
         weights = torch.baddbmm(self.mask, q, keys.transpose(1, 2)).softmax(dim=-1)
         return torch.bmm(weights, values).view(batch, -1)
+
+
+class SharedPosition:
+    """`Attend` at a position that all slots share and the host knows: nothing is masked, and no index is computed.
+
+    The views are made once: in eager steps of the depth decoder, making them would take as long as attention does.
+    """
+
+    def __init__(self, cache: KVCache, position: int, batch: int) -> None:
+        self.heads, self.queries = cache.heads, (batch * cache.kv_heads, -1, cache.shape[-1])
+        self.views = []
+        for layer in cache.layers:
+            data = layer[:, :batch]  # [2, B, G, length, E]
+            keys, values = data[..., : position + 1, :].flatten(1, 2)  # [B*G, position + 1, E]
+            self.views.append((data[..., position, :].transpose(0, 1), keys.transpose(1, 2), values))
+
+    def __call__(self, layer: int, heads: Tensor) -> Tensor:
+        new, keys, values = self.views[layer]
+        new.copy_(heads[:, self.heads :].view(new.shape))  # [B, 2, G, E]
+        q = heads[:, : self.heads].reshape(self.queries)  # [B*G, H/G, E]
+        weights = torch.bmm(q, keys).softmax(dim=-1)
+        return torch.bmm(weights, values).view(len(heads), -1)
 
 
 class Chunk:

@@ -83,4 +83,4 @@ class SlotSampling:
             return logits.argmax(dim=-1)
         logits = logits.float() / self.temperature
         kth = logits.topk(candidates, dim=-1).values.gather(1, self.topk - 1)  # [B, 1]
-        return (logits + noise).masked_fill(logits < kth, -torch.inf).argmax(dim=-1)
+        return torch.where(logits < kth, -torch.inf, logits + noise).argmax(dim=-1)

@@ -146,7 +146,7 @@ def test_sharing_leaves_the_model_as_it_was(share):
     weights = DecodingWeights(model, share)
     for (name, mine), other in zip(model.named_parameters(), untouched.parameters(), strict=True):
         assert torch.equal(mine, other), name
-    fused = weights.backbone.blocks[0].qkv.weight
+    fused = weights.backbone.blocks[0].qkv
     assert (model.backbone.layers[0].attn.q_proj.weight.data_ptr() == fused.data_ptr()) == share
 
 

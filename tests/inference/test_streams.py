@@ -10,8 +10,10 @@ import torch
 
 from csm.codec import SpectralCodec
 from csm.inference.generator import Generator, SpeechRequest
+from csm.inference.segments import Segment
+from csm.model.csm import CSM
 from tests.inference.toys import ToyTokenizer, toy_generator
-from tests.tiny import CODEBOOK_SIZE, K, tiny_model
+from tests.tiny import CODEBOOK_SIZE, K, tiny_config, tiny_model
 
 TURN = {"max_audio_length_ms": 1600, "seed": 3}
 
@@ -84,3 +86,32 @@ def test_a_codec_whose_audio_lags_behind_gives_whole_frames():
     left = generator.stream("other", 0, [], **TURN)
     next(left), next(left), left.close()
     assert torch.equal(torch.cat(list(generator.stream("hello", 0, [], **TURN))), torch.cat(first))
+
+
+@pytest.mark.slow
+def test_streams_of_mimi_in_its_full_size_are_its_offline_audio(mimi_weights):
+    """Three listeners of two slots, so that a slot is heard from twice, with a context that is spoken audio."""
+    from csm.codec.mimi import MimiCodec
+
+    codec = MimiCodec.load(mimi_weights, num_codebooks=8)
+    config = tiny_config(codebooks=8)
+    config.codebook_size = codec.codebook_size
+    torch.manual_seed(0)
+    config.initializer_std = 0.3
+    generator = Generator(CSM(config), codec, ToyTokenizer(), slots=2)
+    voice = Segment(1, "voice", audio=0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(0)))
+    turns = [SpeechRequest(text, 0, (voice,), 1600, seed=number) for number, text in enumerate(("one", "two", "three"))]
+    whole = generator.generate_batch(turns)
+    streams = [generator.stream(turn.text, 0, turn.context, 1600, seed=turn.seed) for turn in turns]
+    heard: list[list[torch.Tensor]] = [[] for _ in turns]
+    running = dict(enumerate(streams))
+    while running:
+        for number, stream in list(running.items()):
+            chunk = next(stream, None)
+            if chunk is None:
+                del running[number]
+            else:
+                heard[number].append(chunk)
+    for chunks, turn in zip(heard, whole, strict=True):
+        assert turn.frames == 20 and turn.audio.std() > 1e-3
+        torch.testing.assert_close(torch.cat(chunks), turn.audio, atol=1e-5, rtol=0)
