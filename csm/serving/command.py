@@ -11,6 +11,7 @@ import torch
 
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.inference.generator import Generator
+from csm.watermark import load_watermark
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -38,6 +39,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--mode", choices=("eager", "compiled", "cuda_graph"), default="eager", help="docs/inference.md"
     )
+    parser.add_argument(
+        "--watermark", default="auto", help="of all speech: auto, required, none, or a backend (docs/watermark.md)"
+    )
     parser.add_argument("--quantize", help="int8, int8-dynamic, int4 or fp8, see docs/quantization.md")
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)"
@@ -51,6 +55,7 @@ def add_parser(commands: Any) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Runs a server until it is told to stop. Raises ValueError for options that do not go together."""
     try:
+        from csm.serving.marks import Marking
         from csm.serving.server import run_server
         from csm.serving.service import Service
         from csm.serving.settings import Limits, Settings
@@ -73,6 +78,9 @@ def serve(arguments: argparse.Namespace) -> None:
         limits=Limits(queue=arguments.queue),
     )
 
+    mark = load_watermark(arguments.watermark)
+    mark.stream(24_000)  # a backend that cannot mark streams is refused now
+
     def load() -> Generator:
         generator = load_generator(
             arguments.model,
@@ -84,12 +92,13 @@ def serve(arguments: argparse.Namespace) -> None:
             slots=arguments.slots,
             num_codebooks=arguments.num_codebooks,
             mode=arguments.mode,
+            watermark="none",  # responses are marked by the routes
         )
         if arguments.mode != "eager":
             generator.engine.warm_up()
         return generator
 
-    run_server(Service(load, settings), arguments.host, arguments.port)
+    run_server(Service(load, settings, Marking(mark.name, mark.stream)), arguments.host, arguments.port)
 
 
 def api_key(variable: str | None) -> str | None:
