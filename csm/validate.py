@@ -8,7 +8,7 @@ from csm.data.stream import RankShare
 from csm.kernels.cuda import flex_limit
 from csm.model.freeze import PARTS
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
-from csm.training.sample_metrics import METRICS
+from csm.stability.sample_metrics import METRICS
 
 
 def validate_train_config(config: TrainConfig, num_devices: int, device_type: str) -> None:

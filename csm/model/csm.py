@@ -197,7 +197,7 @@ class CSM(nn.Module):
         attention_mask: AttentionMask | None = None,
     ) -> Tensor:
         """Cross entropy of codebook 0 with the labels of frames `shift` positions later: sums and counts
-        `[2, len(shifts)]` over predicted frames that have such a neighbor, for csm/training/labels.py."""
+        `[2, len(shifts)]` over predicted frames that have such a neighbor, for csm/stability/labels.py."""
         logits = self.codebook0_head(
             self.backbone_states(tokens, mask, positions, attention_mask)[:, :-1]
         )  # [B, S-1, V]

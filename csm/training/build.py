@@ -37,10 +37,10 @@ from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
 from csm.parallel.strategies import build_engine, build_fabric, count_devices, data_ranks, device_mesh
 from csm.planning.device import microbatch_advice
+from csm.stability.sample_metrics import load_judges
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
 from csm.training.module import CSMTrainingModule
-from csm.training.sample_metrics import load_judges
 from csm.training.samples import AudioSamples
 from csm.training.signals import signal_handlers
 from csm.training.train import TrainingLoop

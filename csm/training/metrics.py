@@ -235,6 +235,23 @@ class PhaseTimer:
         self._since = now
 
 
+def due(step: int, every: int) -> bool:
+    """Whether what happens every so many steps (0: never) happens after `step`."""
+    return every > 0 and step % every == 0
+
+
+def interval_metrics(
+    interval: Interval, config: LossConfig, optimizer: torch.optim.Optimizer, cursor: dict[str, Any]
+) -> dict[str, float]:
+    """Losses, gradient norms and learning rates of an interval, and how far the data is. cursor: of its last batch"""
+    metrics = {"train/loss": objective(interval.losses, config)} | loss_metrics(interval.losses, "train")
+    metrics["train/gradient_norm"] = interval.norms["total"]
+    metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items() if part != "total"}
+    metrics |= {f"train/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+    metrics["progress/rows"] = cursor["rows"]
+    return metrics | {f"progress/epoch_{name}": place[0] for name, place in cursor["sources"].items()}
+
+
 def throughput_metrics(
     interval: Interval,
     timer: PhaseTimer,

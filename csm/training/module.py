@@ -29,8 +29,8 @@ from csm.model.csm import CSM
 from csm.model.loss import LossSums, frame_chunks, join, join_chunks
 from csm.parallel.plan import attention_mask, reshard
 from csm.parallel.strategies import Engine
+from csm.stability.labels import SHIFTS
 from csm.training.ema import WeightAverage
-from csm.training.labels import SHIFTS
 from csm.training.optim import build_optimizer
 
 

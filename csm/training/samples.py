@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.loggers import Logger
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from csm.audio import load_audio, save_wav
 from csm.codec import Codec
-from csm.config import TrainerConfig
+from csm.config import LoraConfig, TrainerConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
 from csm.inference.generator import GeneratedSegment, Generator, Segment
 from csm.model.csm import CSM
+from csm.parallel.plan import precision, whole_model
+from csm.stability.sample_metrics import SampleJudge, drift, sample_metrics
 from csm.text import TextTokenizer
 from csm.training.loggers import JsonLines, read_lines
-from csm.training.sample_metrics import SampleJudge, drift, sample_metrics
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,20 @@ class AudioSamples:
         every = self.options.sample_every_steps
         return step // every > (step - self.options.val_every_steps) // every
 
-    def speak(self, model: CSM, step: int, loggers: list[Logger]) -> dict[str, float]:
-        """Speaks every prompt and writes the files. Returns their metrics, and warns if they have got worse.
+    def speak(self, model: CSM, lora: LoraConfig, step: int, fabric: Fabric) -> dict[str, float]:
+        """Speaks every prompt on rank 0 and writes the files. Returns their metrics, logged, and warns if they have got
+        worse; on other ranks there are none. All ranks take part, since the model may be sharded."""
+        dtype = torch.bfloat16 if precision(self.options) == "bf16-mixed" else torch.float32
+        whole = whole_model(model, lora, fabric.device, dtype)
+        if not fabric.is_global_zero:
+            return {}
+        metrics = self._speak(whole, step, fabric.loggers)
+        for logger in fabric.loggers:
+            logger.log_metrics(metrics, step)
+            logger.save()
+        return metrics
 
-        model: with all its weights in this process
-        """
+    def _speak(self, model: CSM, step: int, loggers: list[Logger]) -> dict[str, float]:
         # Compiled blocks run uncompiled: generation has other shapes in every step.
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             generator = Generator(model, self.codec, self.tokenizer)

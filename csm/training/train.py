@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,14 +21,21 @@ from csm.config import Profile, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.packing import RowBatch, StepBatch
 from csm.model.loss import LossSums
-from csm.parallel.plan import precision, whole_model
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
-from csm.training.early_stop import EarlyStop
+from csm.stability.early_stop import EarlyStop
+from csm.stability.labels import warn_of_labels
 from csm.training.health import StepHealth
-from csm.training.labels import batch_faults, shift_faults
 from csm.training.loggers import TrainingProgress, step_profiler
-from csm.training.metrics import IntervalSums, Phase, PhaseTimer, loss_metrics, objective, throughput_metrics
+from csm.training.metrics import (
+    IntervalSums,
+    Phase,
+    PhaseTimer,
+    due,
+    interval_metrics,
+    loss_metrics,
+    throughput_metrics,
+)
 from csm.training.module import CSMTrainingModule
 from csm.training.optim import lr_factor, trainable_parts
 from csm.training.samples import AudioSamples
@@ -72,7 +78,7 @@ class TrainingLoop:
         self.health = StepHealth(self.options, run_dir, self.ranks)
         self.timer = PhaseTimer(fabric.device)
         self.early_stop = EarlyStop(self.options.early_stop)
-        self._validation_due = self._labels_checked = False
+        self._validation_due = False
         self._saved: tuple[int, float, bool] | None = None  # the state that the newest checkpoint holds
         # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
         wanted = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
@@ -87,15 +93,14 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------------------- loop
 
     def run(self) -> None:
-        """Takes optimizer steps until `max_steps`, an early stop or the end of the data; validates and saves on the
-        way."""
+        """Takes optimizer steps until `max_steps`, an early stop or the end of the data; validates and saves."""
         options, fabric = self.options, self.fabric
         progress = TrainingProgress(options.max_steps, enabled=fabric.is_global_zero)
         profiler = step_profiler(Path(self.config.run_dir) / "profile") if options.profile is Profile.steps else None
         train_batches, val_batches = iter(self.data.train_dataloader()), self.data.val_dataloader()
         self._call("on_train_start")
         progress.start(self.step)
-        status = "failed"
+        first, status = self.step, "failed"
         try:
             with profiler or nullcontext():
                 if self._validation_due and len(val_batches):  # the run was stopped in the middle of it
@@ -103,25 +108,23 @@ class TrainingLoop:
                 while self.step < options.max_steps and not self.data.finished and not self.early_stop.done:
                     self.timer.enter(Phase.data)
                     batch = next(train_batches)
-                    if not self._labels_checked:
+                    if self.step == first:
                         self._check_labels(batch)
                     batch = batch.to(fabric.device)
                     self.timer.enter(Phase.step)  # in which logging waits for the device
                     self.take_step(batch)
-                    metrics = self._log_training(batch) if _due(self.step, options.log_every_steps) else {}
+                    metrics = self._log_training(batch) if due(self.step, options.log_every_steps) else {}
                     progress.update(self.step, metrics)
                     self._call("on_train_batch_end", outputs=metrics, batch=batch, batch_idx=self.step - 1)
                     if profiler is not None:
                         profiler.step()
-                    if len(val_batches) and (_due(self.step, options.val_every_steps) or self.data.finished):
-                        self._validation_due = True
+                    if len(val_batches) and (due(self.step, options.val_every_steps) or self.data.finished):
                         self._validate_and_save(val_batches)
-                    if _due(self.step, options.checkpoint_every_steps) or _due(self.step, options.keep_every_steps):
+                    if due(self.step, options.checkpoint_every_steps) or due(self.step, options.keep_every_steps):
                         self._save_once()
                     self._end_if_asked()
             if self.early_stop.done:
-                best = f"checkpoints/best.ckpt is of step {self.best_step}"
-                log.info("%s has not improved for a while: the run ends; %s", self.early_stop.metric, best)
+                log.info("%s stopped improving: best.ckpt is of step %d", self.early_stop.metric, self.best_step)
             if self.data.finished:
                 log.info("all sources have finished their max_epochs after step %d: the run ends", self.step)
             self.health.flush(wait_for_last=True)
@@ -135,20 +138,14 @@ class TrainingLoop:
                 logger.finalize(status)
 
     def _check_labels(self, batch: StepBatch) -> None:
-        """Warns of labels that look wrong, on the first batch of this process; see csm/training/labels.py."""
-        self.timer.enter(Phase.other)
-        self._labels_checked = True
-        faults = batch_faults(batch.microbatches, self.extras["codec"]["frame_rate"])
+        """Warns of labels that look wrong; see csm/stability/labels.py."""
+        shifted = None
         if self.step or self.config.init_from is not None:  # a new model prefers no shift
             with self.module.evaluating():
                 rows = batch.microbatches[0].to(self.fabric.device)
-                sums, counts = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
-            if counts[0]:
-                faults += shift_faults((sums / counts).tolist(), self.config.model.audio_vocab_size)
+                shifted = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
         if self.fabric.is_global_zero:
-            for fault in faults:
-                log.warning("labels of the first batch: %s", fault)
-        self.timer.enter(Phase.data)
+            warn_of_labels(batch.microbatches, self.extras["codec"]["frame_rate"], shifted, self.config.model)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
@@ -178,18 +175,18 @@ class TrainingLoop:
 
     def _validate_and_save(self, batches: DataLoader[RowBatch]) -> None:
         """Validates, speaks samples, marks the best checkpoint. A stop request ends it: it is due again on resuming."""
+        self._validation_due = True
         self.timer.enter(Phase.other)
         with self.module.evaluating():
             sums = self._validation_sums(batches)
         self._end_if_asked()
         assert sums is not None, "a validation split has batches"
         metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
-        # For choosing checkpoints: independent of the loss weights of the run.
-        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]
+        metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]  # whatever the loss weights
         self._log(metrics)
         if self.samples is not None and self.samples.due(self.step):
             with self.module.evaluating():
-                metrics |= self._speak(self.samples)
+                metrics |= self.samples.speak(self.module.model, self.config.lora, self.step, self.fabric)
         metrics = self.fabric.broadcast(metrics)  # samples are spoken by rank 0
         self.best_loss = min(self.best_loss, metrics["val/loss"])
         if best := self.early_stop.see(metrics):
@@ -213,29 +210,13 @@ class TrainingLoop:
                 break
         return sums
 
-    def _speak(self, samples: AudioSamples) -> dict[str, float]:
-        """Metrics of the samples on rank 0, which are logged; nothing on other ranks."""
-        dtype = torch.bfloat16 if precision(self.options) == "bf16-mixed" else torch.float32
-        model = whole_model(self.module.model, self.config.lora, self.fabric.device, dtype)  # all ranks take part
-        if not self.fabric.is_global_zero:
-            return {}
-        metrics = samples.speak(model, self.step, self.fabric.loggers)
-        self._log(metrics)
-        return metrics
-
     # ----------------------------------------------------------------------------------------------- logging
 
     def _log_training(self, batch: StepBatch) -> dict[str, float]:
         self.health.flush(wait_for_last=True)
         interval = self.interval.read()
-        metrics = {"train/loss": objective(interval.losses, self.config.loss)}
-        metrics |= loss_metrics(interval.losses, "train")
-        metrics["train/gradient_norm"] = interval.norms.pop("total")
-        metrics |= {f"train/gradient_norm_{part}": norm for part, norm in interval.norms.items()}
-        metrics |= {f"train/lr_{group['name']}": group["lr"] for group in self.engine.optimizer.param_groups}
+        metrics = interval_metrics(interval, self.config.loss, self.engine.optimizer, batch.cursor)
         metrics["train/skipped_steps"] = self.health.skipped
-        metrics["progress/rows"] = batch.cursor["rows"]
-        metrics |= {f"progress/epoch_{name}": place[0] for name, place in batch.cursor["sources"].items()}
         frame_rate, ranks = self.extras["codec"]["frame_rate"], self.fabric.world_size
         metrics |= throughput_metrics(interval, self.timer, self.config, frame_rate, ranks, self.fabric.device)
         self.timer.reset()
@@ -256,13 +237,11 @@ class TrainingLoop:
 
     def _agree(self, *values: float) -> list[float]:
         """Sums over ranks; on the way all learn of signals, and of checkpoints that could not be written (OSError)."""
-        flags = [*self.stop.flags(), float(self.writer.error is not None)]
-        sums = self.ranks.sum(*values, *flags)
-        *signals, errors = sums[len(values) :]
-        self.stop.agree(signals)
+        *sums, term, usr1, errors = self.ranks.sum(*values, *self.stop.flags(), float(self.writer.error is not None))
+        self.stop.agree([term, usr1])
         if errors:
             raise self.writer.error or OSError("another process could not write its checkpoint; see what it says")
-        return sums[: len(values)]
+        return sums
 
     def _end_if_asked(self) -> None:
         if self.stop.agreed is not None:
@@ -302,7 +281,7 @@ class TrainingLoop:
         self._call("on_save_checkpoint", checkpoint=content)
         self.engine.save(self.checkpoints.temporary, content, self.writer)
         if self.fabric.is_global_zero:
-            kept = _due(self.step, self.options.keep_every_steps)
+            kept = due(self.step, self.options.keep_every_steps)
             self.checkpoints.publish(keep_as=f"step-{self.step:07d}.ckpt" if kept else None)
         self._saved = state
         self.timer.enter(Phase.step)
@@ -320,13 +299,8 @@ class TrainingLoop:
         if self.checkpoints.newest is not None and self.checkpoints.newest.parent == self.checkpoints.folder:
             self.best_loss = validation["best_loss"]  # otherwise best.ckpt is another run's
             self.best_step = validation.get("best_step", 0)
-            followed = {"metric": "val/loss", "best": self.best_loss, "misses": 0}
-            self.early_stop.load_state(progress.get("early_stop", followed))
+            self.early_stop.load_state(progress.get("early_stop", EarlyStop.earlier_state(self.best_loss)))
             if self.best_step == self.step and self.fabric.is_global_zero:
                 self.checkpoints.mark_best()  # best.ckpt may be of a later step that is taken again
         self._validation_due = validation["validation_due"]
         self._saved = (self.step, self.best_loss, self._validation_due)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

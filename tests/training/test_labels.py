@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from csm.data.dataset import ShardedDataset
 from csm.frames import Frames
+from csm.stability.labels import SHIFTS, batch_faults, layout_faults, shift_faults, silent_seconds
 from csm.training.build import train
-from csm.training.labels import SHIFTS, batch_faults, layout_faults, shift_faults, silent_seconds
 from tests.conftest import TINY_OVERRIDES, compose_train
 from tests.data.made_datasets import write_dataset
 from tests.data.test_rows import train_steps

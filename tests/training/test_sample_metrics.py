@@ -9,10 +9,10 @@ import pytest
 
 from csm.config import EarlyStopConfig
 from csm.formats.native import read_config
+from csm.stability.early_stop import EarlyStop
+from csm.stability.sample_metrics import drift, sample_metrics
 from csm.training.build import train
-from csm.training.early_stop import EarlyStop
 from csm.training.loggers import read_lines
-from csm.training.sample_metrics import drift, sample_metrics
 from csm.training.samples import AudioSamples
 from csm.validate import validate_train_config
 from tests.conftest import TINY_OVERRIDES, compose_train

@@ -12,6 +12,7 @@ Three looks, each with a sentence if something is wrong:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csm.config import CSMConfig
 from csm.data.packing import RowBatch
 from csm.frames import is_eos_frame
+
+log = logging.getLogger(__name__)
 
 SHIFTS = (-1, 0, 1)
 LONGEST_SILENCE = 1.0  # seconds after the speech, in the median turn
@@ -136,6 +140,20 @@ def batch_faults(microbatches: Sequence[RowBatch], frame_rate: float) -> list[st
     """What is wrong with the layout and the silence of the first batch, on the CPU."""
     rows = _joined(microbatches)
     return layout_faults(rows) or silence_faults(rows, frame_rate)
+
+
+def warn_of_labels(
+    microbatches: Sequence[RowBatch], frame_rate: float, shifted: Tensor | None, config: CSMConfig
+) -> None:
+    """Logs all that looks wrong.
+
+    shifted: `CSM.shifted_losses [2, len(SHIFTS)]` of the batch; None for a model that has learned nothing yet
+    """
+    faults = batch_faults(microbatches, frame_rate)
+    if shifted is not None and shifted[1, 0]:
+        faults += shift_faults((shifted[0] / shifted[1]).tolist(), config.audio_vocab_size)
+    for fault in faults:
+        log.warning("labels of the first batch: %s", fault)
 
 
 def _joined(microbatches: Sequence[RowBatch]) -> RowBatch:

@@ -46,6 +46,11 @@ class EarlyStop:
     def state(self) -> dict[str, Any]:
         return {"metric": self.metric, "best": self.best, "misses": self.misses}
 
+    @staticmethod
+    def earlier_state(best_loss: float) -> dict[str, Any]:
+        """What checkpoints of earlier versions, which followed val/loss, would hold."""
+        return {"metric": "val/loss", "best": best_loss, "misses": 0}
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues, unless the run now follows another metric."""
         if state["metric"] == self.metric:
