@@ -199,3 +199,8 @@ def wandb_logger(run_dir: str, ckpt_path: str | None, **options: Any) -> WandbLo
         write_atomically(file, lambda temporary: temporary.write_text(secrets.token_hex(4)))
     identity = file.read_text() if file.is_file() else None
     return WandbLogger(save_dir=run_dir, id=identity, resume="allow", **options)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether what happens every so many steps (0: never) happens after `step`."""
+    return every > 0 and step % every == 0

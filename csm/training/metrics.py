@@ -235,11 +235,6 @@ class PhaseTimer:
         self._since = now
 
 
-def due(step: int, every: int) -> bool:
-    """Whether what happens every so many steps (0: never) happens after `step`."""
-    return every > 0 and step % every == 0
-
-
 def interval_metrics(
     interval: Interval, config: LossConfig, optimizer: torch.optim.Optimizer, cursor: dict[str, Any]
 ) -> dict[str, float]:

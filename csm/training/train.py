@@ -26,16 +26,8 @@ from csm.parallel.strategies import Engine
 from csm.stability.early_stop import EarlyStop
 from csm.stability.labels import warn_of_labels
 from csm.training.health import StepHealth
-from csm.training.loggers import TrainingProgress, step_profiler
-from csm.training.metrics import (
-    IntervalSums,
-    Phase,
-    PhaseTimer,
-    due,
-    interval_metrics,
-    loss_metrics,
-    throughput_metrics,
-)
+from csm.training.loggers import TrainingProgress, due, step_profiler
+from csm.training.metrics import IntervalSums, Phase, PhaseTimer, interval_metrics, loss_metrics, throughput_metrics
 from csm.training.module import CSMTrainingModule
 from csm.training.optim import lr_factor, trainable_parts
 from csm.training.samples import AudioSamples
