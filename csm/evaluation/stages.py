@@ -22,7 +22,6 @@ from torch import Tensor
 
 from csm.audio import load_audio, save_wav
 from csm.config import EvalConfig
-from csm.evaluation.judges import Measure
 from csm.evaluation.prompts import AudioSpan, EvalPrompt, fit_context
 from csm.evaluation.store import Item, StageLog, Store, key_of
 from csm.evaluation.utterances import CODEC_LEVELS, System
@@ -30,6 +29,7 @@ from csm.inference.engine import Request
 from csm.inference.generator import Generator, SpeechRequest
 from csm.inference.guards import Guards
 from csm.inference.segments import Segment
+from csm.judges.measures import AudioMeasure
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder
 
@@ -207,7 +207,7 @@ def voice_key(spans: Sequence[AudioSpan]) -> str:
     return key_of(voice=[_span_facts(span) for span in spans])
 
 
-def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Store, sample_rate: int) -> StageLog:
+def measure(takes: Sequence[Take], speech: StageLog, judge: AudioMeasure, store: Store, sample_rate: int) -> StageLog:
     """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
     log = store.log(f"measure-{key_of(**judge.describe())}")
     for take in _progress([t for t in takes if t.key not in log], judge.name):

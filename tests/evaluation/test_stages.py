@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
-from csm.evaluation import judges, summary
-from csm.evaluation.judges import Measure
+from csm.evaluation import summary
 from csm.evaluation.run import evaluate
 from csm.evaluation.store import Share, StageLog, Store
 from csm.inference.engine import Engine
+from csm.judges.measures import MEASURES, AudioMeasure
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -131,8 +131,8 @@ class Loudness:
 
 
 def test_new_measure_needs_no_new_speech_and_a_new_prompt_only_its_own(checkpoint, tmp_path, monkeypatch, hub_cache):
-    loader: type[Measure] = Loudness
-    monkeypatch.setitem(judges.MEASURES, "peak", loader)
+    loader: type[AudioMeasure] = Loudness
+    monkeypatch.setitem(MEASURES, "peak", loader)
     evaluate(request(checkpoint, tmp_path / "report", max_prompts=3))
     made = records(tmp_path / "report", "speech")
 
