@@ -62,6 +62,11 @@ def evaluate() -> None:
 
             main(sys.argv[2:])
             return
+        if sys.argv[1:2] == ["listening"]:
+            from csm.evaluation.listening.command import main as listening
+
+            listening(sys.argv[2:])
+            return
         sys.argv[1:] = EVALUATE.read_words(sys.argv[1:])
         _evaluate()
 
@@ -111,7 +116,9 @@ def print_headline(folder: Path) -> None:
         table.add_row(row["title"], *values, f"{failed}/{row['expected']}")
     console = Console()
     console.print(table)
-    console.print(f"WER by {results['recognizer']}, cosines by {results['speaker_embedder']}, 95 % intervals")
+    console.print(
+        f"{results['error_rate']} by {results['recognizer']}, cosines by {results['speaker_embedder']}, 95 % intervals"
+    )
     for note in results["notes"]:
         console.print(f"- {note}", markup=False)
     console.print(f"Report with audio: {folder / 'report.html'}", soft_wrap=True)

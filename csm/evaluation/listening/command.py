@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from csm.evaluation.listening.kit import export_kit, read_items
 from csm.evaluation.listening.results import as_json, as_text, read_results
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `listening` with its two commands; each sets `run`, a function of the parsed arguments."""
-    listening = commands.add_parser("listening", help="a listening test (CMOS): the page for raters, and its results")
-    parts = listening.add_subparsers(dest="part", required=True)
+def main(words: Sequence[str]) -> None:
+    """Runs `listening export ...` or `listening import ...`.
+
+    Raises:
+        ValueError: items, key or answers are not as they have to be; the message says where.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python evaluate.py listening",
+        description="A listening test (CMOS): the page for raters, and its results.",
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
 
     kit = parts.add_parser("export", help="write the page, its audio, and the key")
     kit.add_argument(
@@ -31,6 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     results.add_argument("answers", type=Path, nargs="+", help="files that raters sent")
     results.add_argument("--json", type=Path, help="write the results to this file, too")
     results.set_defaults(run=_import)
+    arguments = parser.parse_args(words)
+    arguments.run(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> None:
