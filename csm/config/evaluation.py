@@ -13,11 +13,15 @@ class AsrKind(Enum):
     """Whisper of transformers."""
     faster_whisper = "faster_whisper"
     """Whisper in CTranslate2's format, through faster-whisper."""
+    ctc = "ctc"
+    """Letters of a CTC model, which invents no words (English unless `asr_model` is of another language)."""
 
 
 class SpeakerKind(Enum):
     wavlm = "wavlm"
     """WavLM fine-tuned for speaker verification, from the hub."""
+    wavlm_ecapa = "wavlm_ecapa"
+    """WavLM-large with ECAPA-TDNN, the encoder of published SIM; `speaker_model`: its file."""
     resemblyzer = "resemblyzer"
     """Resemblyzer, whose weights are part of its package."""
 
@@ -66,7 +70,7 @@ class EvalConfig:
     speaker_model_kind: SpeakerKind = SpeakerKind.wavlm
     """Speaker encoder of the speaker similarity."""
     speaker_model: str | None = None
-    """Its model, a name or folder; null: the encoder's default."""
+    """Its model, a name, folder or, for `wavlm_ecapa`, file; null: the encoder's default."""
     measures: list[str] = field(default_factory=list)
     """Further judges, which give one number for each utterance, by name."""
     codec_levels: list[int] = field(default_factory=lambda: [16, 8])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
 
 WIDTH, HEIGHT = 340, 200
@@ -22,14 +23,14 @@ class Plot:
     timing: bool = False
 
 
-def plots(utterances: Sequence[Utterance]) -> list[Plot]:
-    """Those for which there is data: word error rates, voice by turn, speed by length."""
-    found = [_error_rates(utterances), _voice_by_turn(utterances), _speed_by_length(utterances)]
+def plots(utterances: Sequence[Utterance], rate: Rate) -> list[Plot]:
+    """Those for which there is data: error rates, voice by turn, speed by length."""
+    found = [_error_rates(utterances, rate), _voice_by_turn(utterances), _speed_by_length(utterances)]
     return [plot for plot in found if plot is not None]
 
 
-def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
-    """Shares of utterances by word error rate, in steps of 10 %; the last bar holds all above 100 %."""
+def _error_rates(utterances: Sequence[Utterance], rate: Rate) -> Plot | None:
+    """Shares of utterances by error rate, in steps of 10 %; the last bar holds all above 100 %."""
     steps = 11
     shares = {}
     for system in (System.codec_resynthesis, System.model):
@@ -39,7 +40,7 @@ def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
             shares[system] = [bins.count(step) / len(bins) for step in range(steps)]
     if System.model not in shares:
         return None
-    frame = _Frame((0, steps), (0, 1), "WER, %", "share of utterances")
+    frame = _Frame((0, steps), (0, 1), f"{rate}, %", "share of utterances")
     marks = []
     for place, (system, values) in enumerate(shares.items()):
         for step, share in enumerate(values):
@@ -50,9 +51,7 @@ def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
             marks.append(f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" {size}/>')
     ticks = [(step, f"{10 * step}" if step < 10 else ">100") for step in (0, 2, 4, 6, 8, 10)]
     legend = "model (blue) and codec resynthesis (gray)" if len(shares) == 2 else "model"
-    return Plot(
-        f"Word error rate by utterance: {legend}", frame.svg(marks, ticks, [(0, "0"), (0.5, "50 %"), (1, "100 %")])
-    )
+    return Plot(f"{rate} by utterance: {legend}", frame.svg(marks, ticks, [(0, "0"), (0.5, "50 %"), (1, "100 %")]))
 
 
 def _voice_by_turn(utterances: Sequence[Utterance]) -> Plot | None:

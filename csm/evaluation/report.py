@@ -10,6 +10,7 @@ from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.scores import SystemScores, score_to_dict
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import Utterance
 
 SCHEMA_VERSION = 2
@@ -43,6 +44,7 @@ class Report:
     scores_by_seed: dict[int, list[SystemScores]]  # of the model; empty with one seed
     embedder: str
     recognizer: str
+    rate: Rate  # what its error rates are called
     notes: list[str]
     published: list[PublishedView]
     protocol: dict[str, Any]
@@ -79,6 +81,7 @@ def results(report: Report) -> dict[str, Any]:
         "suite": report.suite,
         "scoring": report.scoring,
         "recognizer": report.recognizer,
+        "error_rate": report.rate,
         "speaker_embedder": report.embedder,
         "metrics": {
             name: {
@@ -90,7 +93,7 @@ def results(report: Report) -> dict[str, Any]:
                 "pool": found.pool,
             }
             for name in report.metrics
-            for found in [metric(name)]
+            for found in [metric(name, report.rate)]
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},

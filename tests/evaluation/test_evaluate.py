@@ -129,6 +129,7 @@ def test_folder_with_other_content_is_left_alone(checkpoint, tmp_path):
         ({"max_prompts": 0}, r"eval\.max_prompts must be at least 1"),
         ({"max_audio_seconds": 0.0}, r"eval\.max_audio_seconds must be positive"),
         ({"max_audio_seconds": 60.0}, r"lower eval\.max_audio_seconds"),
+        ({"language": "Klingon"}, "Klingon"),
         ({"dataset": "nowhere"}, r"dataset nowhere is not here; give eval\.dataset"),
     ],
 )
