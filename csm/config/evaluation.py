@@ -49,6 +49,8 @@ class EvalConfig:
     """Dataset folder to take prompts from; null: the one named in the checkpoint."""
     split: str = "val"
     """Split of the dataset."""
+    intrinsic_split: str | None = None
+    """Split of the dataset whose every frame is scored teacher-forced; null: none."""
     speaker: int | None = None
     """Only turns of this stored speaker id; null: every turn."""
     max_prompts: int = 16

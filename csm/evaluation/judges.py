@@ -30,6 +30,11 @@ class Judges:
     measures: dict[str, AudioMeasure]
     unavailable: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def none(cls, reason: str) -> Judges:
+        """No judges, and why."""
+        return cls(None, None, {}, dict.fromkeys(_CHOSEN, reason))
+
     def describe(self) -> dict[str, Any]:
         """Every judge, or why it did not run."""
         recognizer, embedder = self.recognizer, self.embedder

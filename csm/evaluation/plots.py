@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
@@ -88,6 +89,25 @@ def _speed_by_length(utterances: Sequence[Utterance]) -> Plot | None:
     ticks = [(share * longest, f"{share * longest:.1f}") for share in (0, 0.5, 1)]
     heights = [(share * slowest, f"{share * slowest:.2f}") for share in (0, 0.5, 1)]
     return Plot("Speed by length, several turns at a time", frame.svg(marks, ticks, heights), timing=True)
+
+
+def loss_by_codebook(losses: Sequence[Mapping[str, Any]]) -> Plot:
+    """Teacher-forced loss of every codebook with its interval. losses: estimates as plain values."""
+    most = max(1e-3, *(loss["high"] or loss["value"] for loss in losses))
+    frame = _Frame((0, len(losses) - 1), (0, most), "codebook", "loss, nats")
+    points = [(frame.x(number), loss) for number, loss in enumerate(losses)]
+    line = " ".join(f"{x:.1f},{frame.y(loss['value']):.1f}" for x, loss in points)
+    marks = [
+        f'<line x1="{x:.1f}" y1="{frame.y(loss["low"]):.1f}" x2="{x:.1f}" y2="{frame.y(loss["high"]):.1f}"/>'
+        for x, loss in points
+        if loss["low"] is not None
+    ]
+    marks.append(f'<polyline class="model" points="{line}"/>')
+    marks += [f'<circle class="model" cx="{x:.1f}" cy="{frame.y(loss["value"]):.1f}" r="2.5"/>' for x, loss in points]
+    step = max(1, len(losses) // 8)
+    ticks = [(number, str(number)) for number in range(0, len(losses), step)]
+    heights = [(share * most, f"{share * most:.2f}") for share in (0, 0.5, 1)]
+    return Plot("Loss by codebook", frame.svg(marks, ticks, heights))
 
 
 class _Frame:

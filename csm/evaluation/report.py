@@ -51,13 +51,14 @@ class Report:
     protocol_hash: str
     provenance: dict[str, dict[str, Any]]
     contrasts: list[Contrast] = field(default_factory=list)
+    teacher_forced: dict[str, Any] | None = None  # see csm/evaluation/teacher_forced.py
     overlap: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics, in order."""
-        return list(self.scores[0].metrics)
+        """Names of the metrics, in order; none where nothing is spoken."""
+        return list(self.scores[0].metrics) if self.scores else []
 
 
 def results(report: Report) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def results(report: Report) -> dict[str, Any]:
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
+        "teacher_forced": report.teacher_forced,
         "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],
         "notes": report.notes,

@@ -21,6 +21,7 @@ from csm.evaluation.stages import Take, embed_voices, make_speech, measure, miss
 from csm.evaluation.store import Share, Store, key_of
 from csm.evaluation.suites import find_suite
 from csm.evaluation.summary import summarize
+from csm.evaluation.teacher_forced import teacher_forced
 from csm.evaluation.text_norm import TextNormalizer, load_normalizer
 from csm.evaluation.utterances import Utterance
 from csm.evaluation.wandb_table import send_to_wandb
@@ -60,7 +61,7 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
     prompt_set = suite.load(settings, codec, opened)
     weights = hash_tensors(plain_tensors(model.state_dict()))
     takes = plan_takes(prompt_set.prompts, generator, settings, weights)
-    judges = load_judges(settings, device)
+    judges = load_judges(settings, device) if prompt_set.prompts else Judges.none("nothing is spoken")
 
     output.mkdir(parents=True, exist_ok=True)
     store = Store(output, share.rank)
@@ -76,6 +77,8 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
             report = summarize(
                 cfg, suite, opened, generator, weights, prompt_set, utterances, judges, normalizer, seconds
             )
+            if settings.intrinsic_split is not None:
+                report.teacher_forced = teacher_forced(generator, opened, settings, weights, store)
             if suite.timings is not None:
                 report.timings |= suite.timings(generator, prompt_set, settings)
             write_report(report, output)

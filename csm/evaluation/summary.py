@@ -182,6 +182,8 @@ def _notes(
             f"The model was trained on {len(trained_on)} datasets; all prompts are from "
             f"{prompt_set.origin['dataset']} (eval.dataset=DIR chooses another)."
         )
+    if not prompts:
+        return notes
     notes.append(overlap.sentence())
     clusters = len({prompt.cluster for prompt in prompts})
     if clusters < FEW_CLUSTERS:
@@ -216,6 +218,8 @@ def _same_place(path: str, others: list[str]) -> bool:
 
 def _subtitle(settings: EvalConfig, suite: Suite, prompts: PromptSet) -> str:
     origin = prompts.origin
+    if not prompts.prompts:
+        return f"{settings.name}: nothing is spoken"
     if "dataset" in origin:
         source = f"{Path(origin['dataset']).name}, split {origin['split']}"
     else:

@@ -13,10 +13,11 @@ import soundfile
 
 from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
-from csm.evaluation.plots import plots
+from csm.evaluation.plots import loss_by_codebook, plots
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.report import Report
 from csm.evaluation.scores import NotRun, Score, SystemScores
+from csm.evaluation.teacher_forced import score_tables
 from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
 
@@ -62,6 +63,7 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "notes": report.notes,
         "published_columns": list(dict.fromkeys(name for row in report.published for name in row.values)),
         "published": report.published,
+        "teacher_forced": _teacher_forced(report),
         "plots": plots(report.utterances, report.rate),
         "all_cards": len(cards) == len(report.prompts),
         "prompt_count": len(report.prompts),
@@ -71,6 +73,21 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "failures": _failures(report.utterances),
         "provenance": [(_words(group), _facts(values)) for group, values in report.provenance.items()],
         "timings": _facts(report.timings),
+    }
+
+
+def _teacher_forced(report: Report) -> dict[str, Any] | None:
+    scores = report.teacher_forced
+    if scores is None:
+        return None
+    if "not_run" in scores:
+        return {"facts": f"not run: {scores['not_run']}.", "tables": [], "plot": None}
+    cut = f", {scores['cut']} cut to the model's length" if scores["cut"] else ""
+    return {
+        "facts": f"{scores['frames']} frames of {scores['conversations']} conversations{cut}; "
+        f"{Path(scores['dataset']).name}, split {scores['split']}.",
+        "tables": score_tables(scores),
+        "plot": loss_by_codebook([one["nats"] for one in scores["codebooks"]]),
     }
 
 
