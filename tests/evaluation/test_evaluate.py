@@ -16,6 +16,8 @@ from csm.compose import EVALUATE
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
 from csm.data.dataset import ShardedDataset
 from csm.evaluation.intrinsic import intrinsic_scores
+from csm.evaluation.listening.command import main as listening
+from csm.evaluation.listening.kit import read_items
 from csm.evaluation.run import evaluate
 from csm.formats.open import open_checkpoint
 from csm.programs import print_headline
@@ -112,6 +114,24 @@ def test_intrinsic_suite_reports_what_is_predicted_without_speech(checkpoint, da
     cfg.eval.intrinsic_split = "test"
     with pytest.raises(ValueError, match="split 'test' holds no conversation"):
         evaluate(cfg)
+
+
+def test_report_gives_the_items_of_a_listening_test(report, tmp_path, capsys):
+    listening(["items", str(report), str(tmp_path / "items.jsonl"), "--seed", "5"])
+    items = read_items(tmp_path / "items.jsonl")
+    rows = [json.loads(line) for line in (report / "utterances.jsonl").read_text().splitlines()]
+    audio = {(row["prompt"], row["system"], row["seed"]): row["audio"] for row in rows}
+    spoken = [prompt for prompt, system, seed in audio if (system, seed) == ("model", 5)]
+    heard = [prompt for prompt in spoken if audio[prompt, "model", 5]]
+    assert sorted(item.id for item in items) == sorted(heard)
+    for item in items:
+        expected = {"ground_truth": audio[item.id, "ground_truth", None], "model": audio[item.id, "model", 5]}
+        assert {name: path.resolve() for name, path in item.systems.items()} == {
+            name: (report / path).resolve() for name, path in expected.items()
+        }
+    assert f"{len(items)} items, of ground_truth and model" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no prompt has audio of both codec_8 and the model"):
+        listening(["items", str(report), str(tmp_path / "items.jsonl"), "--against", "codec_8"])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`python evaluate.py listening export | import`: a listening test of two systems, and its results."""
+"""`python evaluate.py listening items | export | import`: a listening test of two systems, and its results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from csm.evaluation.listening.items import RIVALS, items_of_report
 from csm.evaluation.listening.kit import export_kit, read_items
 from csm.evaluation.listening.results import as_json, as_text, read_results
 
@@ -22,6 +23,13 @@ def main(words: Sequence[str]) -> None:
         description="A listening test (CMOS): the page for raters, and its results.",
     )
     parts = parser.add_subparsers(dest="part", required=True)
+
+    report = parts.add_parser("items", help="items of a report: its recordings against the model's speech")
+    report.add_argument("report", type=Path, help="folder of an evaluation")
+    report.add_argument("output", type=Path, help="JSONL file to write, for export")
+    report.add_argument("--against", choices=RIVALS, default="ground_truth", help="default: ground_truth")
+    report.add_argument("--seed", type=int, help="of the model's speech (default: the evaluation's first)")
+    report.set_defaults(run=_items)
 
     kit = parts.add_parser("export", help="write the page, its audio, and the key")
     kit.add_argument(
@@ -41,6 +49,13 @@ def main(words: Sequence[str]) -> None:
     results.set_defaults(run=_import)
     arguments = parser.parse_args(words)
     arguments.run(arguments)
+
+
+def _items(arguments: argparse.Namespace) -> None:
+    count, lacking = items_of_report(arguments.report, arguments.output, arguments.against, arguments.seed)
+    print(f"{arguments.output}: {count} items, of {arguments.against} and model")
+    if lacking:
+        print(f"{len(lacking)} prompts lack audio of one of them and cannot be heard, e.g. {lacking[0]}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
