@@ -195,6 +195,7 @@ def test_impossible_requests_are_refused(checkpoint, tmp_path, options, message)
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_codec_of_another_dataset_is_one_line_and_exit_code_2(checkpoint, dataset_path, tmp_path):
     other = shutil.copytree(dataset_path, tmp_path / "other")
     info = json.loads((other / "dataset.json").read_text())
