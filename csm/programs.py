@@ -62,6 +62,11 @@ def evaluate() -> None:
 
             main(sys.argv[2:])
             return
+        if sys.argv[1:2] == ["listening"]:
+            from csm.evaluation.listening.command import main as listening
+
+            listening(sys.argv[2:])
+            return
         sys.argv[1:] = EVALUATE.read_words(sys.argv[1:])
         _evaluate()
 
@@ -110,11 +115,28 @@ def print_headline(folder: Path) -> None:
         failed = sum(row["failures"].values())
         table.add_row(row["title"], *values, f"{failed}/{row['expected']}")
     console = Console()
-    console.print(table)
-    console.print(f"WER by {results['recognizer']}, cosines by {results['speaker_embedder']}, 95 % intervals")
+    if metrics:
+        console.print(table)
+        judges = f"{results['error_rate']} by {results['recognizer']}, cosines by {results['speaker_embedder']}"
+        console.print(f"{judges}, 95 % intervals")
+    if scores := results["teacher_forced"]:
+        console.print(_teacher_forced(scores), markup=False, highlight=False)
     for note in results["notes"]:
         console.print(f"- {note}", markup=False)
     console.print(f"Report with audio: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _teacher_forced(scores: dict[str, Any]) -> str:
+    if "not_run" in scores:
+        return f"Teacher-forced scores: not run: {scores['not_run']}"
+
+    def number(value: dict[str, Any]) -> str:
+        interval = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+        return f"{value['value']:.3f}{interval}"
+
+    gain, frames = scores["context_gain"], f"{scores['frames']} frames of split {scores['split']}"
+    saved = gain["not_run"] if "not_run" in gain else f"{number(gain['none']['loss'])} nats a frame"
+    return f"Teacher-forced loss: {number(scores['loss'])} nats, {frames}; gain from context: {saved}"
 
 
 def _cell(percent: bool, metric: dict[str, Any]) -> str:

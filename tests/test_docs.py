@@ -140,7 +140,8 @@ def commands(page: Path) -> Iterator[str]:
 
 
 COMMAND = re.compile(
-    r"\s*(python (train|evaluate)\.py(?! compare)|python -m data_prep|csm plan|csm-(train|evaluate|data-prep)) "
+    r"\s*(python (train|evaluate)\.py(?! (compare|listening))|python -m data_prep|csm plan"
+    r"|csm-(train|evaluate|data-prep)) "
 )
 NOT_COMPOSED = re.compile(
     r"-m|--.*|sweep=.*|launcher=.*|hydra\..*|data=talk|.*=[\d.e-]+,.*|.*\$.*|\[.*\]|.*\.\.\.|.*\|.*"

@@ -13,11 +13,15 @@ class AsrKind(Enum):
     """Whisper of transformers."""
     faster_whisper = "faster_whisper"
     """Whisper in CTranslate2's format, through faster-whisper."""
+    ctc = "ctc"
+    """Letters of a CTC model, which invents no words (English unless `asr_model` is of another language)."""
 
 
 class SpeakerKind(Enum):
     wavlm = "wavlm"
     """WavLM fine-tuned for speaker verification, from the hub."""
+    wavlm_ecapa = "wavlm_ecapa"
+    """WavLM-large with ECAPA-TDNN, the encoder of published SIM; `speaker_model`: its file."""
     resemblyzer = "resemblyzer"
     """Resemblyzer, whose weights are part of its package."""
 
@@ -45,6 +49,8 @@ class EvalConfig:
     """Dataset folder to take prompts from; null: the one named in the checkpoint."""
     split: str = "val"
     """Split of the dataset."""
+    intrinsic_split: str | None = None
+    """Split of the dataset whose every frame is scored teacher-forced; null: none."""
     speaker: int | None = None
     """Only turns of this stored speaker id; null: every turn."""
     max_prompts: int = 16
@@ -66,7 +72,7 @@ class EvalConfig:
     speaker_model_kind: SpeakerKind = SpeakerKind.wavlm
     """Speaker encoder of the speaker similarity."""
     speaker_model: str | None = None
-    """Its model, a name or folder; null: the encoder's default."""
+    """Its model, a name, folder or, for `wavlm_ecapa`, file; null: the encoder's default."""
     measures: list[str] = field(default_factory=list)
     """Further judges, which give one number for each utterance, by name."""
     codec_levels: list[int] = field(default_factory=lambda: [16, 8])

@@ -1,8 +1,7 @@
 """The judges of an evaluation, loaded by its options; one that cannot run here leaves its reason.
 
-Recognizers and speaker encoders are those of csm/judges, chosen by `eval.asr` and `eval.speaker_model_kind`. A measure
-gives numbers for an utterance, such as predicted quality. To add one, give its loader a name in `MEASURES`; no speech
-is made again.
+All of them are those of csm/judges: the recognizer and the speaker encoder are chosen by `eval.asr` and
+`eval.speaker_model_kind`, the measures, which give numbers for single utterances, by `eval.measures`.
 """
 
 from __future__ import annotations
@@ -10,35 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
-from torch import Tensor
 
 from csm.config import EvalConfig
 from csm.judges.hub import ModelUnavailable
+from csm.judges.measures import MEASURES, AudioMeasure
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder, load_embedder
 from csm.judges.whisper import load_recognizer
-
-
-class Measure(Protocol):
-    """A judge that gives numbers for an utterance. values: names of what it measures, each a metric of the report."""
-
-    name: str
-    values: tuple[str, ...]
-
-    def measure(self, audio: Tensor, sample_rate: int) -> dict[str, float | None]:
-        """`values` of mono float32 `audio [num_samples]`; None where the audio does not define one."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that decides the numbers: model, weights, package versions."""
-        ...
-
-
-MEASURES: dict[str, Callable[[str], Measure]] = {}
-"""Loaders of measures by the names that eval.measures knows, given the device. They raise ModelUnavailable."""
 
 
 @dataclass
@@ -47,8 +27,13 @@ class Judges:
 
     recognizer: Recognizer | None
     embedder: SpeakerEmbedder | None
-    measures: dict[str, Measure]
+    measures: dict[str, AudioMeasure]
     unavailable: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, reason: str) -> Judges:
+        """No judges, and why."""
+        return cls(None, None, {}, dict.fromkeys(_CHOSEN, reason))
 
     def describe(self) -> dict[str, Any]:
         """Every judge, or why it did not run."""

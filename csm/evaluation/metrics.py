@@ -8,13 +8,16 @@ metrics by their names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from csm.evaluation.seedtts import Language, item_errors
 from csm.evaluation.statistics import Pool
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import Flag, System, Utterance
 
 Terms = tuple[float, float]
+Better = Literal["lower", "higher", "near 1", "near the recordings"]
 Need = Literal["recognizer", "embedder", "nothing"]
 
 
@@ -34,7 +37,7 @@ class Metric:
     detail: str
     short: str
     percent: bool
-    better: Literal["lower", "higher", "near 1"]
+    better: Better
     needs: Need | str
     terms: Callable[[Utterance], Terms | None]
     nothing: str
@@ -53,6 +56,13 @@ def _errors_of_sound(u: Utterance) -> Terms | None:
 
 def _rate(u: Utterance) -> Terms | None:
     return None if u.errors is None or u.errors.rate is None else (u.errors.rate, 1.0)
+
+
+def _seedtts(language: Language) -> Callable[[Utterance], Terms | None]:
+    def terms(u: Utterance) -> Terms | None:
+        return None if u.hypothesis is None else (item_errors(u.text, u.hypothesis, language).wer, 1.0)
+
+    return terms
 
 
 def _failed(u: Utterance) -> Terms:
@@ -102,6 +112,14 @@ METRICS: dict[str, Metric] = {
             _errors_of_sound, "every utterance failed",
         ),
         Metric(
+            "wer_seedtts", "WER, seed-tts-eval", "its own arithmetic", "WER %, seed-tts", True, "lower", "recognizer",
+            _seedtts("en"), _NO_WORDS, controlled=True,
+        ),
+        Metric(
+            "cer_seedtts", "CER, seed-tts-eval", "its own arithmetic", "CER %, seed-tts", True, "lower", "recognizer",
+            _seedtts("zh"), _NO_WORDS, controlled=True,
+        ),
+        Metric(
             "cosine_recording", "Speaker cosine", "with the recording of the same turn", "cosine, same turn", False,
             "higher", "embedder", lambda u: _value(u.cosine_recording), "no original recordings to compare with",
             undefined=((System.ground_truth, _ITSELF),),
@@ -132,13 +150,22 @@ METRICS: dict[str, Metric] = {
 
 
 def measure_metric(name: str) -> Metric:
-    """The mean of a measure of eval.measures."""
+    """The mean of a measure of eval.measures. Quality is better higher; other measures have no better side than the
+    recordings' value."""
+    better: Better = "higher" if "mos" in name else "near the recordings"
     return Metric(
-        name, name.replace("_", " "), "mean", name, False, "higher", name, lambda u: _value(u.measures.get(name)),
+        name, name.replace("_", " "), "mean", name, False, better, name, lambda u: _value(u.measures.get(name)),
         "no utterance was long enough",
     )  # fmt: skip
 
 
-def metric(name: str) -> Metric:
-    """The metric of a name; a name that METRICS lacks is that of a measure."""
-    return METRICS.get(name) or measure_metric(name)
+def metric(name: str, rate: Rate = "WER") -> Metric:
+    """The metric of a name; a name that METRICS lacks is that of a measure.
+
+    rate: what error rates are called in its titles; a CER counts characters instead of words
+    """
+    found = METRICS.get(name) or measure_metric(name)
+    if rate == "WER":
+        return found
+    title, short = (text.replace("WER", rate) for text in (found.title, found.short))
+    return replace(found, title=title, short=short, detail=found.detail.replace("words", "characters"))

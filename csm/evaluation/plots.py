@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
 
 WIDTH, HEIGHT = 340, 200
@@ -22,14 +24,14 @@ class Plot:
     timing: bool = False
 
 
-def plots(utterances: Sequence[Utterance]) -> list[Plot]:
-    """Those for which there is data: word error rates, voice by turn, speed by length."""
-    found = [_error_rates(utterances), _voice_by_turn(utterances), _speed_by_length(utterances)]
+def plots(utterances: Sequence[Utterance], rate: Rate) -> list[Plot]:
+    """Those for which there is data: error rates, voice by turn, speed by length."""
+    found = [_error_rates(utterances, rate), _voice_by_turn(utterances), _speed_by_length(utterances)]
     return [plot for plot in found if plot is not None]
 
 
-def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
-    """Shares of utterances by word error rate, in steps of 10 %; the last bar holds all above 100 %."""
+def _error_rates(utterances: Sequence[Utterance], rate: Rate) -> Plot | None:
+    """Shares of utterances by error rate, in steps of 10 %; the last bar holds all above 100 %."""
     steps = 11
     shares = {}
     for system in (System.codec_resynthesis, System.model):
@@ -39,7 +41,7 @@ def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
             shares[system] = [bins.count(step) / len(bins) for step in range(steps)]
     if System.model not in shares:
         return None
-    frame = _Frame((0, steps), (0, 1), "WER, %", "share of utterances")
+    frame = _Frame((0, steps), (0, 1), f"{rate}, %", "share of utterances")
     marks = []
     for place, (system, values) in enumerate(shares.items()):
         for step, share in enumerate(values):
@@ -50,9 +52,7 @@ def _error_rates(utterances: Sequence[Utterance]) -> Plot | None:
             marks.append(f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" {size}/>')
     ticks = [(step, f"{10 * step}" if step < 10 else ">100") for step in (0, 2, 4, 6, 8, 10)]
     legend = "model (blue) and codec resynthesis (gray)" if len(shares) == 2 else "model"
-    return Plot(
-        f"Word error rate by utterance: {legend}", frame.svg(marks, ticks, [(0, "0"), (0.5, "50 %"), (1, "100 %")])
-    )
+    return Plot(f"{rate} by utterance: {legend}", frame.svg(marks, ticks, [(0, "0"), (0.5, "50 %"), (1, "100 %")]))
 
 
 def _voice_by_turn(utterances: Sequence[Utterance]) -> Plot | None:
@@ -89,6 +89,25 @@ def _speed_by_length(utterances: Sequence[Utterance]) -> Plot | None:
     ticks = [(share * longest, f"{share * longest:.1f}") for share in (0, 0.5, 1)]
     heights = [(share * slowest, f"{share * slowest:.2f}") for share in (0, 0.5, 1)]
     return Plot("Speed by length, several turns at a time", frame.svg(marks, ticks, heights), timing=True)
+
+
+def loss_by_codebook(losses: Sequence[Mapping[str, Any]]) -> Plot:
+    """Teacher-forced loss of every codebook with its interval. losses: estimates as plain values."""
+    most = max(1e-3, *(loss["high"] or loss["value"] for loss in losses))
+    frame = _Frame((0, len(losses) - 1), (0, most), "codebook", "loss, nats")
+    points = [(frame.x(number), loss) for number, loss in enumerate(losses)]
+    line = " ".join(f"{x:.1f},{frame.y(loss['value']):.1f}" for x, loss in points)
+    marks = [
+        f'<line x1="{x:.1f}" y1="{frame.y(loss["low"]):.1f}" x2="{x:.1f}" y2="{frame.y(loss["high"]):.1f}"/>'
+        for x, loss in points
+        if loss["low"] is not None
+    ]
+    marks.append(f'<polyline class="model" points="{line}"/>')
+    marks += [f'<circle class="model" cx="{x:.1f}" cy="{frame.y(loss["value"]):.1f}" r="2.5"/>' for x, loss in points]
+    step = max(1, len(losses) // 8)
+    ticks = [(number, str(number)) for number in range(0, len(losses), step)]
+    heights = [(share * most, f"{share * most:.2f}") for share in (0, 0.5, 1)]
+    return Plot("Loss by codebook", frame.svg(marks, ticks, heights))
 
 
 class _Frame:

@@ -10,6 +10,7 @@ from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.scores import SystemScores, score_to_dict
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import Utterance
 
 SCHEMA_VERSION = 2
@@ -43,19 +44,21 @@ class Report:
     scores_by_seed: dict[int, list[SystemScores]]  # of the model; empty with one seed
     embedder: str
     recognizer: str
+    rate: Rate  # what its error rates are called
     notes: list[str]
     published: list[PublishedView]
     protocol: dict[str, Any]
     protocol_hash: str
     provenance: dict[str, dict[str, Any]]
     contrasts: list[Contrast] = field(default_factory=list)
+    teacher_forced: dict[str, Any] | None = None  # see csm/evaluation/teacher_forced.py
     overlap: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics, in order."""
-        return list(self.scores[0].metrics)
+        """Names of the metrics, in order; none where nothing is spoken."""
+        return list(self.scores[0].metrics) if self.scores else []
 
 
 def results(report: Report) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def results(report: Report) -> dict[str, Any]:
         "suite": report.suite,
         "scoring": report.scoring,
         "recognizer": report.recognizer,
+        "error_rate": report.rate,
         "speaker_embedder": report.embedder,
         "metrics": {
             name: {
@@ -90,10 +94,11 @@ def results(report: Report) -> dict[str, Any]:
                 "pool": found.pool,
             }
             for name in report.metrics
-            for found in [metric(name)]
+            for found in [metric(name, report.rate)]
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
+        "teacher_forced": report.teacher_forced,
         "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],
         "notes": report.notes,

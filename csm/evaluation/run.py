@@ -21,7 +21,8 @@ from csm.evaluation.stages import Take, embed_voices, make_speech, measure, miss
 from csm.evaluation.store import Share, Store, key_of
 from csm.evaluation.suites import find_suite
 from csm.evaluation.summary import summarize
-from csm.evaluation.text_norm import load_normalizer
+from csm.evaluation.teacher_forced import teacher_forced
+from csm.evaluation.text_norm import TextNormalizer, load_normalizer
 from csm.evaluation.utterances import Utterance
 from csm.evaluation.wandb_table import send_to_wandb
 from csm.evaluation.writer import write_report
@@ -44,6 +45,7 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
     started = time.monotonic()
     checkpoint, settings, share = Path(cfg.checkpoint), cfg.eval, Share.from_environment()
     _check_settings(settings)
+    normalizer = load_normalizer(settings.language)
     suite = find_suite(settings.suite)
     opened = open_checkpoint(cfg.checkpoint, cfg.codec_path, cfg.tokenizer_path)
     folder = checkpoint.resolve().parent if checkpoint.exists() else Path("runs") / checkpoint.name  # a hub id
@@ -59,20 +61,24 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
     prompt_set = suite.load(settings, codec, opened)
     weights = hash_tensors(plain_tensors(model.state_dict()))
     takes = plan_takes(prompt_set.prompts, generator, settings, weights)
-    judges = load_judges(settings, device)
+    judges = load_judges(settings, device) if prompt_set.prompts else Judges.none("nothing is spoken")
 
     output.mkdir(parents=True, exist_ok=True)
     store = Store(output, share.rank)
     with store.writing():
         _make(share.of(takes), generator, judges, settings, store)
         with store.reporting():
-            remaining, utterances = _collect(takes, judges, settings, store, generator.sample_rate)
+            remaining, utterances = _collect(takes, judges, normalizer, store)
             if remaining:
                 message = f"{remaining} results of other ranks are missing; the last one to finish writes the report"
                 Console(stderr=True).print(message, soft_wrap=True)
                 return None
             seconds = time.monotonic() - started
-            report = summarize(cfg, suite, opened, generator, weights, prompt_set, utterances, judges, seconds)
+            report = summarize(
+                cfg, suite, opened, generator, weights, prompt_set, utterances, judges, normalizer, seconds
+            )
+            if settings.intrinsic_split is not None:
+                report.teacher_forced = teacher_forced(generator, opened, settings, weights, store)
             if suite.timings is not None:
                 report.timings |= suite.timings(generator, prompt_set, settings)
             write_report(report, output)
@@ -99,7 +105,7 @@ def _make(takes: list[Take], generator: Generator, judges: Judges, settings: Eva
 
 
 def _collect(
-    takes: list[Take], judges: Judges, settings: EvalConfig, store: Store, sample_rate: int
+    takes: list[Take], judges: Judges, normalizer: TextNormalizer, store: Store
 ) -> tuple[int, list[Utterance]]:
     """How many results are missing and, if none is, the utterances."""
     speech = store.log("speech")
@@ -109,7 +115,7 @@ def _collect(
     logs = [log for log in (asr, voices, *measures) if log is not None]
     if remaining := missing_work(takes, speech, logs):
         return remaining, []
-    return 0, judged_utterances(takes, speech, asr, voices, measures, load_normalizer(settings.language))
+    return 0, judged_utterances(takes, speech, asr, voices, measures, normalizer)
 
 
 def _check_settings(settings: EvalConfig) -> None:

@@ -46,16 +46,20 @@ _DELETED = dict.fromkeys([*_CHINESE, *map(ord, string.punctuation.replace("'", "
 
 @dataclass(frozen=True)
 class Item:
-    """A line of meta.lst: the voice to speak with, as audio and text, and the text to be spoken."""
+    """A line of meta.lst: the voice to speak with, as audio and text, and the text to be spoken.
+
+    recording: of the text by that voice; None: the line names none
+    """
 
     utterance: str
     prompt_text: str
     prompt_audio: Path
     text: str
+    recording: Path | None = None
 
 
 def read_items(meta: Path) -> list[Item]:
-    """The items of a meta.lst: `utterance|prompt text|prompt audio|text`, and a recording of it that is not used.
+    """The items of a meta.lst: `utterance|prompt text|prompt audio|text[|recording]`.
 
     Paths are relative to the list.
 
@@ -71,7 +75,8 @@ def read_items(meta: Path) -> list[Item]:
         fields = line.strip().split("|")
         if len(fields) not in (4, 5):
             raise ValueError(f"{meta}:{number}: has {len(fields)} fields separated by '|' instead of 4 or 5")
-        item = Item(fields[0], fields[1], meta.parent / fields[2], fields[3])
+        recording = meta.parent / fields[4] if len(fields) == 5 else None
+        item = Item(fields[0], fields[1], meta.parent / fields[2], fields[3], recording)
         if not item.prompt_audio.is_file():
             raise ValueError(f"{meta}:{number}: audio file {item.prompt_audio} does not exist")
         if item.utterance in items:

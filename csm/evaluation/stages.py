@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from csm.audio import load_audio, save_wav
+from csm.audio import load_audio, load_channels, save_wav
 from csm.config import EvalConfig
-from csm.evaluation.judges import Measure
 from csm.evaluation.prompts import AudioSpan, EvalPrompt, fit_context
 from csm.evaluation.store import Item, StageLog, Store, key_of
 from csm.evaluation.utterances import CODEC_LEVELS, System
@@ -30,6 +29,7 @@ from csm.inference.engine import Request
 from csm.inference.generator import Generator, SpeechRequest
 from csm.inference.guards import Guards
 from csm.inference.segments import Segment
+from csm.judges.measures import AudioMeasure
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder
 
@@ -184,17 +184,27 @@ def embed_voices(
     """Voices of the speech and of the recordings that it is compared with (`voice_keys`); null: too short for one."""
     log = store.log(f"voice-{key_of(**embedder.describe())}")
 
-    def add(key: str, audio: Tensor | None) -> None:
-        voice = None if audio is None else embedder.embed(audio, sample_rate)
+    def add(key: str, audio: Tensor | None, rate: int = sample_rate) -> None:
+        voice = None if audio is None else embedder.embed(audio, rate)
         log.add(key, voice=None if voice is None else voice.tolist())
 
     for take in _progress([t for t in takes if t.key not in log], "voices"):
         for key, spans in voice_keys(take.prompt).items():
             if key not in log:
-                add(key, torch.cat([span.load(sample_rate) for span in spans]))
+                add(key, *recorded(spans, sample_rate))
         if take.key not in log:
             add(take.key, _speech(take.key, speech, store, sample_rate))
     return log
+
+
+def recorded(spans: Sequence[AudioSpan], sample_rate: int) -> tuple[Tensor, int]:
+    """Audio of spans and its sample rate. A whole file keeps its own: the encoder resamples it in its own way."""
+    [first, *others] = spans
+    if not others and (first.start, first.end) == (0.0, None):
+        channels, sample_rate = load_channels(first.path)
+        if first.channel is not None or len(channels) == 1:
+            return channels[first.channel or 0], sample_rate
+    return torch.cat([span.load(sample_rate) for span in spans]), sample_rate
 
 
 def voice_keys(prompt: EvalPrompt) -> dict[str, list[AudioSpan]]:
@@ -207,7 +217,7 @@ def voice_key(spans: Sequence[AudioSpan]) -> str:
     return key_of(voice=[_span_facts(span) for span in spans])
 
 
-def measure(takes: Sequence[Take], speech: StageLog, judge: Measure, store: Store, sample_rate: int) -> StageLog:
+def measure(takes: Sequence[Take], speech: StageLog, judge: AudioMeasure, store: Store, sample_rate: int) -> StageLog:
     """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
     log = store.log(f"measure-{key_of(**judge.describe())}")
     for take in _progress([t for t in takes if t.key not in log], judge.name):

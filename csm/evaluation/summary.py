@@ -16,7 +16,7 @@ from csm.evaluation.report import PublishedView, Report
 from csm.evaluation.scores import NotRun, SystemScores, score_system
 from csm.evaluation.store import key_of
 from csm.evaluation.suites.suite import Suite, comparable
-from csm.evaluation.text_norm import load_normalizer
+from csm.evaluation.text_norm import TextNormalizer
 from csm.evaluation.utterances import CODEC_LEVELS, System, Utterance
 from csm.formats.layouts import Checkpoint
 from csm.inference.generator import Generator
@@ -35,6 +35,7 @@ def summarize(
     prompt_set: PromptSet,
     utterances: list[Utterance],
     judges: Judges,
+    normalizer: TextNormalizer,
     wall_seconds: float,
 ) -> Report:
     """Everything that the report says. weights: hash of the model's."""
@@ -42,7 +43,7 @@ def summarize(
     scores, by_seed = _all_scores(settings, suite, generator, prompt_set, utterances, judges)
     overlap = find_overlap(prompt_set, opened.datasets)
     described = judges.describe()
-    protocol = _protocol(settings, suite, prompt_set, described)
+    protocol = _protocol(settings, suite, prompt_set, described, normalizer)
     names = [judge.name for judge in (judges.recognizer, judges.embedder) if judge is not None]
     checkpoint = Path(cfg.checkpoint)
     return Report(
@@ -56,7 +57,8 @@ def summarize(
         scores_by_seed=by_seed,
         embedder=judges.embedder.name if judges.embedder else settings.speaker_model_kind.name,
         recognizer=judges.recognizer.name if judges.recognizer else settings.asr.name,
-        notes=_notes(scores, prompt_set, utterances, opened.datasets, overlap),
+        rate=normalizer.measure,
+        notes=_notes(scores, prompt_set, utterances, opened.datasets, overlap, normalizer),
         published=[
             PublishedView(row.system, row.values, row.source, comparable(suite, row, names)) for row in suite.published
         ],
@@ -125,7 +127,9 @@ def _all_scores(
     return scores, by_seed
 
 
-def _protocol(settings: EvalConfig, suite: Suite, prompt_set: PromptSet, judges: dict[str, Any]) -> dict[str, Any]:
+def _protocol(
+    settings: EvalConfig, suite: Suite, prompt_set: PromptSet, judges: dict[str, Any], normalizer: TextNormalizer
+) -> dict[str, Any]:
     """Everything but the model that decides the numbers: equal protocols give numbers that may be compared."""
     prompts = [
         [p.id, p.condition, p.text, p.speaker, [[turn.speaker, turn.text] for turn in p.context]]
@@ -146,7 +150,7 @@ def _protocol(settings: EvalConfig, suite: Suite, prompt_set: PromptSet, judges:
             "watermark": "none",
         },
         "judges": judges,
-        "text_normalizer": load_normalizer(settings.language).name,
+        "text_normalizer": normalizer.name,
         "statistics": {
             "interval": "95 % expanded percentile bootstrap, numerator and denominator together",
             "cluster": "prompt groups (same show, call or voice)",
@@ -162,6 +166,7 @@ def _notes(
     utterances: list[Utterance],
     trained_on: list[str],
     overlap: Overlap,
+    normalizer: TextNormalizer,
 ) -> list[str]:
     """Reservations that a reader must know before believing the headline."""
     notes = list(prompt_set.notes)
@@ -177,6 +182,8 @@ def _notes(
             f"The model was trained on {len(trained_on)} datasets; all prompts are from "
             f"{prompt_set.origin['dataset']} (eval.dataset=DIR chooses another)."
         )
+    if not prompts:
+        return notes
     notes.append(overlap.sentence())
     clusters = len({prompt.cluster for prompt in prompts})
     if clusters < FEW_CLUSTERS:
@@ -187,8 +194,8 @@ def _notes(
             mine = [u for u in utterances if u.system is system.system and u.condition == system.condition]
             words = sum(u.errors.reference_words for u in mine if u.errors)
             notes.append(
-                f"{system.title}: no error in {words} words. The bootstrap cannot see beyond that; by the rule "
-                f"of three the true rate may be up to {300 / words:.1f} %."
+                f"{system.title}: no error in {words} {normalizer.unit}s. The bootstrap cannot see beyond that; by "
+                f"the rule of three the true rate may be up to {300 / words:.1f} %."
             )
         if 0 < system.scored < system.expected:
             lacking = system.expected - system.scored
@@ -196,7 +203,7 @@ def _notes(
         if system.empty_references:
             notes.append(
                 f"{system.title}: {system.empty_references} texts hold no word after normalization; their "
-                "transcripts count as insertions in the corpus WER and have no part in the mean."
+                f"transcripts count as insertions in the corpus {normalizer.measure} and have no part in the mean."
             )
     context = {prompt.id: len(prompt.context) for prompt in prompts}
     shortened = sum(u.context_turns is not None and u.context_turns < context[u.prompt] for u in utterances)
@@ -211,6 +218,8 @@ def _same_place(path: str, others: list[str]) -> bool:
 
 def _subtitle(settings: EvalConfig, suite: Suite, prompts: PromptSet) -> str:
     origin = prompts.origin
+    if not prompts.prompts:
+        return f"{settings.name}: nothing is spoken"
     if "dataset" in origin:
         source = f"{Path(origin['dataset']).name}, split {origin['split']}"
     else:

@@ -25,6 +25,9 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from csm.languages import UNSPACED, language_code
 
+Rate = Literal["WER", "CER"]
+"""Error rate of words, of characters."""
+
 _NOTES = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]*\)")  # [music], <noise>, (laughs), as in Whisper's normalizer
 _POINTS = re.compile(  # harakat, Quranic signs and the tatweel of Arabic; points and accents of Hebrew
     "[\u0640\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06ed\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
@@ -45,7 +48,7 @@ class TextNormalizer:
     unit: Literal["word", "character"] = "word"
 
     @property
-    def measure(self) -> str:
+    def measure(self) -> Rate:
         """Name of the error rate: "WER" or "CER"."""
         return "WER" if self.unit == "word" else "CER"
 

@@ -13,10 +13,12 @@ import soundfile
 
 from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
-from csm.evaluation.plots import plots
+from csm.evaluation.plots import loss_by_codebook, plots
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.report import Report
 from csm.evaluation.scores import NotRun, Score, SystemScores
+from csm.evaluation.teacher_forced import score_tables
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
 
 MOST_CARDS, CARDS_OF_A_KIND = 100, 25
@@ -26,8 +28,8 @@ EMBEDDED_BYTES = 2_000_000
 """Audio of cards is embedded in the page until it has grown by so much; players after that read the files in audio/."""
 
 _READING = (
-    "Values in brackets are 95 % intervals (bootstrap, resampling {unit}). WER: word error rate of the "
-    "transcript, lower is better; corpus = all errors / all words, mean = average over utterances, sound = without "
+    "Values in brackets are 95 % intervals (bootstrap, resampling {unit}). {rate}: {kind} error rate of the "
+    "transcript, lower is better; corpus = all errors / all {kind}s, mean = average over utterances, sound = without "
     "utterances that failed. Cosines: similarity of voices by {embedder}, higher is better; they compare only with "
     "numbers of the same embedder. Ground truth is what the judges say of the recordings, codec resynthesis the best "
     "this model's codec allows, the control what they say of speech of another text and of another speaker's voice."
@@ -46,16 +48,23 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "title": report.title,
         "subtitle": report.subtitle,
         "scoring": report.scoring,
+        "rate": report.rate,
         "protocol_hash": report.protocol_hash,
         "columns": [_column(name, report) for name in report.metrics],
         "rows": _headline_rows(report.scores),
         "seed_rows": _seed_rows(report),
-        "contrasts": [_contrast(contrast) for contrast in report.contrasts],
-        "reading": _READING.format(unit=report.protocol["statistics"]["cluster"], embedder=report.embedder),
+        "contrasts": [_contrast(contrast, report.rate) for contrast in report.contrasts],
+        "reading": _READING.format(
+            unit=report.protocol["statistics"]["cluster"],
+            rate=report.rate,
+            kind="word" if report.rate == "WER" else "character",
+            embedder=report.embedder,
+        ),
         "notes": report.notes,
         "published_columns": list(dict.fromkeys(name for row in report.published for name in row.values)),
         "published": report.published,
-        "plots": plots(report.utterances),
+        "teacher_forced": _teacher_forced(report),
+        "plots": plots(report.utterances, report.rate),
         "all_cards": len(cards) == len(report.prompts),
         "prompt_count": len(report.prompts),
         "prompts": [_card(prompt, of_prompt[prompt.id], report, room) for prompt in cards],
@@ -67,8 +76,23 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
     }
 
 
+def _teacher_forced(report: Report) -> dict[str, Any] | None:
+    scores = report.teacher_forced
+    if scores is None:
+        return None
+    if "not_run" in scores:
+        return {"facts": f"not run: {scores['not_run']}.", "tables": [], "plot": None}
+    cut = f", {scores['cut']} cut to the model's length" if scores["cut"] else ""
+    return {
+        "facts": f"{scores['frames']} frames of {scores['conversations']} conversations{cut}; "
+        f"{Path(scores['dataset']).name}, split {scores['split']}.",
+        "tables": score_tables(scores),
+        "plot": loss_by_codebook([one["nats"] for one in scores["codebooks"]]),
+    }
+
+
 def _column(name: str, report: Report) -> dict[str, str]:
-    found = metric(name)
+    found = metric(name, report.rate)
     if name == "wer_corpus":
         return {"title": found.title, "detail": report.recognizer}
     judge = f" ({report.embedder})" if found.needs == "embedder" else ""
@@ -130,8 +154,8 @@ def _seed_rows(report: Report) -> list[tuple[str, list[str]]]:
     ]  # fmt: skip
 
 
-def _contrast(contrast: Contrast) -> list[str]:
-    found, difference = metric(contrast.metric), contrast.difference
+def _contrast(contrast: Contrast, rate: Rate) -> list[str]:
+    found, difference = metric(contrast.metric, rate), contrast.difference
     scale, digits = (100, 2) if found.percent else (1, 3)
 
     def number(value: float) -> str:
@@ -193,22 +217,22 @@ def _card(prompt: EvalPrompt, mine: list[Utterance], report: Report, room: _Room
             {
                 "title": system.value,
                 "not_run": f"not run: {prompt.missing_reference or 'no recording'}",
-                "takes": [_take(u, bool(report.scores_by_seed), room) for u in mine if u.system is system],
+                "takes": [_take(u, report, room) for u in mine if u.system is system],
             }
             for system in systems
         ],
     }
 
 
-def _take(u: Utterance, many_seeds: bool, room: _Room) -> dict[str, Any]:
+def _take(u: Utterance, report: Report, room: _Room) -> dict[str, Any]:
     numbers = [f"{u.seconds:.1f} s"]
     if u.errors and u.errors.rate is not None:
-        numbers.append(f"WER {100 * u.errors.rate:.0f} %")
+        numbers.append(f"{report.rate} {100 * u.errors.rate:.0f} %")
     if u.cosine_recording is not None:
         numbers.append(f"cosine {u.cosine_recording:.3f}")
     elif u.cosine_earlier is not None:
         numbers.append(f"cosine with earlier turns {u.cosine_earlier:.3f}")
-    if u.seed is not None and many_seeds:
+    if u.seed is not None and report.scores_by_seed:
         numbers.append(f"seed {u.seed}")
     return {
         "source": room.source(u.audio_file) if u.audio_file else None,

@@ -159,13 +159,19 @@ class WavLM:
 
 
 def load_embedder(kind: SpeakerKind, model: str | None, device: str) -> SpeakerEmbedder:
-    """Loads an embedder; `model` is a local directory or hub repository (WavLM only), None = the default.
+    """Loads an embedder.
+
+    model: a local directory or hub repository (wavlm), the published file (wavlm_ecapa), None = the default
 
     Raises:
         ModelUnavailable: package or weights are missing.
     """
     if kind is SpeakerKind.wavlm:
         return WavLM(model, device)
+    if kind is SpeakerKind.wavlm_ecapa:
+        from csm.judges.wavlm_ecapa import PUBLISHED_FILE, WavLMEcapa  # transformers takes seconds to import
+
+        return WavLMEcapa(Path(model or PUBLISHED_FILE), device)
     if model is not None:
         raise ModelUnavailable("resemblyzer has only its built-in weights: leave eval.speaker_model unset")
     return Resemblyzer(device)

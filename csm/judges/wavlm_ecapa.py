@@ -28,9 +28,10 @@ from csm.provenance import package_versions
 RATE = 16_000  # Hz
 PUBLISHED = "51f07e3b94d9e0262a6a675ef5a087be3dd09e8c62e9d886827f44f82fe7f94b"
 """SHA-256 of wavlm_large_finetune.pth, 1,301,926,579 bytes (CC BY-SA 3.0)."""
+PUBLISHED_FILE = "wavlm_large_finetune.pth"
 WHERE = (
-    "get wavlm_large_finetune.pth (1.3 GB) by the link in seed-tts-eval's README, or from the hub repository "
-    "k2-fsa/TTS_eval_models"
+    f"get {PUBLISHED_FILE} (1.3 GB) by the link in seed-tts-eval's README, or from the hub repository "
+    "k2-fsa/TTS_eval_models, and give its path as eval.speaker_model"
 )
 _MIN_SAMPLES = 720  # two frames of WavLM, over which the instance norm needs a variance
 

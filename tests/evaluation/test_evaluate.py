@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from csm import load_model
 from csm.codec.base import hash_tensors
 from csm.compose import EVALUATE
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
+from csm.data.dataset import ShardedDataset
+from csm.evaluation.intrinsic import intrinsic_scores
+from csm.evaluation.listening.command import main as listening
+from csm.evaluation.listening.kit import read_items
 from csm.evaluation.run import evaluate
+from csm.formats.open import open_checkpoint
+from csm.programs import print_headline
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +41,9 @@ def request(checkpoint: Path, output: Path, **options) -> EvaluateConfig:
 
 @pytest.fixture(scope="module")
 def report(checkpoint, tmp_path_factory) -> Path:
-    return evaluate(request(checkpoint, tmp_path_factory.mktemp("out") / "report", seeds=[0, 5]))
+    return evaluate(
+        request(checkpoint, tmp_path_factory.mktemp("out") / "report", seeds=[0, 5], intrinsic_split="test")
+    )
 
 
 def test_every_prompt_has_all_three_systems(report, speech):
@@ -74,8 +83,55 @@ def test_report_says_where_its_numbers_come_from(report, checkpoint, dataset_pat
     assert facts["sampling"] | {"temperature": 0.9, "topk": 50, "seeds": [0, 5]} == facts["sampling"]
     assert "tiny.en" in facts["recognizer"]["name"] and facts["speaker_embedder"]["name"] == "resemblyzer"
     assert set(results["model_by_seed"]) == {"0", "5"}
+    assert "split 'test' holds no frame to predict" in results["teacher_forced"]["not_run"]
+    assert "not run: " + results["teacher_forced"]["not_run"].split("'")[0] in (report / "report.html").read_text()
     assert not any("prompts were in the training data" in note for note in results["notes"])
     assert "Training data: 0 of 2 texts and 0 of 2 groups" in results["notes"][0]
+
+
+def test_intrinsic_suite_reports_what_is_predicted_without_speech(checkpoint, dataset_path, tmp_path):
+    options = EvalConfig("intrinsic", suite="intrinsic", intrinsic_split="train", bootstrap_samples=50)
+    cfg = EvaluateConfig(checkpoint=str(checkpoint), output=str(tmp_path / "report"), eval=options)
+    folder = evaluate(cfg)
+    results = json.loads((folder / "results.json").read_text())
+    found = results["teacher_forced"]
+    dataset, model = ShardedDataset(dataset_path), load_model(checkpoint)
+    scores = intrinsic_scores(
+        model, dataset, "train", open_checkpoint(str(checkpoint), None, None).read_tokenizer(), 50
+    )
+    assert found["loss"] == pytest.approx(asdict(scores.loss), abs=1e-6) and found["frames"] == scores.frames
+    assert len(found["codebooks"]) == 5 and found["ends"]["auc"] == pytest.approx(scores.ends.auc)
+    gain = found["context_gain"]
+    assert list(gain) == ["none", "shuffled", "swapped"] and gain["none"]["loss"]["items"] == 3
+    assert results["systems"] == {} and results["protocol"]["judges"]["recognizer"] == {"not run": "nothing is spoken"}
+    html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert html.count("<polyline") == 1 and "Loss by codebook" in html and "<script>" not in html
+    loss = f"{scores.codebooks[4].nats.value:.3f}"
+    assert f'<th scope="row">c4</th><td class="figure">{loss}' in html and "against no context" in markdown
+    print_headline(folder)
+    evaluate(cfg)  # from the folder's stages
+    assert json.loads((folder / "results.json").read_text())["teacher_forced"] == found
+    cfg.eval.intrinsic_split = "test"
+    with pytest.raises(ValueError, match="split 'test' holds no conversation"):
+        evaluate(cfg)
+
+
+def test_report_gives_the_items_of_a_listening_test(report, tmp_path, capsys):
+    listening(["items", str(report), str(tmp_path / "items.jsonl"), "--seed", "5"])
+    items = read_items(tmp_path / "items.jsonl")
+    rows = [json.loads(line) for line in (report / "utterances.jsonl").read_text().splitlines()]
+    audio = {(row["prompt"], row["system"], row["seed"]): row["audio"] for row in rows}
+    spoken = [prompt for prompt, system, seed in audio if (system, seed) == ("model", 5)]
+    heard = [prompt for prompt in spoken if audio[prompt, "model", 5]]
+    assert sorted(item.id for item in items) == sorted(heard)
+    for item in items:
+        expected = {"ground_truth": audio[item.id, "ground_truth", None], "model": audio[item.id, "model", 5]}
+        assert {name: path.resolve() for name, path in item.systems.items()} == {
+            name: (report / path).resolve() for name, path in expected.items()
+        }
+    assert f"{len(items)} items, of ground_truth and model" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no prompt has audio of both codec_8 and the model"):
+        listening(["items", str(report), str(tmp_path / "items.jsonl"), "--against", "codec_8"])
 
 
 @pytest.mark.slow
@@ -129,6 +185,7 @@ def test_folder_with_other_content_is_left_alone(checkpoint, tmp_path):
         ({"max_prompts": 0}, r"eval\.max_prompts must be at least 1"),
         ({"max_audio_seconds": 0.0}, r"eval\.max_audio_seconds must be positive"),
         ({"max_audio_seconds": 60.0}, r"lower eval\.max_audio_seconds"),
+        ({"language": "Klingon"}, "Klingon"),
         ({"dataset": "nowhere"}, r"dataset nowhere is not here; give eval\.dataset"),
     ],
 )
@@ -138,6 +195,7 @@ def test_impossible_requests_are_refused(checkpoint, tmp_path, options, message)
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_codec_of_another_dataset_is_one_line_and_exit_code_2(checkpoint, dataset_path, tmp_path):
     other = shutil.copytree(dataset_path, tmp_path / "other")
     info = json.loads((other / "dataset.json").read_text())

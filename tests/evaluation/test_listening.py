@@ -1,6 +1,5 @@
 """Listening kits, and their results from simulated raters whose truth is known."""
 
-import argparse
 import json
 from collections import Counter
 
@@ -9,18 +8,24 @@ import pyloudnorm
 import pytest
 import soundfile
 
-from csm.evaluation.listening.command import add_parser
+from csm.evaluation.listening.command import main
 from csm.evaluation.listening.kit import RATE, assign, read_items
 from csm.evaluation.listening.results import Rating, krippendorff_alpha, read_results, two_way
+from csm.programs import evaluate
 
 SYSTEMS = ("human", "model")
 
 
 def run(*words: object) -> None:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(["listening", *map(str, words)])
-    arguments.run(arguments)
+    main([str(word) for word in words])
+
+
+def test_evaluate_runs_it_and_says_mistakes_in_one_line(monkeypatch, capsys, tmp_path):
+    words = ["evaluate.py", "listening", "export", "none.jsonl", "kit", "--first", "a", "--raters", "3"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate()
+    assert stopped.value.code == 2 and "none.jsonl: no such file of listening items" in capsys.readouterr().err
 
 
 def tone(path, hertz: float, seconds: float = 0.6, level: float = 0.05, rate: int = RATE) -> None:

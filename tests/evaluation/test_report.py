@@ -15,6 +15,7 @@ from csm.audio import save_wav
 from csm.evaluation.prompts import EvalPrompt
 from csm.evaluation.report import PublishedView, Report
 from csm.evaluation.scores import score_system
+from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import Flag, System, Utterance
 from csm.evaluation.wer import align_words, count_errors
 from csm.evaluation.writer import write_report
@@ -68,7 +69,9 @@ SPEAKING = (System.ground_truth, System.codec_resynthesis, System.model)
 METRICS = ("wer_corpus", "wer_mean", "wer_sound", "cosine_recording", "cosine_earlier", "failed")
 
 
-def make_report(utterances: list[Utterance], unavailable: dict[str, str] | None = None, **prompt) -> Report:
+def make_report(
+    utterances: list[Utterance], unavailable: dict[str, str] | None = None, rate: Rate = "WER", **prompt
+) -> Report:
     scores = []
     for system in System:
         mine = [u for u in utterances if u.system is system]
@@ -88,6 +91,7 @@ def make_report(utterances: list[Utterance], unavailable: dict[str, str] | None 
         scores_by_seed={},
         embedder="tiny-embedder",
         recognizer="tiny-recognizer",
+        rate=rate,
         notes=[HOSTILE],
         published=[PublishedView(HOSTILE, {"wer_corpus": "2.1"}, "a table", "no: another recognizer")],
         protocol={"statistics": {"cluster": "calls"}},
@@ -169,6 +173,13 @@ def test_missing_judges_leave_not_run_in_every_format(tmp_path):
     assert page.text.count("not run: Whisper is not here") == 9
     assert markdown.count("not run: Whisper is not here") == 9
     assert len(page.all("audio")) == 3
+
+
+def test_error_rates_of_characters_are_called_so_everywhere(tmp_path):
+    page, markdown, results = write(make_report([utterance(System.model, "please fold")], rate="CER"), tmp_path)
+    assert "WER" not in page.text + markdown and "CER, corpus" in page.text and "| Heard | CER |" in markdown
+    assert "all errors / all characters" in page.text and results["error_rate"] == "CER"
+    assert results["metrics"]["wer_mean"]["title"] == "CER, mean"
 
 
 def test_failures_are_counted_and_scored(tmp_path):

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
-from csm.evaluation import judges, summary
-from csm.evaluation.judges import Measure
+from csm.evaluation import summary
 from csm.evaluation.run import evaluate
 from csm.evaluation.store import Share, StageLog, Store
 from csm.inference.engine import Engine
+from csm.judges.measures import MEASURES, AudioMeasure
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -103,6 +103,7 @@ def records_of_a_killed_run(folder: Path) -> list[str]:
     return [line for path in folder.glob("stages/rank*/*.jsonl") for line in path.read_text().split("\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_ranks_share_the_items_and_the_last_one_reports(checkpoint, tmp_path, monkeypatch, hub_cache):
     for rank in range(2):
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -130,9 +131,10 @@ class Loudness:
         return {"name": self.name, "version": 1}
 
 
+@pytest.mark.slow
 def test_new_measure_needs_no_new_speech_and_a_new_prompt_only_its_own(checkpoint, tmp_path, monkeypatch, hub_cache):
-    loader: type[Measure] = Loudness
-    monkeypatch.setitem(judges.MEASURES, "peak", loader)
+    loader: type[AudioMeasure] = Loudness
+    monkeypatch.setitem(MEASURES, "peak", loader)
     evaluate(request(checkpoint, tmp_path / "report", max_prompts=3))
     made = records(tmp_path / "report", "speech")
 

@@ -14,9 +14,12 @@ from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
 from csm.data.dataset import ShardedDataset
 from csm.evaluation.prompts import EvalPrompt, PromptSet
 from csm.evaluation.run import evaluate
+from csm.evaluation.seedtts import audio_for_similarity
+from csm.evaluation.stages import recorded
 from csm.evaluation.suites import SUITES, find_suite
 from csm.evaluation.suites.suite import Published, comparable
 from csm.formats.open import open_checkpoint
+from csm.judges.sinc import sinc_resample
 
 TONE = 0.3 * torch.sin(torch.arange(6_000) * 0.05)
 
@@ -88,6 +91,18 @@ def test_seedtts_prompts_have_the_voice_the_text_and_the_recording(tmp_path, cod
     total = {"en": "1088", "zh": "2020"}[language]
     assert found.notes == [f"2 prompts, the published set has {total}: the numbers are not those of the benchmark."]
     assert len(found.origin["sha256"]) == 64
+
+
+def test_similarity_hears_the_prompt_as_the_published_script_does(tmp_path, codec):
+    """The first channel of the original file, resampled only by the encoder, not the mixture at the codec's rate."""
+    seedtts(tmp_path, "en")
+    samples = torch.stack([TONE, torch.zeros_like(TONE)], dim=1).numpy()
+    path = tmp_path / "en/prompt-wavs/p1.wav"
+    soundfile.write(path, samples, 22_050, "FLOAT")
+    first, _ = load("seedtts_en", tmp_path, codec).prompts
+    audio, rate = recorded(first.own_context, codec.sample_rate)
+    assert rate == 22_050 and torch.equal(audio, TONE)
+    assert torch.equal(sinc_resample(audio, rate, 16_000), audio_for_similarity(path, prompt=True))
 
 
 def test_librispeech_pc_prompts_are_pairs_of_one_reader(tmp_path, codec):
@@ -179,7 +194,7 @@ def request(checkpoint: Path, output: Path, suite: str, **options) -> EvaluateCo
         "codec_levels": [],
         "asr": AsrKind.faster_whisper,
         "asr_model": "no-such-folder",
-        "speaker_model_kind": SpeakerKind.wavlm,
+        "speaker_model_kind": SpeakerKind.wavlm_ecapa,
         "speaker_model": "no-such-folder",
         "bootstrap_samples": 50,
     }
@@ -202,6 +217,7 @@ def test_context_suite_speaks_the_same_turns_under_every_condition(checkpoint, d
         find_suite("context").load(settings, codec, open_checkpoint(str(checkpoint), None, None))
 
 
+@pytest.mark.slow
 def test_suites_without_data_of_their_own_reach_their_reports(checkpoint, tmp_path, hub_cache):
     folder = evaluate(request(checkpoint, tmp_path / "context", "context", max_prompts=2, context_turns=2))
     results = json.loads((folder / "results.json").read_text())
@@ -217,13 +233,14 @@ def test_suites_without_data_of_their_own_reach_their_reports(checkpoint, tmp_pa
     assert 0 < timings["first_audio_ms"]["p50"] < math.inf
 
 
+@pytest.mark.slow
 def test_published_suite_runs_to_its_report_and_says_what_it_could_not_measure(checkpoint, tmp_path, hub_cache):
     seedtts(tmp_path / "data", "en")
     folder = evaluate(request(checkpoint, tmp_path / "report", "seedtts_en", data=str(tmp_path / "data")))
     results = json.loads((folder / "results.json").read_text())
     metrics = results["systems"]["model"]["metrics"]
     assert metrics["cosine_earlier"]["not_run"].startswith("no-such-folder")
-    assert metrics["wer_seedtts"]["not_run"]
+    assert metrics["wer_seedtts"]["not_run"].startswith("no-such-folder is not a CTranslate2")
     assert {row["comparable"][:9] for row in results["published"]} == {"no: needs"}
     html = (folder / "report.html").read_text()
     assert "Seed-TTS" in html and "Comparable?" in html and "<b>fine</b>" not in html

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2FeatureExtractor
 
+from csm.config import AsrKind
 from csm.judges.ctc import CtcModel, CtcRecognizer
 from csm.judges.hub import ModelUnavailable
+from csm.judges.whisper import load_recognizer
 
 SYMBOLS = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T", "A"]
 
@@ -58,7 +60,7 @@ def test_greedy_decoding_collapses_repetitions_and_drops_blanks(folder):
 
 
 def test_recognizer_writes_words(folder):
-    recognizer = CtcRecognizer(str(folder), "en", "cpu")
+    recognizer = load_recognizer(AsrKind.ctc, str(folder), "English", "cpu")
     audio = torch.randn(24_000, generator=torch.Generator().manual_seed(2))
     text = recognizer.transcribe(audio, 24_000)
     assert set(text) <= set("ETA ") and text == " ".join(text.split())

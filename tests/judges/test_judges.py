@@ -114,6 +114,7 @@ def test_transformers_whisper_hears_all_of_a_long_recording(whisper_directory, s
     [
         (AsrKind.faster_whisper, "no-such-folder", "no-such-folder is not a CTranslate2 Whisper directory"),
         (AsrKind.whisper_hf, "no-such-owner/no-such-model", "cannot be fetched from the hub"),
+        (AsrKind.ctc, "no-such-owner/no-such-model", "cannot be fetched from the hub"),
     ],
 )
 def test_missing_recognizer_says_why(kind, model, reason, hub_cache):
@@ -171,6 +172,14 @@ def test_wavlm_with_missing_weights_is_refused_instead_of_left_random(wavlm_dire
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelUnavailable, match=r"lacks weights .* feature_extractor.weight"):
         load_embedder(SpeakerKind.wavlm, str(tmp_path), "cpu")
+
+
+def test_encoder_of_published_similarity_says_where_its_file_is_to_be_had(tmp_path):
+    with pytest.raises(ModelUnavailable, match=r"^wavlm_large_finetune\.pth: no such file .* as eval\.speaker_model$"):
+        load_embedder(SpeakerKind.wavlm_ecapa, None, "cpu")
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    with pytest.raises(ModelUnavailable, match="its SHA-256 is"):
+        load_embedder(SpeakerKind.wavlm_ecapa, str(tmp_path / "other.pth"), "cpu")
 
 
 def test_resemblyzer_has_no_other_weights():

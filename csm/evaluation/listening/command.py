@@ -1,19 +1,35 @@
-"""`python evaluate.py listening export | import`: a listening test of two systems, and its results."""
+"""`python evaluate.py listening items | export | import`: a listening test of two systems, and its results."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from csm.evaluation.listening.items import RIVALS, items_of_report
 from csm.evaluation.listening.kit import export_kit, read_items
 from csm.evaluation.listening.results import as_json, as_text, read_results
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `listening` with its two commands; each sets `run`, a function of the parsed arguments."""
-    listening = commands.add_parser("listening", help="a listening test (CMOS): the page for raters, and its results")
-    parts = listening.add_subparsers(dest="part", required=True)
+def main(words: Sequence[str]) -> None:
+    """Runs `listening export ...` or `listening import ...`.
+
+    Raises:
+        ValueError: items, key or answers are not as they have to be; the message says where.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python evaluate.py listening",
+        description="A listening test (CMOS): the page for raters, and its results.",
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+
+    report = parts.add_parser("items", help="items of a report: its recordings against the model's speech")
+    report.add_argument("report", type=Path, help="folder of an evaluation")
+    report.add_argument("output", type=Path, help="JSONL file to write, for export")
+    report.add_argument("--against", choices=RIVALS, default="ground_truth", help="default: ground_truth")
+    report.add_argument("--seed", type=int, help="of the model's speech (default: the evaluation's first)")
+    report.set_defaults(run=_items)
 
     kit = parts.add_parser("export", help="write the page, its audio, and the key")
     kit.add_argument(
@@ -31,6 +47,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     results.add_argument("answers", type=Path, nargs="+", help="files that raters sent")
     results.add_argument("--json", type=Path, help="write the results to this file, too")
     results.set_defaults(run=_import)
+    arguments = parser.parse_args(words)
+    arguments.run(arguments)
+
+
+def _items(arguments: argparse.Namespace) -> None:
+    count, lacking = items_of_report(arguments.report, arguments.output, arguments.against, arguments.seed)
+    print(f"{arguments.output}: {count} items, of {arguments.against} and model")
+    if lacking:
+        print(f"{len(lacking)} prompts lack audio of one of them and cannot be heard, e.g. {lacking[0]}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,12 +1,13 @@
 """Suites by the names that eval.suite knows."""
 
-from csm.evaluation.suites import context, librispeech_pc, scripts, seedtts, speed, turns
+from csm.evaluation.suites import context, intrinsic, librispeech_pc, scripts, seedtts, speed, turns
 from csm.evaluation.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         turns.SUITE,
+        intrinsic.SUITE,
         seedtts.SUITE_EN,
         seedtts.SUITE_ZH,
         librispeech_pc.SUITE,

@@ -21,7 +21,7 @@ LEVELS = (0, 1, 3, 8)
 def load(settings: EvalConfig, codec: Codec, checkpoint: Checkpoint) -> PromptSet:
     """Raises ValueError if too few turns have eval.context_turns before them, of two conversations or more."""
     most = settings.context_turns
-    dataset = open_dataset(settings, checkpoint)
+    dataset = open_dataset(settings, checkpoint, settings.split)
     found = dataset_prompts(dataset, settings, codec, str(checkpoint.path), min_context=most)
     if most < 1 or len({prompt.cluster for prompt in found.prompts}) < 2:
         raise ValueError(

@@ -90,8 +90,13 @@ def voice(path: Path, text: str, speaker: int, codec: Codec, where: str) -> tupl
     return Segment(speaker, text, audio=span.load(codec.sample_rate)), span
 
 
-def open_dataset(settings: EvalConfig, checkpoint: Checkpoint) -> ShardedDataset:
-    """The dataset of `eval.dataset`, or the first of the checkpoint's that is here and has the split."""
+def open_dataset(settings: EvalConfig, checkpoint: Checkpoint, split: str) -> ShardedDataset:
+    """The dataset of `eval.dataset`, or the first of the checkpoint's that is here and has the split.
+
+    Raises:
+        ValueError: the checkpoint names no dataset.
+        FileNotFoundError: the datasets are not here.
+    """
     paths = checkpoint.datasets if settings.dataset is None else [settings.dataset]
     if not paths:
         raise ValueError(f"{checkpoint.path} names no training data; give eval.dataset=DIR or eval.prompts=FILE.jsonl")
@@ -100,7 +105,7 @@ def open_dataset(settings: EvalConfig, checkpoint: Checkpoint) -> ShardedDataset
         raise FileNotFoundError(
             f"dataset {', '.join(paths)} is not here; give eval.dataset=DIR or eval.prompts=FILE.jsonl"
         )
-    return next((dataset for dataset in found if len(dataset.select(settings.split))), found[0])
+    return next((dataset for dataset in found if len(dataset.select(split))), found[0])
 
 
 def comparable(suite: Suite, row: Published, judges: Sequence[str]) -> str:

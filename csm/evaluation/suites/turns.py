@@ -14,7 +14,8 @@ from csm.formats.layouts import Checkpoint
 def load(settings: EvalConfig, codec: Codec, checkpoint: Checkpoint) -> PromptSet:
     if settings.prompts is not None:
         return file_prompts(Path(settings.prompts), codec, settings.max_prompts)
-    return dataset_prompts(open_dataset(settings, checkpoint), settings, codec, str(checkpoint.path))
+    dataset = open_dataset(settings, checkpoint, settings.split)
+    return dataset_prompts(dataset, settings, codec, str(checkpoint.path))
 
 
 SUITE = Suite(
