@@ -116,7 +116,8 @@ class TrainingLoop:
                         self._save_once()
                     self._end_if_asked()
             if self.early_stop.done:
-                log.info("%s stopped improving: best.ckpt is of step %d", self.early_stop.metric, self.best_step)
+                found = (self.early_stop.metric, self.best_step)
+                log.info("%s has stopped improving: the run ends; best.ckpt is of step %d", *found)
             if self.data.finished:
                 log.info("all sources have finished their max_epochs after step %d: the run ends", self.step)
             self.health.flush(wait_for_last=True)

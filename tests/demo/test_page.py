@@ -70,7 +70,7 @@ def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
         page.locator("#seed input").fill("3")
         page.locator("#speak").click()
         page.wait_for_function("() => (document.querySelector('#player audio')?.currentTime ?? 0) > 0.1")
-        names = fetched(page)
+        names = fetched_with(page, "B: Yes?")
         audio, rate = soundfile.read(BytesIO(names["dialogue.wav"]))
         assert rate == 24_000 and len(audio) > rate and abs(audio).max() > 0.01
         head, _, first, second = names["dialogue.txt"].decode().splitlines()
@@ -79,15 +79,21 @@ def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
 
         page.locator("#line-2 textarea").fill("No, not at all!")
         page.locator("#again-2").click()
-        deadline = time.monotonic() + 120
-        while "No, not at all!" not in (again := fetched(page))["dialogue.txt"].decode():
-            assert time.monotonic() < deadline
-            page.wait_for_timeout(500)
+        again = fetched_with(page, "No, not at all!")
         assert again["dialogue.wav"] != names["dialogue.wav"]
         first_again = again["dialogue.txt"].decode().splitlines()[2]
         assert first_again == first  # the first line stays as it was said
         assert hosts == {"127.0.0.1"}  # nothing comes from elsewhere: fonts, scripts, analytics
         browser.close()
+
+
+def fetched_with(page, text: str) -> dict[str, bytes]:
+    """The files once the transcript holds `text`. Each is fetched again then: the page may have changed between two."""
+    deadline = time.monotonic() + 120
+    while text not in fetched(page)["dialogue.txt"].decode():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(500)
+    return fetched(page)
 
 
 def fetched(page) -> dict[str, bytes]:
