@@ -44,7 +44,7 @@ format: $(VENV)/installed ## fix lint and formatting where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check ## checks, then the tests (five and a half minutes on two cores)
+test: check ## checks, then the tests (six minutes on two cores)
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed ## tests that start many processes: kills, clusters, executors, the wheel
