@@ -1,4 +1,4 @@
-"""What the templates of a report show, as text and numbers: headline cells, cards with players, the table of items."""
+"""Text and numbers for the templates of a report: headline cells, cards with players, the table of items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call, and how much may be sent: checked before a request reaches its route, for HTTP and WebSockets alike."""
+"""Checks of callers and sizes before a request reaches its route, for HTTP and WebSockets alike."""
 
 from __future__ import annotations
 

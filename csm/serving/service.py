@@ -1,4 +1,4 @@
-"""What the routes share: the model's state, its engine thread, voices, conversations, and who may speak now."""
+"""State shared by the routes: the model, its engine thread, voices, conversations, and the places to speak."""
 
 from __future__ import annotations
 
