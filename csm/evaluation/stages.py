@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from csm.audio import load_audio, load_channels, save_wav
@@ -32,6 +30,7 @@ from csm.inference.segments import Segment
 from csm.judges.measures import AudioMeasure
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder
+from csm.progress import track
 
 _RESYNTHESIS = {System.codec_resynthesis: None} | {system: number for number, system in CODEC_LEVELS.items()}
 """Codebooks that a resynthesis hears; None: all."""
@@ -236,7 +235,7 @@ def _progress(work: Iterable[Item], what: str, total: int | None = None) -> Iter
     """A progress bar on stderr, where there is something to do."""
     if total is None and isinstance(work, Sequence):
         total = len(work)
-    yield from track(work, what, total=total, console=Console(stderr=True)) if total else work
+    yield from track(work, what, total) if total else work
 
 
 def missing_work(takes: Sequence[Take], speech: StageLog, logs: Sequence[StageLog]) -> int:

@@ -113,20 +113,10 @@ class FrameStep:
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles the step in two parts, each whole: the backbone with codebook 0, and a later codebook, which is run
-        n - 1 times. As one graph, the compiler would take n - 1 times as long for the second.
-
-        On CPUs, calls between kernels are compiled as well: a tenth of the time of a step.
-        """
+        n - 1 times. As one graph, the compiler would take n - 1 times as long for the second."""
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 64)  # one for each `StepShape`
-        on_cpu = backend == "inductor" and self.weights.device.type == "cpu"
-        compiler = partial(
-            torch.compile,
-            fullgraph=True,
-            dynamic=False,
-            backend=backend,
-            options={"cpp_wrapper": True} if on_cpu else None,
-        )
+        compiler = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
         self._first_code, self._next_code = compiler(self.first_code), compiler(self.next_code)
         self._compiled = True
 
