@@ -53,6 +53,9 @@ class DataConfig:
     """Probability, at each turn, that the turn is trained on without the turns before it."""
     text_dropout: float = 0.0
     """Probability, for each turn, that its text is empty ("[speaker]" alone): for classifier-free guidance."""
+    frame_dropout: float = 0.0
+    """Probability, for each frame, that the model does not see it: it is predicted all the same, and later frames have
+    the text and the frames that are left. Against memorizing in small datasets; validation sees all frames."""
     loss_turns: str = "all"
     """Turns that are predicted, in training and validation: `all`, `last` of each conversation (or of the part that
     `context_dropout` leaves of it), or `speaker:N`, those of a stored speaker id. The others are read as context."""

@@ -14,7 +14,7 @@ from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_row
 from csm.data.plan import EpochPlan
 from csm.data.sample import Sample
 from csm.data.stream import StepSpec
-from csm.frames import TurnTokens, conversation_frames
+from csm.frames import Frames, TurnTokens, conversation_frames
 from csm.text import TextTokenizer
 
 
@@ -76,6 +76,14 @@ def drop_context(turns: list[TurnTokens], chance: float, rng: np.random.Generato
     return parts
 
 
+def drop_frames(document: Frames, chance: float, rng: np.random.Generator) -> None:
+    """Hides each frame of `document` with probability `chance`, in place: nothing of it is present in the input, and
+    what is to be predicted stays. End-of-speech frames stay: they say where a turn ends, which no text tells."""
+    hidden = torch.from_numpy(rng.random(len(document)) < chance)
+    hidden &= document.mask[:, 0] & ~document.eos
+    document.mask[hidden] = False
+
+
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
     """A random permutation of the conversation's speaker ids, so that neither the id nor the order of speaking reveals
     who speaks."""
@@ -86,7 +94,7 @@ def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int
 class TrainRows(Dataset):
     """Maps a StepSpec to the StepBatch of one rank.
 
-    Every random choice for a row (speaker ids, dropped texts and contexts, decoder frames) is drawn from (seed, step,
+    Every random choice for a row (speaker ids, dropped texts, contexts and frames, decoder frames) is drawn from (seed, step,
     row of the global step), so it does not depend on the number of ranks, workers or microbatches.
     """
 
@@ -128,6 +136,9 @@ class TrainRows(Dataset):
             for part in drop_context(turns, data.context_dropout, rng):
                 turns = only_last(part) if data.loss_turns == "last" else part
                 documents.append(conversation_frames(turns, self.num_codebooks))
+        if data.frame_dropout:
+            for document in documents:
+                drop_frames(document, data.frame_dropout, rng)
         return pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
 
 

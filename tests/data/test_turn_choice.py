@@ -81,3 +81,48 @@ def test_text_is_dropped_as_often_as_asked_for_and_the_same_on_any_number_of_ran
     whole = train_steps(dataset, 3, micro_batch_size=4, text_dropout=0.3)[2].microbatches[0]
     parts = [train_steps(dataset, 3, rank, 2, micro_batch_size=2, text_dropout=0.3)[2] for rank in (0, 1)]
     assert torch.equal(whole.tokens, torch.cat([part.microbatches[0].tokens for part in parts]))
+
+
+def test_hidden_frames_are_absent_from_the_input_and_predicted_all_the_same(dataset):
+    whole = train_steps(dataset, 3, micro_batch_size=4)[2].microbatches[0]
+    batch = train_steps(dataset, 3, micro_batch_size=4, frame_dropout=0.4)[2].microbatches[0]
+    for name in ("tokens", "positions", "documents", "targets"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+    frames, ends = whole.mask[..., 0], whole.mask[..., 0] & (whole.tokens[..., :-1] == 0).all(-1)
+    seen = batch.mask[..., :-1]
+    assert torch.equal(seen.any(-1), seen.all(-1)), "a frame is hidden with all its codebooks"
+    assert torch.equal(batch.mask[..., -1], whole.mask[..., -1]), "texts stay"
+    assert seen[ends].all(), "ends stay"
+    candidates = int((frames & ~ends).sum())
+    share = 1 - int((seen[..., 0] & ~ends).sum()) / candidates
+    assert abs(share - 0.4) < 4 * (0.4 * 0.6 / candidates) ** 0.5, (share, candidates)
+    parts = [train_steps(dataset, 3, rank, 2, micro_batch_size=2, frame_dropout=0.4)[2] for rank in (0, 1)]
+    assert torch.equal(batch.mask, torch.cat([part.microbatches[0].mask for part in parts]))
+
+
+def test_predictions_do_not_depend_on_hidden_frames(dataset):
+    """Other codes in a hidden frame change its own loss only."""
+    from csm.config import CSMConfig, TransformerConfig
+    from csm.model.csm import CSM
+
+    batch = train_steps(dataset, 1, frame_dropout=0.5)[0].microbatches[0]
+    codebooks, codes = batch.tokens.shape[-1] - 1, int(batch.tokens[..., :-1].max()) + 1
+    torch.manual_seed(0)
+    config = CSMConfig(
+        backbone=TransformerConfig(layers=2, dim=48, heads=6, kv_heads=3, ffn_dim=72),
+        decoder=TransformerConfig(layers=1, dim=32, heads=4, kv_heads=2, ffn_dim=56),
+        text_vocab_size=TOKENIZER.vocab_size,
+        codebook_size=codes,
+        num_codebooks=codebooks,
+    )
+    model = CSM(config)
+    hidden = batch.targets & ~batch.mask.any(-1)
+    assert hidden.any()
+    changed = batch.tokens.clone()
+    changed[hidden] = 1
+    with torch.no_grad():
+        states, others = (
+            model.backbone_states(tokens, batch.mask, batch.positions, batch.attention_mask())
+            for tokens in (batch.tokens, changed)
+        )
+    assert torch.equal(states, others)
