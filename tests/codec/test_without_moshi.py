@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from csm.codec.mimi_transformers import has_sliding_window
 from tests.conftest import ROOT
 
@@ -28,6 +30,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_everything_else_works_and_asking_for_mimi_is_one_line(small_dataset, tmp_path):
     command = [sys.executable, "-c", WITHOUT_MOSHI, "verify", f"output={small_dataset}", f"hydra.run.dir={tmp_path}"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}

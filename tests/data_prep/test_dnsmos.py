@@ -33,6 +33,7 @@ def test_equals_the_published_program_on_single_windows(speech):
     np.testing.assert_allclose(ours, [published(clip) for clip in clips], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_batched_equals_one_by_one(speech):
     clips = [speech[first : first + round(seconds * RATE)] for first, seconds in
              ((0, 0.7), (30_000, 14.2), (90_000, 3.3))]  # fmt: skip

@@ -27,9 +27,8 @@ def plan(*words: str):
     return make_plan(*read_request(list(words)))
 
 
-@pytest.mark.parametrize(
-    ("allocator", "tolerance"), [("tensors", 0.1), pytest.param("process", 0.15, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("allocator", "tolerance"), [("tensors", 0.1), ("process", 0.15)])
 def test_estimate_agrees_with_the_measured_peak_of_csm_tiny(allocator, tolerance):
     """Three real training steps in a process of their own: what tensors occupy, and what the process does."""
     estimated = estimate(TINY)

@@ -115,6 +115,7 @@ def measure(rank: int, store: Path, results: Queue) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_what_is_planned(tmp_path):
     """Sharded by FSDP, and sharing matrices: weights, gradients, Adam's moments, activations, to the byte."""
     context = server()
