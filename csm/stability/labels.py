@@ -47,7 +47,7 @@ class TurnSpan:
 
 def find_turns(rows: RowBatch) -> list[TurnSpan]:
     """The runs of frames in a batch, the end-of-speech frames included."""
-    frames = rows.mask[..., 0]  # [B, S]
+    frames = _is_frame(rows)  # [B, S]
     goes_on = torch.zeros_like(frames)  # the position before is a frame of the same document
     goes_on[:, 1:] = frames[:, :-1] & (rows.documents[:, 1:] == rows.documents[:, :-1])
     starts = frames & ~goes_on
@@ -55,6 +55,11 @@ def find_turns(rows: RowBatch) -> list[TurnSpan]:
     ends[:, :-1] = ~(frames[:, 1:] & goes_on[:, 1:])
     pairs = zip(torch.nonzero(starts).tolist(), torch.nonzero(frames & ends).tolist(), strict=True)
     return [TurnSpan(row, start, last + 1) for (row, start), (_, last) in pairs]
+
+
+def _is_frame(rows: RowBatch) -> Tensor:
+    """bool [B, S]: the position holds a frame, hidden ones (`data.frame_dropout`) included."""
+    return (rows.documents >= 0) & ~rows.mask[..., -1]
 
 
 def layout_faults(rows: RowBatch) -> list[str]:
@@ -70,7 +75,7 @@ def layout_faults(rows: RowBatch) -> list[str]:
         early_end += bool(ends[:-1].any())
         predicted = rows.targets[turn.row, turn.start : turn.end]
         partly += bool(predicted.any()) and not bool(predicted.all())
-    others = int((rows.targets & ~rows.mask[..., 0]).sum())
+    others = int((rows.targets & ~_is_frame(rows)).sum())
     count = len(turns)
     faults = []
     if not int(rows.targets.sum()):
