@@ -56,6 +56,10 @@ class DataConfig:
     frame_dropout: float = 0.0
     """Probability, for each frame, that the model does not see it: it is predicted all the same, and later frames have
     the text and the frames that are left. Against memorizing in small datasets; validation sees all frames."""
+    codebook_dropout: float = 0.0
+    """Probability, for each document (a conversation, or a part that `context_dropout` leaves of it), that the model
+    sees only the first n codebooks of its frames, ln(n) being uniform; all are predicted. It then also knows frames of
+    fewer codebooks, as generation with `num_codebooks` makes them."""
     loss_turns: str = "all"
     """Turns that are predicted, in training and validation: `all`, `last` of each conversation (or of the part that
     `context_dropout` leaves of it), or `speaker:N`, those of a stored speaker id. The others are read as context."""

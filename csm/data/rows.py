@@ -84,6 +84,17 @@ def drop_frames(document: Frames, chance: float, rng: np.random.Generator) -> No
     document.mask[hidden] = False
 
 
+def drop_codebooks(document: Frames, chance: float, rng: np.random.Generator) -> None:
+    """With probability `chance`, hides all but the first n codebooks of every frame of `document`, in place. ln(n) is
+    uniform: the first codebooks say most. End-of-speech frames stay whole, since generation appends them whole."""
+    drawn, number = rng.random(2)
+    if drawn >= chance:
+        return
+    num_codebooks = document.mask.shape[1] - 1
+    kept = int(num_codebooks**number)  # 1 to K-1
+    document.mask[~document.eos, kept:num_codebooks] = False
+
+
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
     """A random permutation of the conversation's speaker ids, so that neither the id nor the order of speaking reveals
     who speaks."""
@@ -136,9 +147,11 @@ class TrainRows(Dataset):
             for part in drop_context(turns, data.context_dropout, rng):
                 turns = only_last(part) if data.loss_turns == "last" else part
                 documents.append(conversation_frames(turns, self.num_codebooks))
-        if data.frame_dropout:
-            for document in documents:
+        for document in documents:
+            if data.frame_dropout:
                 drop_frames(document, data.frame_dropout, rng)
+            if data.codebook_dropout:
+                drop_codebooks(document, data.codebook_dropout, rng)
         return pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
 
 

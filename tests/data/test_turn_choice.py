@@ -100,6 +100,25 @@ def test_hidden_frames_are_absent_from_the_input_and_predicted_all_the_same(data
     assert torch.equal(batch.mask, torch.cat([part.microbatches[0].mask for part in parts]))
 
 
+def test_documents_are_seen_with_their_first_codebooks_only(dataset):
+    whole = train_steps(dataset, 3, micro_batch_size=4)[2].microbatches[0]
+    batch = train_steps(dataset, 3, micro_batch_size=4, codebook_dropout=1.0)[2].microbatches[0]
+    for name in ("tokens", "positions", "documents", "targets"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+    codebooks = batch.tokens.shape[-1] - 1
+    frames, ends = whole.mask[..., 0], whole.mask[..., 0] & (whole.tokens[..., :-1] == 0).all(-1)
+    counts = batch.mask[..., :-1].sum(-1)
+    assert (counts[ends] == codebooks).all(), "ends stay whole"
+    assert torch.equal(batch.mask[..., -1], whole.mask[..., -1]), "texts stay"
+    speech, chosen = frames & ~ends, set()
+    assert torch.equal(batch.mask[..., :-1][speech], torch.arange(codebooks) < counts[speech][:, None])
+    for row in range(len(counts)):
+        for document in range(int(batch.documents[row].max()) + 1):
+            (count,) = counts[row][speech[row] & (batch.documents[row] == document)].unique().tolist()
+            chosen.add(count)
+    assert chosen <= set(range(1, codebooks)) and len(chosen) > 1, chosen
+
+
 def test_predictions_do_not_depend_on_hidden_frames(dataset):
     """Other codes in a hidden frame change its own loss only."""
     from csm.config import CSMConfig, TransformerConfig
