@@ -42,6 +42,8 @@ class Reason(str, Enum):
     speech_rate = "speech_rate"
     clipping = "clipping"
     bandwidth = "bandwidth"
+    text_mismatch = "text_mismatch"  # the given text is not what is said
+    speaker = "speaker"  # another voice in the turn, or not its speaker's
     # encode
     end_frame = "end_frame"  # a frame of zero codes, which means end of speech
     # pack

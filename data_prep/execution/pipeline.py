@@ -46,7 +46,7 @@ def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
         DiarizeStage(cfg.diarize),
         TranscribeStage(cfg.transcribe),
         TurnsStage(cfg.turns, cfg.vad),
-        ScoreStage(cfg.score),
+        ScoreStage(cfg.score, cfg.transcribe),
         EncodeStage(cfg.encode, cfg.loose, codec),
     ]
 

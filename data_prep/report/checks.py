@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.execution.unit_files import TRANSIENT_REASONS
-from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, RowFill, TurnMeasures
+from data_prep.report.data import ROW_POSITIONS, Codebooks, Contents, RowFill
 from data_prep.report.tables import Flow, RejectionGroup
+from data_prep.report.texts import DISAGREES, ComparedTexts
+from data_prep.report.turns import NARROW_BAND, TurnMeasures
 
 MAX_FAILED = 0.05
 MIN_KEPT = 1 / 3
@@ -33,6 +35,9 @@ MAX_LOST_WHOLE = 0.10
 MAX_BOTH_SPEAK = 0.30
 MIN_KNOWN_OVERLAP = 0.50
 MAX_MARKUP = 0.01
+MAX_DISAGREEING = 0.02
+LOW_SIMILARITY = 0.7
+MAX_LOW_SIMILARITY = 0.05
 
 
 @dataclass
@@ -52,6 +57,7 @@ def check_dataset(
     fill: RowFill,
     turns: TurnMeasures,
     codebooks: Codebooks,
+    texts: ComparedTexts | None,
 ) -> list[Check]:
     return [
         _failures(flow, rejections),
@@ -64,6 +70,8 @@ def check_dataset(
         _both_speak(turns),
         _overlap_known(turns),
         _markup(turns),
+        _given_texts(turns, texts),
+        _voices(turns),
         _context(contents),
         _too_long(fill, contents),
         _padding(fill),
@@ -167,6 +175,38 @@ def _markup(turns: TurnMeasures) -> Check:
         lambda value: value > MAX_MARKUP,
         "of the texts hold tags, entities or notes in brackets",
         "The model will learn to read them out, or to be silent there. Remove them from the texts given.",
+    )
+
+
+def _given_texts(turns: TurnMeasures, texts: ComparedTexts | None) -> Check:
+    rule = f"At most {_limit(MAX_DISAGREEING)} of the given texts disagree with the sound"
+    if texts is None or not len(texts.rates):
+        none = turns.given_texts == 0
+        return Check(rule, "no text is given" if none else "not compared (score.cer_model=bundled)", None, "")
+    return _share(
+        rule,
+        texts.disagreeing / len(texts.rates),
+        lambda share: share > MAX_DISAGREEING,
+        f"of {len(texts.rates):,} texts that were compared have a character error rate above {DISAGREES:g}; "
+        f"{texts.disagreeing_kept:,} of them are in the dataset",
+        "Texts of other turns, times that are shifted, or a recognizer that does not suit the recordings: see the "
+        "worst below. strict.max_cer rejects such turns.",
+    )
+
+
+def _voices(turns: TurnMeasures) -> Check:
+    similarity = turns.columns["speaker_similarity"]
+    known = similarity[~np.isnan(similarity)]
+    rule = f"At most {_limit(MAX_LOW_SIMILARITY)} of the turns sound unlike their speaker's others"
+    if not len(known):
+        return Check(rule, "not measured (score.voices=true)", None, "")
+    return _share(
+        rule,
+        float(np.mean(known < LOW_SIMILARITY)),
+        lambda share: share > MAX_LOW_SIMILARITY,
+        f"of the turns have a voice whose similarity to their speaker's other turns is below {LOW_SIMILARITY:g}",
+        "Speakers seem to be mixed up. See diarize, or the speakers given; strict.min_speaker_similarity rejects such "
+        "turns.",
     )
 
 
