@@ -20,6 +20,8 @@ class Reason(str, Enum):
     bad_name = "bad_name"  # a file name that is not UTF-8
     duplicate_file = "duplicate_file"
     test_split = "test_split"  # of a split that the data keep for tests
+    # run, whichever stage reads it
+    audio_changed = "audio_changed"  # the file is not the one that was planned
     # vad
     no_speech = "no_speech"
     # transcribe

@@ -108,7 +108,7 @@ def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Che
             count = sum(group.recordings for group in rejections if group.reason in TRANSIENT_REASONS)
             share = max(share, count / flow.recordings)
     return _share(
-        f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",
+        f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed, timed out or changed",
         share,
         lambda value: value > MAX_FAILED,
         "of the recordings, or of their hours, failed",
