@@ -42,7 +42,7 @@ def mixed(tmp_path) -> Path:
     text(folder / "text.txt", "Hi.")
     text(folder / "lone.txt", "Of nothing.")
     text(folder / "table.xlsx", "x")
-    text(folder / "a.eaf", "x"), text(folder / "b.eaf", "x")
+    text(folder / "a.cha", "x"), text(folder / "b.cha", "x")
     text(folder / "broken.wav", "no audio")
     return folder
 
@@ -56,7 +56,7 @@ def test_the_account_of_a_source(mixed, tmp_path):
         "  languages: en 4",
         "  to be transcribed: 2 recordings, and 1 turns without a text",
         "  splits: not given 3, val 1",
-        "  set aside: 2: a.eaf, b.eaf, .eaf (ELAN annotation, export it as TextGrid)",
+        "  set aside: 2: a.cha, b.cha, .cha (CHAT transcript, export it as TextGrid or CTM)",
         "  set aside: 1: table.xlsx, .xlsx",
         "  annotations without audio: 1: lone.txt",
         "  audio without annotation: 2: nothing1.wav, nothing2.wav",
