@@ -10,8 +10,8 @@ import jinja2
 from csm.data.dataset import DatasetInfo
 from data_prep.packing.pack import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.report import figures
-from data_prep.report.checks import Check, percent
 from data_prep.report.data import ROW_POSITIONS, Codebooks, Contents, Distribution, RowFill
+from data_prep.report.rules import Check, percent
 from data_prep.report.samples import Heard, view
 from data_prep.report.tables import Duplicates, Flow, Part, RejectionGroup, StageRate, stage_order
 from data_prep.report.texts import DISAGREES, ComparedTexts

@@ -4,7 +4,7 @@ tables.py    totals of ledger, rejects, duplicates and stage times
 data.py      statistics of index, row fill and codes
 turns.py     measures of turns
 texts.py     given texts that disagree with the sound
-checks.py    rules of thumb
+checks.py    rules of thumb, with rules.py and checks_of_turns.py
 samples.py   random conversations with their speech
 figures.py   SVG figures
 page.py      the HTML page
@@ -180,6 +180,7 @@ def _numbers(report: Report) -> dict[str, Any]:
             "with_markup": report.turns.with_markup,
             "langs_detected": report.turns.langs_detected,
             "both_speak": report.turns.both_speak,
+            "logprob_of_source": report.turns.logprob_of_source,
         },
         "codebooks": asdict(report.codebooks),
         "distributions": {name: asdict(measure) for name, measure in report.distributions.items()},

@@ -53,6 +53,7 @@ class TurnMeasures:
     with_markup: float  # share of the turns with tags, entities or bracketed notes in their text
     langs_detected: float  # share of the conversations whose language was detected; those of the others were given
     both_speak: float | None  # share of the speech of calls during which both sides speak; None: there are no calls
+    logprob_of_source: dict[str, float]  # median of the mean log probabilities of recognized turns
 
 
 def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
@@ -60,6 +61,7 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
     columns = {name: array("f") for name in _MEASURES}
     counts: Counter[str] = Counter()
     call_seconds = both_seconds = 0.0
+    logprobs: dict[str, array[float]] = {}
 
     def write(path: Path) -> None:
         nonlocal call_seconds, both_seconds
@@ -74,6 +76,9 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
                 counts["markup"] += sum(has_markup(turn["text"]) for turn in record["turns"])
                 speech, both = _speech_of_call(record["turns"])
                 call_seconds, both_seconds = call_seconds + speech, both_seconds + both
+                found = [turn["quality"]["avg_logprob"] for turn in record["turns"] if "avg_logprob" in turn["quality"]]
+                if found:
+                    logprobs.setdefault(record["source"], array("f")).extend(found)
                 rows += _turn_rows(record)
                 if len(rows) >= _WRITE_ROWS:
                     _flush(writer, rows, columns)
@@ -94,6 +99,7 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
         with_markup=counts["markup"] / max(1, counts["turns"]),
         langs_detected=counts["detected"] / max(1, len(numbers)),
         both_speak=both_seconds / call_seconds if call_seconds else None,
+        logprob_of_source={source: float(np.median(found)) for source, found in sorted(logprobs.items())},
     )
 
 

@@ -142,8 +142,10 @@ def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
     codec.rename(tmp_path / "elsewhere")
     code, stdout, _ = program("status", f"output={tmp_path / 'steps'}", *common)
     assert code == 0 and stdout.startswith("1 of 1 units done, 0 started; 100.0%")
-    code, _, stderr = program("status", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
-    assert code == 2 and "not fitted yet" in stderr, "whose results these are depends on the codec"
+    code, stdout, _ = program("status", f"output={tmp_path / 'steps'}")  # the default codec is not on this machine
+    assert code == 0 and stdout.startswith("1 of 1 units done") and "options were others" in stdout
+    code, stdout, _ = program("retry", f"output={tmp_path / 'steps'}")
+    assert (code, stdout) == (0, "0 recordings re-queued for the next run\n")
     (tmp_path / "elsewhere").rename(codec)
     code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
     assert code == 2 and "1 of 1 units are not done with these options" in stderr
