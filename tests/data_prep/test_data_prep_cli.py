@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_recordings import calls_manifest, comparable
+import soundfile
+from made_recordings import calls_manifest, comparable, noise
 
 from csm.data.dataset import ShardedDataset
 from data_prep.main import main
@@ -63,6 +64,25 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
     for arguments, message in mistakes.items():
         code, _, stderr = program(*arguments)
         assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
+
+
+def test_a_unit_that_fails_is_one_line_whichever_command_runs_it(tmp_path, program):
+    """Exit code 1: it may succeed later. Here a model is missing, which only the unit's recognizer notices."""
+    soundfile.write(tmp_path / "a.wav", noise(2.0, 16000, 1), 16000)
+    words = [
+        f"input={tmp_path / 'a.wav'}",
+        *SMALL,
+        "vad=none",
+        "diarize=single",
+        f"transcribe.model={tmp_path / 'gone'}",
+    ]
+    for n, command in enumerate(([], ["run"])):
+        output = f"output={tmp_path / str(n)}"
+        if command:
+            assert program("plan", output, *words)[0] == 0
+        code, _, stderr = program(*command, output, *words)
+        (line,) = (line for line in stderr.splitlines() if line.startswith("error:"))
+        assert code == 1 and "gone is not a CTranslate2 Whisper directory" in line and "Traceback" not in stderr
 
 
 def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, program):

@@ -194,6 +194,15 @@ def test_help_names_commands_options_and_examples(program):
         assert words in out, words
 
 
+def test_warnings_of_loggers_that_exist_already_reach_the_terminal(tmp_path, mixed, program):
+    """Hydra's logging switches off all loggers that there are when it is set up; ours does not."""
+    logger = logging.getLogger("data_prep.audio.recording")
+    _, err = program("plan", f"input={mixed}", f"output={tmp_path / 'out'}")
+    assert "WARNING: local: not all of it is used: 2 .cha (CHAT transcript" in err
+    logger.warning("its channels cancel each other")
+    assert not logger.disabled and logger.isEnabledFor(logging.WARNING)
+
+
 @pytest.mark.slow
 def test_the_first_word_comes_before_the_libraries(tmp_path):
     """Which take seconds to import: at once in a terminal and in a log."""
