@@ -111,6 +111,10 @@ def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, pr
             "lang=de: transcribe.model=bundled knows only English; set another model, or transcribe=none",
         ),
         (["lang=de", "transcribe.model=small.en"], "lang=de: transcribe.model=small.en knows only English"),
+        (
+            ["lang=de", "transcribe=none", "score.cer_model=bundled"],
+            "lang=de: score.cer_model=bundled knows only English, so no text would be compared; set another model",
+        ),
     ],
 )
 def test_language_that_the_recognizer_does_not_know_is_refused_before_planning(
