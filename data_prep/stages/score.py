@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyloudnorm
@@ -18,8 +19,10 @@ from data_prep.config import ScoreConfig, TranscribeBackend, TranscribeConfig
 from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
 from data_prep.speech.fingerprint import fingerprint
 from data_prep.stages.base import Item
-from data_prep.stages.given_texts import GivenTexts
 from data_prep.stages.voices import match_voices
+
+if TYPE_CHECKING:
+    from data_prep.stages.given_texts import GivenTexts
 
 # The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
 _CLIPPED = 0.98
@@ -109,7 +112,11 @@ class ScoreStage:
     @cached_property
     def _texts(self) -> GivenTexts | None:
         recognizer = self.options.recognizer
-        return None if recognizer is None else GivenTexts(replace(recognizer, device=self.device))
+        if recognizer is None:
+            return None
+        from data_prep.stages.given_texts import GivenTexts  # slow to import
+
+        return GivenTexts(replace(recognizer, device=self.device))
 
 
 def _fast_recognizer(cfg: ScoreConfig, transcribe: TranscribeConfig) -> TranscribeConfig | None:
