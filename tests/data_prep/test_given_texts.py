@@ -44,6 +44,15 @@ def test_texts_of_the_sound_agree_and_those_of_other_turns_do_not(texts, message
     assert all(cer > 0.5 for _, cer in texts.compare(message.audio, shifted).values())
 
 
+def test_times_that_are_shifted_are_seen(texts, message):
+    """All times two seconds late: of a few turns little changes, of the recording everything."""
+    late = [
+        draft(n, t["start"] + 2, t["end"] + 2, t["text"], lang="en") for n, t in enumerate(of_demo("leave-message"))
+    ]
+    rates = [cer for _, cer in texts.compare(message.audio, late).values()]
+    assert np.median(rates) > 0.5
+
+
 def test_markup_and_spelling_of_numbers_are_no_disagreement(texts, message):
     turn = of_demo("leave-message")[1]
     text = f"<breath> {turn['text'].upper()} [noise]"
