@@ -41,6 +41,17 @@ _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports the largest integer
 _STREAMED_BYTES = 0x7FFFF000  # sizes from here on mean "unknown" in headers written to a pipe (sox, FFmpeg)
 _CLAIMED_SIZE = re.compile(r"(?:data|SSND|riff)\s*: (\d+) \(should be (\d+)\)")
 _CUT_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
+_EXACT_SEEK = (
+    "PCM_S8",
+    "PCM_U8",
+    "PCM_16",
+    "PCM_24",
+    "PCM_32",
+    "FLOAT",
+    "DOUBLE",
+    "ULAW",
+    "ALAW",
+)  # libsndfile's names
 _FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio, from headers; not from a bit rate
 _FFMPEG_HAS_CLOCK = ("mov", "matroska", "asf", "mpegts", "flv", "mpeg")  # frames are stamped with their times
 
@@ -60,11 +71,11 @@ class AudioReader(Protocol):
 
     header: Header
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yields all samples in order, in blocks of float32 [n, C] with n > 0; can be iterated once.
+    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yields all samples from `start` on in order, in blocks of float32 [n, C] with n > 0; can be iterated once.
 
-        There may be fewer or more samples than the header says. A file that ends too early raises `UnreadableAudio`
-        only after its last block.
+        Up to `start`, formats without loss are skipped, others decoded. There may be fewer or more samples than the
+        header says. A file that ends too early raises `UnreadableAudio` only after its last block.
         """
         ...
 
@@ -139,10 +150,11 @@ class _SoundfileReader:
         kind = "mp3" if codec.startswith("mpeg") else f"{sound.format.lower()}/{codec}"
         self.header = Header(sound.samplerate, sound.channels, kind, sound.frames if known else None)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        decoded = 0
+    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+        exact = self._sound.seekable() and self._sound.subtype in _EXACT_SEEK
+        decoded = min(start, self._sound.frames) if exact else 0
         if self._sound.seekable():  # GSM and ADPCM are not
-            self._sound.seek(0)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
+            self._sound.seek(decoded)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
         while True:
             try:
                 block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
@@ -158,7 +170,8 @@ class _SoundfileReader:
             if not len(block):
                 break
             decoded += len(block)
-            yield block
+            if decoded > start:
+                yield block[max(0, len(block) - (decoded - start)) :]
         if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
             raise _truncated(self._file.label, decoded, None if self._cut else self._promised, self.header.sample_rate)
 
@@ -219,7 +232,14 @@ class _FfmpegReader:
             start = max(Fraction(0), Fraction(self._container.start_time or 0, av.time_base))
             self._clock = _Clock(file.label, start)
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+        place = 0
+        for block in self._blocks():
+            place += len(block)
+            if place > start:
+                yield block[max(0, len(block) - (place - start)) :]
+
+    def _blocks(self) -> Iterator[np.ndarray]:
         decoded = 0
         convert, kind = None, None
         frames = self._container.decode(self._stream)

@@ -6,11 +6,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of libraries written in Rust
 
 
 def sha256_of(path: Path) -> str:
@@ -43,6 +46,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Writes tensors as one safetensors file, atomically. Raises OSError if the storage fails, as for a full disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # imports torch
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            number = _OS_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+    write_atomically(path, write)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:

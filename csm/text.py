@@ -19,13 +19,15 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from csm.config import TokenizerConfig, TokenizerKind
+from csm.spoken_text import check_normalizer, spoken_english
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 BYTES_FILE = "byte_tokenizer.json"
 BYTES_FORMAT = "csm-byte-tokenizer-1"
 PROMPT_KEY = "csm_prompt"
-"""Of tokenizer_config.json and byte_tokenizer.json. Tokenizers that were not saved here do not have it."""
+NORMALIZE_KEY = "csm_normalize"
+"""Of tokenizer_config.json and byte_tokenizer.json. Tokenizers that were not saved here have neither."""
 
 SESAME_PROMPT = "[{speaker}]{text}"
 MISO_PROMPT = "[{speaker}] {text}"
@@ -42,6 +44,8 @@ class TextTokenizer(ABC):
     eos_id: int
     prompt: str
     """How speaker and text are written between BOS and EOS, for `str.format`: Sesame's is "[{speaker}]{text}"."""
+    normalize: str | None
+    """Name of the normalizer of turns' texts (csm/spoken_text.py); None: texts are encoded as they are."""
 
     @property
     @abstractmethod
@@ -58,7 +62,9 @@ class TextTokenizer(ABC):
 
     def encode_turn(self, text: str, speaker: int) -> list[int]:
         """BOS + speaker and text as `prompt` says + EOS. A prompt with a space before the text takes the text without
-        its own leading spaces, as MisoTTS does."""
+        its own leading spaces, as MisoTTS does. The text is normalized first, if the tokenizer has a normalizer."""
+        if self.normalize is not None:
+            text = spoken_english(text)
         if strips_text(self.prompt):
             text = text.lstrip()
         return [self.bos_id, *self.encode(self.prompt.format(speaker=speaker, text=text)), self.eos_id]
@@ -90,45 +96,56 @@ class ByteTokenizer(TextTokenizer):
     bos_id = 256
     eos_id = 257
 
-    def __init__(self, prompt: str = SESAME_PROMPT) -> None:
+    def __init__(self, prompt: str = SESAME_PROMPT, normalize: str | None = None) -> None:
         check_prompt(prompt, "byte tokenizer")
-        self.prompt = prompt
+        self.prompt, self.normalize = prompt, _checked(normalize)
 
     @property
     def identity(self) -> str:
         written = BYTES_FORMAT if self.prompt == SESAME_PROMPT else f"{BYTES_FORMAT} {self.prompt}"
+        written += f" {self.normalize}" if self.normalize else ""
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
     def save(self, directory: str | Path) -> None:
-        _write_json(Path(directory) / BYTES_FILE, {"format": BYTES_FORMAT, PROMPT_KEY: self.prompt})
+        _write_json(Path(directory) / BYTES_FILE, {"format": BYTES_FORMAT, **saved_properties(self)})
 
 
 class HFTokenizer(TextTokenizer):
     """A Hugging Face fast tokenizer. BOS and EOS are added here, because stock Llama-3 adds no EOS."""
 
-    def __init__(self, tokenizer: Tokenizer, bos: str, eos: str, prompt: str = SESAME_PROMPT) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, bos: str, eos: str, prompt: str = SESAME_PROMPT, normalize: str | None = None
+    ) -> None:
         """`bos` and `eos` are names of tokens in `tokenizer`."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.bos, self.eos, self.prompt = bos, eos, prompt
+        self.bos, self.eos, self.prompt, self.normalize = bos, eos, prompt, _checked(normalize)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)
 
     @cached_property
     def identity(self) -> str:  # computed when asked for: for Llama-3's it takes half a second
         prompt = [] if self.prompt == SESAME_PROMPT else [self.prompt]
-        canonical = json.dumps([self.content(), self.bos, self.eos, *prompt], sort_keys=True)
+        normalize = [{"normalize": self.normalize}] if self.normalize else []
+        canonical = json.dumps([self.content(), self.bos, self.eos, *prompt, *normalize], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @classmethod
-    def load(cls, source: str | Path, prompt: str | None = None, default_prompt: str = SESAME_PROMPT) -> HFTokenizer:
+    def load(
+        cls,
+        source: str | Path,
+        prompt: str | None = None,
+        default_prompt: str = SESAME_PROMPT,
+        normalize: str | None = None,
+    ) -> HFTokenizer:
         """Reads a directory with tokenizer.json, such a file itself, or a hub repository id.
 
         prompt: of the turns. None takes what the tokenizer_config.json says, as `save` writes it, else the default.
+        normalize: of their texts. None takes what the tokenizer_config.json says, else there is none.
 
         Raises:
             FileNotFoundError: there is no such file or directory and the hub does not have it or does not answer.
@@ -142,10 +159,11 @@ class HFTokenizer(TextTokenizer):
         config = _read_json(config_file) if config_file else {}
         prompt = prompt or config.get(PROMPT_KEY) or default_prompt
         check_prompt(prompt, f"tokenizer {source}")
+        normalize = normalize or config.get(NORMALIZE_KEY)
         named = tuple(_token_name(config.get(key)) for key in ("bos_token", "eos_token"))
         for bos, eos in (named, *BOS_EOS_NAMES):
             if bos and eos and None not in (tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)):
-                return cls(tokenizer, bos, eos, prompt)
+                return cls(tokenizer, bos, eos, prompt, normalize)
         raise ValueError(
             f"tokenizer {source}: has no BOS and EOS token; name them as bos_token and eos_token in a {CONFIG_FILE} "
             f"next to its {TOKENIZER_FILE}"
@@ -171,10 +189,22 @@ class HFTokenizer(TextTokenizer):
             "eos_token": self.eos,
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
-            PROMPT_KEY: self.prompt,
+            **saved_properties(self),
         }
         _write_json(Path(directory) / CONFIG_FILE, config)
         self._tokenizer.save(str(Path(directory) / TOKENIZER_FILE))
+
+
+def saved_properties(tokenizer: TextTokenizer) -> dict[str, str]:
+    """What a tokenizer's files say of how turns are written."""
+    normalize = {NORMALIZE_KEY: tokenizer.normalize} if tokenizer.normalize else {}
+    return {PROMPT_KEY: tokenizer.prompt, **normalize}
+
+
+def _checked(normalize: str | None) -> str | None:
+    if normalize is not None:
+        check_normalizer(normalize)
+    return normalize
 
 
 def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
@@ -186,11 +216,11 @@ def load_tokenizer(cfg: TokenizerConfig) -> TextTokenizer:
     """
     tokenizer: TextTokenizer
     if cfg.kind is TokenizerKind.bytes:
-        tokenizer = ByteTokenizer(cfg.prompt or SESAME_PROMPT)
+        tokenizer = ByteTokenizer(cfg.prompt or SESAME_PROMPT, cfg.normalize)
     elif cfg.path is None:
         raise ValueError("tokenizer.kind=hf needs tokenizer.path: a directory, a tokenizer.json or a hub repo id")
     else:
-        tokenizer = HFTokenizer.load(cfg.path, cfg.prompt)
+        tokenizer = HFTokenizer.load(cfg.path, cfg.prompt, normalize=cfg.normalize)
     if tokenizer.vocab_size > cfg.vocab_size:
         raise ValueError(
             f"tokenizer {cfg.path or cfg.kind.value} has {tokenizer.vocab_size} ids, more than "
@@ -207,7 +237,7 @@ def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
         found = content.get("format")
         if found != BYTES_FORMAT:
             raise ValueError(f"{directory / BYTES_FILE}: unknown format {found!r}, expected {BYTES_FORMAT!r}")
-        return ByteTokenizer(content.get(PROMPT_KEY, SESAME_PROMPT))
+        return ByteTokenizer(content.get(PROMPT_KEY, SESAME_PROMPT), content.get(NORMALIZE_KEY))
     if (directory / TOKENIZER_FILE).is_file():
         return HFTokenizer.load(directory)
     raise FileNotFoundError(f"{directory}: holds no tokenizer (neither {TOKENIZER_FILE} nor {BYTES_FILE})")

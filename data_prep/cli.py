@@ -82,6 +82,8 @@ def _status(cfg: DataPrepConfig) -> int:
     hours = found.seconds / 3600
     print(f"{found.done} of {found.units} units done, {found.started} started; {share:.1%} of {hours:.2f} h")
     _print_rejected(found.rejected)
+    if not found.same_options:
+        print("of the last run, whose options were others than those given here")
     if found.retryable:
         print(f"{found.retryable} of them may succeed on another attempt: python -m data_prep retry, then run")
     return 0

@@ -92,17 +92,28 @@ def check_options(cfg: DataPrepConfig) -> None:
         raise ValueError(f"score.dnsmos_hop_seconds={cfg.score.dnsmos_hop_seconds} must be at least 4.5")
     if cfg.transcribe.max_clip_seconds > 30:
         raise ValueError(f"transcribe.max_clip_seconds={cfg.transcribe.max_clip_seconds}: Whisper's window is 30 s")
+    languages = {f"sources.{name}.lang": source.lang for name, source in cfg.sources.items()} or {"lang": cfg.lang}
+    cer_model = cfg.score.cer_model
+    if cer_model is not None and _knows_only_english(cer_model) and not {"en", None} & set(languages.values()):
+        option, lang = next(iter(languages.items()))
+        raise ValueError(
+            f"{option}={lang}: score.cer_model={cer_model} knows only English, so no text would be compared; set "
+            "another model, or null"
+        )
     if cfg.transcribe.backend is not TranscribeBackend.none:
-        languages = {f"sources.{name}.lang": source.lang for name, source in cfg.sources.items()} or {"lang": cfg.lang}
         for option, lang in languages.items():
             _check_language(option, lang, cfg.transcribe.model)
+
+
+def _knows_only_english(model: str) -> bool:
+    return model == BUNDLED or model.endswith(".en")
 
 
 def _check_language(option: str, lang: str | None, model: str) -> None:
     """Raises ValueError for a language that Whisper, or an English-only Whisper `model`, does not know or detect."""
     if lang == "en":
         return
-    english = model == BUNDLED or model.endswith(".en")
+    english = _knows_only_english(model)
     if lang is None:
         if english:
             raise ValueError(

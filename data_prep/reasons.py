@@ -20,6 +20,8 @@ class Reason(str, Enum):
     bad_name = "bad_name"  # a file name that is not UTF-8
     duplicate_file = "duplicate_file"
     test_split = "test_split"  # of a split that the data keep for tests
+    # run, whichever stage reads it
+    audio_changed = "audio_changed"  # the file is not the one that was planned
     # vad
     no_speech = "no_speech"
     # transcribe
@@ -42,6 +44,8 @@ class Reason(str, Enum):
     speech_rate = "speech_rate"
     clipping = "clipping"
     bandwidth = "bandwidth"
+    text_mismatch = "text_mismatch"  # the given text is not what is said
+    speaker = "speaker"  # another voice in the turn, or not its speaker's
     # encode
     end_frame = "end_frame"  # a frame of zero codes, which means end of speech
     # pack

@@ -219,6 +219,10 @@ class TurnScore:
     sig: float | None
     bak: float | None
     fingerprint: list[int]  # acoustic, see speech/fingerprint.py; empty for a turn too short to have one
+    heard: str | None = None  # by a recognizer, of a turn with a given text
+    cer: float | None = None  # character error rate of the given text against `heard`
+    half_similarity: float | None = None  # cosine of the voices of the turn's halves
+    speaker_similarity: float | None = None  # cosine of the turn's voice and that of its speaker's other turns
 
 
 @dataclass
@@ -248,6 +252,21 @@ class Encoded:
 
 
 # ---------------------------------------------------------------------------------------------- bookkeeping
+
+
+@dataclass
+class ComparedText:
+    """A given text and what a recognizer heard. A row of texts.parquet."""
+
+    recording: str
+    audio: str
+    turn: int  # DraftTurn.number
+    start: float
+    end: float
+    text: str
+    heard: str
+    cer: float
+    kept: bool
 
 
 @dataclass

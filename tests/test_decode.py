@@ -17,9 +17,11 @@ import soxr
 
 import data_prep
 from csm.audio import load_audio, load_channels
+from csm.decode import open_audio
+from data_prep.audio.made import open_made
 from data_prep.audio.recording import RecordingAudio
 from data_prep.inputs.probe import probe
-from data_prep.records import Locator, Recording
+from data_prep.records import Locator, Made, Recording
 
 DEMO = Path(data_prep.__file__).parent / "demo"
 RATE = 16_000
@@ -207,3 +209,32 @@ def test_channels_that_cancel_and_files_that_are_cut_off(tmp_path):
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.mp3: the file is cut off after .*; replace or remove the file"):
         load_audio(tmp_path / "cut.mp3", RATE)
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.ogg", "x.opus", "x.gsm.wav"])
+def test_reading_from_a_sample_on_is_the_same_as_reading_all(tmp_path, name):
+    how = {"x.opus": {"format": "OGG", "subtype": "OPUS"}, "x.gsm.wav": {"subtype": "GSM610"}}.get(name, {})
+    soundfile.write(tmp_path / name, np.tile(demo("echo"), 2)[: 16 * RATE], RATE, **how)
+
+    def samples(start: int) -> np.ndarray:
+        with (tmp_path / name).open("rb") as file:
+            return np.concatenate([np.zeros((0, 1), np.float32), *open_audio(file, name).blocks(start)])
+
+    whole = samples(0)
+    for start in (1, 65_536, 65_537, 100_001, len(whole) - 1, len(whole) + 5):
+        np.testing.assert_array_equal(samples(start), whole[start:])
+
+
+def test_of_a_stretch_nothing_before_it_is_kept_and_nothing_behind_it_is_read(tmp_path):
+    rate = 8000
+    sound = np.random.default_rng(0).standard_normal(60 * rate).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "long.wav", sound, rate, subtype="FLOAT")
+    cut = (tmp_path / "long.wav").read_bytes()[: 44 + 30 * rate * 4]
+    (tmp_path / "long.wav").write_bytes(cut)  # damaged behind the stretch
+    with open_made(Made([str(tmp_path / "long.wav")], start=20.0, end=22.5)) as file:
+        stretch, _ = soundfile.read(file, dtype="float32")
+    assert len(stretch) == 2.5 * rate and abs(stretch).max() > 0.1
+    (place,) = [
+        at for at in range(20 * rate - 100, 20 * rate + 100) if np.array_equal(sound[at : at + 100], stretch[:100])
+    ]
+    assert place == 20 * rate

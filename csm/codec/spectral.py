@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from csm.codec import mel
 from csm.codec.base import Codec, CodecInfo, check_audio, check_codes, hash_tensors
 from csm.codec.spectral_streaming import SpectralStreamingDecoder
-from csm.files import write_atomically
+from csm.files import write_tensors
 
 FORMAT = "csm-spectral-codec-1"  # raise the number when the signal constants here or in mel.py change
 MELS_PER_FRAME = 8
@@ -159,7 +158,7 @@ class SpectralCodec(Codec):
         # One key: safetensors writes several in any order, and equal codecs must give equal files.
         metadata = {"codec": json.dumps({"format": FORMAT, "info": self.info.to_dict()})}
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors.items()}
-        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+        write_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> SpectralCodec:

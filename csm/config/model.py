@@ -117,3 +117,6 @@ class TokenizerConfig:
     prompt: str | None = None
     """How speaker and text of a turn are written, such as `[{speaker}] {text}` for MisoTTS. null: as the tokenizer's
     own files say, which what `csm export` writes does, else `[{speaker}]{text}`, as in Sesame's models."""
+    normalize: str | None = None
+    """Normalizer of texts, applied before they are encoded, in training and generation alike: `english` writes numbers,
+    dates, times and money as words. null: as the tokenizer's own files say, else none."""

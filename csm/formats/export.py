@@ -14,6 +14,7 @@ A model card, README.md, is added to all but the last.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,9 @@ from csm.formats.mimi import HF_CODEC_CONFIG, first_codebooks, moshi_to_hf
 from csm.formats.native import write_native
 from csm.formats.peft import write_peft_adapter
 from csm.formats.tensors import Weights, cast, lazy, write_safetensors
-from csm.text import TextTokenizer
+from csm.text import NORMALIZE_KEY, TextTokenizer
+
+log = logging.getLogger(__name__)
 
 LAYOUTS = ("native", "sesame", "hf", "all")
 ADAPTER = "peft"
@@ -113,6 +116,13 @@ def _write_foreign(checkpoint: Checkpoint, weights: Weights, folder: Path, layou
     config = checkpoint.config
     content: dict[str, Any] = {}
     tokenizer = checkpoint.read_tokenizer()
+    if tokenizer.normalize is not None:
+        log.warning(
+            "the model reads texts normalized with %s=%s, which only this project does: give other code the text that "
+            "csm.spoken_text.spoken_english returns",
+            NORMALIZE_KEY,
+            tokenizer.normalize,
+        )
     if layout == "sesame":
         tokenizer.save(folder)
     if layout in ("sesame", "all"):

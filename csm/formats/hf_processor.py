@@ -25,6 +25,7 @@ from csm.text import (
     HFTokenizer,
     TextTokenizer,
     check_prompt,
+    saved_properties,
     strips_text,
 )
 
@@ -120,7 +121,7 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "CsmProcessor",
         **names,
-        PROMPT_KEY: tokenizer.prompt,
+        **saved_properties(tokenizer),
         "clean_up_tokenization_spaces": False,
         # Without it transformers also returns token_type_ids, which generate() refuses.
         "model_input_names": ["input_ids", "attention_mask"],

@@ -15,7 +15,7 @@ from csm.formats.weight_names import shapes
 from csm.model.csm import CSM
 from csm.model.init import assign
 from csm.model.lora import LoraLinear
-from csm.text import load_tokenizer
+from csm.text import NORMALIZE_KEY, PROMPT_KEY, load_tokenizer, saved_properties
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +60,18 @@ def init_weights_from(model: CSM, path_or_repo: str, tokenizer: TokenizerConfig 
         log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)
     log.info("all weights from %s (%s layout)", path_or_repo, checkpoint.layout)
     if tokenizer is not None:
-        ours, theirs = load_tokenizer(tokenizer).prompt, checkpoint.read_prompt()
-        if ours != theirs:
-            log.warning(
-                "%s was trained on turns written as %s, this run writes %s; set tokenizer.prompt to the former, unless "
-                "it shall learn the latter",
-                path_or_repo,
-                theirs,
-                ours,
-            )
+        ours, theirs = saved_properties(load_tokenizer(tokenizer)), checkpoint.read_properties()
+        for key, option in ((PROMPT_KEY, "tokenizer.prompt"), (NORMALIZE_KEY, "tokenizer.normalize")):
+            if ours.get(key) != theirs.get(key):
+                log.warning(
+                    "%s was trained on turns written with %s=%s, this run has %s; set %s to the former, unless it "
+                    "shall learn the latter",
+                    path_or_repo,
+                    option,
+                    theirs.get(key, "null"),
+                    ours.get(key, "null"),
+                    option,
+                )
 
 
 def _summary(names: list[str]) -> list[str]:

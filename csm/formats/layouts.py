@@ -27,7 +27,15 @@ from csm.formats.hf_processor import read_tokenizer
 from csm.formats.mimi import hf_to_moshi
 from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
-from csm.text import SESAME_PROMPT, TOKENIZER_FILE, HFTokenizer, TextTokenizer, load_saved_tokenizer
+from csm.text import (
+    PROMPT_KEY,
+    SESAME_PROMPT,
+    TOKENIZER_FILE,
+    HFTokenizer,
+    TextTokenizer,
+    load_saved_tokenizer,
+    saved_properties,
+)
 
 log = logging.getLogger(__name__)
 HF_CODEC_PREFIX = "codec_model."
@@ -92,9 +100,9 @@ class Checkpoint(ABC):
             )
         return tokenizer
 
-    def read_prompt(self) -> str:
-        """How the model's turns are written, as in `TextTokenizer.prompt`. Raises what `read_tokenizer` raises."""
-        return self._load_tokenizer().prompt
+    def read_properties(self) -> dict[str, str]:
+        """How the model's turns are written, see `saved_properties`. Raises what `read_tokenizer` raises."""
+        return saved_properties(self._load_tokenizer())
 
     _tokenizer_advice: ClassVar[str] = "put the tokenizer there that the model was trained with"
 
@@ -179,9 +187,10 @@ class SesameCheckpoint(Checkpoint):
             prompt=SESAME_PROMPT if carried else known.prompt,
         )
 
-    def read_prompt(self) -> str:
+    def read_properties(self) -> dict[str, str]:
         carried = (self.path / TOKENIZER_FILE).is_file()
-        return super().read_prompt() if carried else self.prompt  # a published file does not need the hub for that
+        # a published file does not need the hub for that
+        return super().read_properties() if carried else {PROMPT_KEY: self.prompt}
 
     _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
 

@@ -55,13 +55,13 @@ def extend_vocabulary(
 def change_tokenizer(
     checkpoint: Checkpoint, new: HFTokenizer, output: Path, overwrite: bool = False
 ) -> tuple[int, int]:
-    """Writes the checkpoint as a native model directory with another tokenizer, and the prompt that it had.
+    """Writes the checkpoint as a native model directory with another tokenizer; prompt and normalizer stay.
 
     Pieces are compared by the bytes that they stand for. Returns the number of pieces that kept their row, and the size
     of the text table.
     """
     old = checkpoint.read_tokenizer()
-    new.prompt = old.prompt
+    new.prompt, new.normalize = old.prompt, old.normalize
     of_bytes = {spelled: number for number, spelled in _pieces(old).items()}
     sources: list[list[int]] = [[] for _ in range(new.vocab_size + missing_audio_tokens(new))]
     kept = 0
@@ -108,7 +108,7 @@ def _with_pieces(old: HFTokenizer, pieces: list[str]) -> HFTokenizer:
     numbers = [full.token_to_id(piece) for piece in pieces]
     if numbers != list(range(old.vocab_size, old.vocab_size + len(pieces))):
         raise ValueError("the tokenizer's ids have gaps, so that new pieces would not follow them; renumber its ids")
-    return HFTokenizer(full, old.bos, old.eos, old.prompt)
+    return HFTokenizer(full, old.bos, old.eos, old.prompt, old.normalize)
 
 
 def _cut(spelled: bytes, old: TextTokenizer, of_bytes: dict[bytes, int]) -> list[int]:

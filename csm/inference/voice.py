@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from csm.codec import Codec, CodecInfo, check_same_codec
-from csm.files import write_atomically
+from csm.files import write_tensors
 from csm.inference.generator import Generator
 from csm.inference.segments import Segment
 from csm.judges.speaker import SpeakerEmbedder, cosine
@@ -56,7 +55,7 @@ class Voice:
         record = {"format": _FORMAT, "name": self.name, "texts": self.texts, "codec": self.codec.to_dict()}
         tensors = {f"turn_{number:03d}": codes.to(torch.int16) for number, codes in enumerate(self.codes)}
         metadata = {_KEY: json.dumps(record, ensure_ascii=False)}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Voice:

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from csm.files import remove, sync, write_atomically
+from csm.files import remove, sync, write_atomically, write_tensors
 from csm.inference.conversation import Conversation, Turn
 from csm.inference.generator import Generator
 from csm.inference.segments import Segment
@@ -111,7 +110,7 @@ class Dialogue:
             return
         about = {"kind": turn.kind, "speaker": str(turn.speaker), "text": turn.text, "ended": turn.ended or ""}
         codes = turn.codes.to(torch.int32).contiguous()
-        write_atomically(self._file(turn), lambda file: save_file({"codes": codes}, file, about))
+        write_tensors(self._file(turn), {"codes": codes}, about)
 
     @classmethod
     def restored(cls, generator: Generator, folder: Path) -> Dialogue:

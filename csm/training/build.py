@@ -37,6 +37,7 @@ from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
 from csm.parallel.strategies import build_engine, build_fabric, count_devices, data_ranks, device_mesh
 from csm.planning.device import microbatch_advice
+from csm.spoken_text import check_languages
 from csm.stability.sample_metrics import load_judges
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
@@ -85,6 +86,9 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     datasets = [source.dataset for source in sources.values()]
     dataset = datasets[0]  # for what all have in common: the codec
     tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer.normalize is not None:
+        for name, source in sources.items():
+            check_languages(tokenizer.normalize, source.dataset.info.langs, f"dataset {name}")
     codec_file = dataset.codec_file if config.codec.kind is CodecKind.spectral else None
     fingerprints = {name: source.dataset.info.fingerprint for name, source in sources.items()}
     extras = checkpoint_extras(config, fingerprints, dataset.codec, codec_file, tokenizer)

@@ -25,9 +25,9 @@ class _Reader:
         self._reader = reader
         self.header = reader.header
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
         with _rejected():
-            yield from self._reader.blocks()
+            yield from self._reader.blocks(start)
 
     def count(self) -> int:
         with _rejected():

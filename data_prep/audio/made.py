@@ -27,20 +27,26 @@ _IN_MEMORY = 64 << 20  # bytes
 def open_made(made: Made) -> BinaryIO:
     """Decodes and joins: each file, or each audio stream, becomes a channel at the highest of the rates.
 
-    Shorter channels end in silence. Raises `RejectedRecording` and OSError as reading these files would.
+    Shorter channels end in silence. Of a stretch of a file, nothing else is kept in memory, and nothing after it is
+    decoded. Raises `RejectedRecording` and OSError as reading these files would.
     """
+    if not made.streams and len(made.files) == 1:
+        rate, samples = _stretch(made)
+        return _written(rate, [samples[:, channel] for channel in range(samples.shape[1])], 0, len(samples))
     if made.streams:
         tracks = _streams(made.files[0])
-    elif len(made.files) > 1:
-        tracks = [_mono(path) for path in made.files]
     else:
-        rate, samples = _decoded(made.files[0])
-        tracks = [(rate, samples[:, channel]) for channel in range(samples.shape[1])]
+        tracks = [_mono(path) for path in made.files]
     rate = max(rate for rate, _ in tracks)
     channels = [track if of == rate else soxr.resample(track, of, rate, quality="HQ") for of, track in tracks]
     length = max(map(len, channels))
     first = min(round(made.start * rate), length)
     last = length if made.end is None else min(max(first, round(made.end * rate)), length)
+    return _written(rate, channels, first, last)
+
+
+def _written(rate: int, channels: list[np.ndarray], first: int, last: int) -> BinaryIO:
+    """A file of the samples `first` to `last` of channels, float32 [N]; behind a channel's end is silence."""
     file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="csm-audio-")  # noqa: SIM115
     try:
         with soundfile.SoundFile(file, "w", rate, len(channels), "FLOAT", format="W64") as sound:
@@ -55,6 +61,24 @@ def open_made(made: Made) -> BinaryIO:
         file.close()
         raise
     return cast(BinaryIO, file)
+
+
+def _stretch(made: Made) -> tuple[int, np.ndarray]:
+    """Rate and samples, float32 [N, C], of the stretch of the only file."""
+    path = made.files[0]
+    with open_path(path) as file:
+        reader = open_audio(file, path.rpartition("/")[2])
+        rate = reader.header.sample_rate
+        first = max(0, round(made.start * rate))
+        wanted = None if made.end is None else max(0, round(made.end * rate) - first)
+        blocks: list[np.ndarray] = [np.zeros((0, reader.header.channels), np.float32)]
+        found = 0
+        for block in reader.blocks(first):
+            blocks.append(block if wanted is None else block[: wanted - found])
+            found += len(blocks[-1])
+            if found == wanted:
+                break
+    return rate, np.concatenate(blocks)
 
 
 def _decoded(path: str) -> tuple[int, np.ndarray]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import soxr
@@ -15,7 +17,7 @@ import soxr
 from csm.audio import mean_of_channels, mono_channel
 from csm.decode import BLOCK
 from data_prep.audio.decode import open_audio
-from data_prep.audio.storage import open_bytes, where
+from data_prep.audio.storage import is_url, open_bytes, where
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Recording
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 IN_MEMORY_BYTES = 64 << 20
 """Decoded audio beyond this goes to a temporary file: 17 minutes of one channel at 16 kHz, 3 of stereo at 48 kHz."""
 
+_CHUNK = 1 << 20  # bytes hashed at once
 _FLOAT = np.dtype(np.float32).itemsize
 
 
@@ -31,8 +34,8 @@ class RecordingAudio:
     """Random access to a recording's samples at any rate.
 
     The recording is decoded once, into memory or, if it is long, into an unnamed temporary file, which is gone with
-    the process, however it ends. All members raise `RejectedRecording` if the audio is missing, empty, damaged,
-    truncated or not finite, and OSError if the storage fails, which may be transient. Not thread-safe.
+    the process, however it ends. All members raise `RejectedRecording` if the audio is missing, not the planned one,
+    empty, damaged, truncated or not finite, and OSError if the storage fails, which may be transient. Not thread-safe.
 
     scratch: folder of the temporary file, by default the system's; it should not be in memory
     """
@@ -96,6 +99,35 @@ class RecordingAudio:
         return self._decoded
 
 
+@contextmanager
+def planned_bytes(file: BinaryIO, recording: Recording) -> Iterator[BinaryIO]:
+    """The bytes of a recording, from their start, once they are known to be those that were planned.
+
+    A remote file is copied to a temporary one, so as not to be transferred twice. `file` is closed at the end. Audio
+    that is put together when it is read (`Made`) is not compared: decoders of other machines may round otherwise.
+
+    Raises `RejectedRecording` (`audio_changed`) if their hash is another: texts and times would not be theirs.
+    """
+    expected = "" if recording.locator.made is not None else recording.sha256
+    digest = hashlib.sha256()
+    with file, ExitStack() as opened:
+        readable = file
+        if expected and is_url(recording.locator.path):
+            readable = cast(BinaryIO, opened.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)))
+        while expected and (chunk := file.read(_CHUNK)):
+            digest.update(chunk)
+            if readable is not file:
+                readable.write(chunk)
+        if expected and digest.hexdigest() != expected:
+            message = (
+                f"{recording.audio}: its file has changed since it was planned; plan it again with plan.update=true, "
+                "or restore it and run `retry`"
+            )
+            raise RejectedRecording(Reason.audio_changed, message)
+        readable.seek(0)
+        yield readable
+
+
 class _Decoded:
     """All samples of a recording, float32 [N, C] in a file or in memory."""
 
@@ -108,8 +140,8 @@ class _Decoded:
         folder = None if scratch is None else str(scratch)
         self.store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=folder, prefix="csm-audio-")  # noqa: SIM115
         try:
-            with file:
-                self._decode(file, recording)
+            with planned_bytes(file, recording) as planned:
+                self._decode(planned, recording)
         except BaseException:
             self.store.close()
             raise

@@ -119,6 +119,11 @@ class ScoreConfig:
     """Hop between DNSMOS windows; at least 4.5."""
     fingerprint: bool = True
     """Compute acoustic fingerprints, which find duplicates."""
+    cer_model: str | None = None
+    """Recognizer that hears turns with a given text, for the text's character error rate: a model as in
+    `transcribe.model`; "bundled" hears 20 times real time on a CPU core. null: given texts are not compared."""
+    voices: bool = False
+    """Compare the voices of the halves of a turn, and of a turn and its speaker's other turns (package resemblyzer)."""
     device: str = "cpu"
     """Device of the scoring models, such as `cpu` or `cuda`."""
 
@@ -151,6 +156,12 @@ class LimitsConfig:
     """Largest share of clipped samples."""
     min_bandwidth: float | None = None
     """Lowest bandwidth, in Hz."""
+    max_cer: float | None = None
+    """Highest character error rate of a given text against what a recognizer hears; see `score.cer_model`."""
+    min_half_similarity: float | None = None
+    """Lowest similarity (cosine) of the voices of a turn's halves; see `score.voices`."""
+    min_speaker_similarity: float | None = None
+    """Lowest similarity (cosine) of a turn's voice to its speaker's other turns; see `score.voices`."""
     repetition: bool = False
     """Reject texts that repeat themselves."""
     hallucination: bool = False

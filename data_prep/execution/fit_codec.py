@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from csm.codec import SpectralCodec
 from csm.codec.mel import SAMPLE_RATE
 from csm.config import CodecKind
-from csm.progress import track
+from csm.progress import TerminalProgress
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig
 from data_prep.execution.pipeline import CODEC_FILE
@@ -90,15 +91,20 @@ def _waveforms(cfg: DataPrepConfig, plan: Plan, rejected: dict[str, RejectedReco
     ]
     ids.sort(key=lambda name: hashlib.sha256(f"{cfg.seed}/fit/{name}".encode()).digest())
     budget = cfg.encode.fit_minutes * 60 * SAMPLE_RATE
-    for name in track(ids, "Fitting the codec"):
-        if budget <= 0:
-            return
-        try:
-            for waveform in _pieces(plan.recording(name)):
-                budget -= waveform.numel()
-                yield waveform
-        except RejectedRecording as error:  # `vad`, which decodes it again, rejects it for good
-            rejected[name] = error
+    minutes = TextColumn("{task.completed:.1f} minutes")
+    with TerminalProgress(TextColumn("{task.description}"), BarColumn(), minutes, TimeRemainingColumn()) as progress:
+        task = progress.add_task("Fitting the codec", total=cfg.encode.fit_minutes)
+        for name in ids:
+            if budget <= 0:
+                break
+            try:
+                for waveform in _pieces(plan.recording(name)):
+                    budget -= waveform.numel()
+                    progress.advance(task, waveform.numel() / SAMPLE_RATE / 60)
+                    yield waveform
+            except RejectedRecording as error:  # `vad`, which decodes it again, rejects it for good
+                rejected[name] = error
+        progress.update(task, total=progress.tasks[task].completed)  # there is no more
 
 
 def _pieces(recording: Recording) -> Iterator[Tensor]:

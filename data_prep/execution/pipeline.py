@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from csm.codec import Codec, SpectralCodec, load_codec
 from csm.config import CodecKind
 from data_prep.config import DataPrepConfig, work_folder
-from data_prep.execution.unit import Progress, StageTable, UnitReport, fingerprints, run_unit, stage_tables
+from data_prep.execution.unit import Progress, StageTable, UnitReport, fingerprints, run_unit
 from data_prep.execution.unit_files import write_json
 from data_prep.inputs.plan import load_plan
 from data_prep.stages.base import Stage
@@ -46,7 +46,7 @@ def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
         DiarizeStage(cfg.diarize),
         TranscribeStage(cfg.transcribe),
         TurnsStage(cfg.turns, cfg.vad),
-        ScoreStage(cfg.score),
+        ScoreStage(cfg.score, cfg.transcribe),
         EncodeStage(cfg.encode, cfg.loose, codec),
     ]
 
@@ -56,15 +56,22 @@ def remember_stages(cfg: DataPrepConfig, work: Path, stages: list[Stage]) -> Non
     write_json(work / STAGES_FILE, {"options": _options_hash(cfg), "stages": fingerprints(stages)})
 
 
-def known_tables(cfg: DataPrepConfig, work: Path) -> list[StageTable]:
-    """The stages' identities: those of the last run if it had these options, else they are computed, which takes the
-    codec. Raises FileNotFoundError or ValueError if that is missing."""
+@dataclass(frozen=True)
+class LastRun:
+    """The stages of the last run in a work folder."""
+
+    tables: list[StageTable]
+    same_options: bool  # as the command that asks
+
+
+def last_run(cfg: DataPrepConfig, work: Path) -> LastRun | None:
+    """What the last run wrote down, for which neither codec nor models are needed; None: nothing has run."""
     file = work / STAGES_FILE
-    if file.is_file():
-        last = json.loads(file.read_text())
-        if last["options"] == _options_hash(cfg):
-            return [StageTable(stage.name, last["stages"][stage.name], stage.result) for stage in STAGES]
-    return stage_tables(build_stages(cfg, run_codec(cfg)))
+    if not file.is_file():
+        return None
+    last = json.loads(file.read_text())
+    tables = [StageTable(stage.name, last["stages"][stage.name], stage.result) for stage in STAGES]
+    return LastRun(tables, last["options"] == _options_hash(cfg))
 
 
 def _options_hash(cfg: DataPrepConfig) -> str:

@@ -15,7 +15,7 @@ from data_prep.execution.executor import Executor, UnitFailure
 from data_prep.execution.fit_codec import fit_codec
 from data_prep.execution.gpus import check_gpus
 from data_prep.execution.local import run_inline, run_local
-from data_prep.execution.pipeline import build_stages, known_tables, remember_stages, run_codec
+from data_prep.execution.pipeline import build_stages, last_run, remember_stages, run_codec
 from data_prep.execution.ray import run_ray
 from data_prep.execution.slurm import run_slurm
 from data_prep.execution.unit import DONE_FILE, StageTable, UnitReport, fingerprints, is_done, unit_folder
@@ -86,16 +86,20 @@ class Status:
     seconds_done: float
     rejected: dict[Reason, int]  # reason -> recordings, of all units and the plan itself
     retryable: int  # recordings that `retry` would re-queue
+    same_options: bool  # of the last run, which is told of, and this command
 
 
 def status(cfg: DataPrepConfig) -> Status:
-    """Raises FileNotFoundError or ValueError if there is no plan, or, with other options than the last run's, if the
-    codec is missing."""
+    """The progress of the last run, whatever its options.
+
+    Raises FileNotFoundError or ValueError if there is no plan.
+    """
     work = work_folder(cfg)
     plan = load_plan(work)
-    tables = known_tables(cfg, work)
+    last = last_run(cfg, work)
+    tables = last.tables if last else []
     current = {table.stage: table.fingerprint for table in tables}
-    found = Status(len(plan.units), 0, 0, 0.0, 0.0, {}, 0)
+    found = Status(len(plan.units), 0, 0, 0.0, 0.0, {}, 0, last is None or last.same_options)
     rejected = Counter(rejection.reason for rejection in plan.rejections)
     for unit in plan.units:
         folder = unit_folder(work, unit.id)
@@ -118,7 +122,8 @@ def retry(cfg: DataPrepConfig) -> list[str]:
     """
     work = work_folder(cfg)
     plan = load_plan(work)
-    tables = known_tables(cfg, work)
+    last = last_run(cfg, work)
+    tables = last.tables if last else []
     requeued: list[str] = []
     for unit in plan.units:
         folder = unit_folder(work, unit.id)

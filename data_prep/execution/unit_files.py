@@ -32,7 +32,7 @@ from data_prep.tables import from_dict, read_rows, schema_of, write_rows
 
 ATTEMPTS_FILE = "attempts.jsonl"
 
-TRANSIENT_REASONS = (Reason.crashed, Reason.failed, Reason.timeout)
+TRANSIENT_REASONS = (Reason.crashed, Reason.failed, Reason.timeout, Reason.audio_changed)
 """Reasons of rejections that another attempt may avoid."""
 
 

@@ -50,7 +50,7 @@ class Entry:
 
 
 def read_jsonl(path: str) -> Iterator[Entry]:
-    """Yields the entries of a JSONL manifest.
+    """Yields the entries of a JSONL manifest, in UTF-8 with or without a byte order mark, as Windows programs write it.
 
     Raises ValueError if a line is malformed (the message names file, line and field), or there are no entries.
     """
@@ -61,7 +61,7 @@ def read_jsonl(path: str) -> Iterator[Entry]:
                 continue
             at = f"{path}, line {number}"
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{at}: not UTF-8 text ({error}); save it as UTF-8") from error
             except ValueError as error:

@@ -74,7 +74,7 @@ def _probe(locator: Locator, name: str, found: Probe) -> None:
 class ProbeCache:
     """Probes kept on disk, so that an interrupted `plan` resumes, and planning the same input again is quick.
 
-    A file is probed again if its size or modification time has changed. Stored in parts `<folder>/00000.parquet`.
+    A file is probed again if its size or times have changed. Stored in parts `<folder>/00000.parquet`.
     """
 
     _PART = 2000  # files
@@ -106,7 +106,7 @@ class ProbeCache:
 
 
 class Stamps:
-    """Keys of files for `ProbeCache`: hashes of location, size and modification time."""
+    """Keys of files for `ProbeCache`: hashes of location, size, and times of modification and status change."""
 
     def __init__(self) -> None:
         self._stamp = lru_cache(maxsize=16)(_stamp)  # a tar or parquet file holds many recordings
@@ -129,7 +129,8 @@ def _stamp(path: str) -> list[object] | None:
     try:
         if not is_url(path):
             status = os.stat(path)
-            return [status.st_size, status.st_mtime_ns]
+            # copies may keep the time of modification; that of the change of status is set by every write and rename
+            return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         if path.startswith(_NO_STAMP):
             return None
         fs, inside = fsspec.core.url_to_fs(path)

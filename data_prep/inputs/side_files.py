@@ -5,8 +5,11 @@
     name.TextGrid  speakers, times and texts (Praat)
     name.vtt, .srt times and texts, and speakers if they are written in front
     name.ctm       words with times (NIST sclite)
+    name.eaf       speakers, times and texts (ELAN)
     name.rttm      speakers and times (NIST RT-09)
+    name.trn       the text of the whole recording, and in parentheses its name (NIST sclite)
     name.txt       the text of the whole recording, or lines that begin with times
+    name.lab       words with times (HTK), or the text of the whole recording
 
 If there are several, the first in this order counts that annotates anything.
 """
@@ -14,17 +17,19 @@ If there are several, the first in this order counts that annotates anything.
 from __future__ import annotations
 
 from data_prep.inputs.transcripts.annotation import Annotation
+from data_prep.inputs.transcripts.elan import parse_elan
 from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, parse_json
 from data_prep.inputs.transcripts.labels import parse_labels
+from data_prep.inputs.transcripts.lines import parse_lab, parse_trn
 from data_prep.inputs.transcripts.nist import Rows, of_recording, parse_ctm, parse_rttm, parse_stm
 from data_prep.inputs.transcripts.subtitles import ONE, parse_subtitles
 from data_prep.records import GivenTurn
 
-SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".ctm", ".rttm", ".txt")
-OF_MANY = (".stm", ".ctm", ".rttm")
+SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".eaf", ".ctm", ".rttm", ".trn", ".txt", ".lab")
+OF_MANY = (".stm", ".ctm", ".rttm", ".trn")
 """Formats whose lines name the recording, so that one file may describe many."""
 
-_NIST = {".stm": parse_stm, ".ctm": parse_ctm, ".rttm": parse_rttm}
+_NIST = {".stm": parse_stm, ".ctm": parse_ctm, ".rttm": parse_rttm, ".trn": parse_trn}
 
 
 def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
@@ -38,6 +43,11 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
         from data_prep.inputs.transcripts.textgrid import parse_textgrid  # slow to import
 
         return _timed(parse_textgrid(text))
+    if suffix == ".eaf":
+        return Annotation(parse_elan(text))
+    if suffix == ".lab":
+        turns = parse_lab(text)
+        return _timed(turns) if turns else Annotation(None)
     if suffix in (".vtt", ".srt"):
         return _timed(parse_subtitles(text, suffix[1:]))
     return _timed(parse_labels(text))

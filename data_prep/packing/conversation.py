@@ -42,7 +42,9 @@ BYTES_PER_TOKEN = 3.2
 TURN_OVERHEAD = 6
 """Positions of a turn without text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
 
-_SCORES = ("lufs", "clipped", "bandwidth", "ovrl", "sig", "bak")  # of TurnScore
+_SCORES = (  # of TurnScore
+    "lufs", "clipped", "bandwidth", "ovrl", "sig", "bak", "cer", "half_similarity", "speaker_similarity",
+)  # fmt: skip
 _RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio")  # of DraftTurn
 
 

@@ -38,7 +38,17 @@ from data_prep.packing.ledger import account
 from data_prep.packing.output import output_folder
 from data_prep.packing.shards import write_shards
 from data_prep.packing.staging import StagedUnit
-from data_prep.records import UNKNOWN_LANGUAGE, Duplicate, LedgerRow, Recording, Rejection, StageTime
+from data_prep.records import (
+    UNKNOWN_LANGUAGE,
+    ComparedText,
+    Duplicate,
+    LedgerRow,
+    Recording,
+    Rejection,
+    Scores,
+    StageTime,
+    Turns,
+)
 from data_prep.speech.limits import RateCounts, SourceRates, check
 from data_prep.stages.base import Stage
 from data_prep.tables import from_dict, read_rows, schema_of, write_rows
@@ -47,6 +57,7 @@ REJECTS_FILE = "rejects.parquet"
 LEDGER_FILE = "ledger.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 STAGES_FILE = "stages.parquet"
+TEXTS_FILE = "texts.parquet"  # only if given texts were compared with the sound
 _STAGING = "staging"
 _UNIT_BYTES = 1000  # of stage results for a second of audio, about
 _STAGE = "pack"  # of rejections made here
@@ -166,6 +177,7 @@ class _Accounts:
     rejections: list[Rejection]
     ledger: list[LedgerRow]
     times: list[StageTime]
+    texts: list[ComparedText]
 
 
 def _stage_unit(job: _Job) -> _Accounts:
@@ -175,7 +187,7 @@ def _stage_unit(job: _Job) -> _Accounts:
     rejected = {rejection.recording: rejection for rejection in found.rejections}
     recordings = load_plan(work).recordings(job.unit)
     duplicates = _read_duplicates(job.folder, recordings)
-    accounts = _Accounts([], [], found.times)
+    accounts = _Accounts([], [], found.times, [])
     with StagedUnit(job.folder / _STAGING, job.unit) as staged:
         for recording in recordings:
             speech, turns = found.results["vad"].get(recording.id), found.results["turns"].get(recording.id)
@@ -189,6 +201,7 @@ def _stage_unit(job: _Job) -> _Accounts:
                 samples, rejections = _conversations(recording, found, repeats, job)
                 accounts.rejections += [rejections[number] for number in sorted(rejections)]
                 outcomes = {turn.number: rejections.get(turn.number) for turn in turns.turns}
+                accounts.texts += _compared(recording, turns, found.results["score"][recording.id], outcomes)
                 for sample in samples:
                     staged.add(sample)
             else:
@@ -238,6 +251,24 @@ def _conversations(
     }
 
 
+def _compared(
+    recording: Recording, turns: Turns, scores: Scores, outcomes: dict[int, Rejection | None]
+) -> list[ComparedText]:
+    """The given texts of a recording that were compared with the sound."""
+    turn_of = {turn.number: turn for turn in turns.turns}
+    found = []
+    for score in scores.turns:
+        if score.cer is not None:
+            turn, kept = turn_of[score.number], outcomes[score.number] is None
+            found.append(
+                ComparedText(
+                    recording.id, recording.audio, turn.number, turn.start, turn.end, turn.text, score.heard or "",
+                    score.cer, kept,
+                )
+            )  # fmt: skip
+    return found
+
+
 # -------------------------------------------------------------------------------------------------- accounts
 
 
@@ -245,10 +276,12 @@ def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterab
     """Writes rejections, ledger and stage times, unit by unit; returns the number of rejections by reason."""
     planned = plan.rejections
     rejected = Counter(rejection.reason.value for rejection in planned)
-    files = {REJECTS_FILE: Rejection, LEDGER_FILE: LedgerRow, STAGES_FILE: StageTime}
-    writers = {name: pq.ParquetWriter(folder / name, schema_of(cls), compression="zstd") for name, cls in files.items()}
+    files = {REJECTS_FILE: Rejection, LEDGER_FILE: LedgerRow, STAGES_FILE: StageTime, TEXTS_FILE: ComparedText}
+    writers: dict[str, pq.ParquetWriter] = {}
 
     def write(name: str, rows: list[Any]) -> None:
+        if name not in writers and (rows or name != TEXTS_FILE):
+            writers[name] = pq.ParquetWriter(folder / name, schema_of(files[name]), compression="zstd")
         if rows:
             writers[name].write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema_of(files[name])))
 
@@ -258,6 +291,7 @@ def _write_accounts(cfg: DataPrepConfig, folder: Path, plan: Plan, units: Iterab
         write(REJECTS_FILE, accounts.rejections)
         write(LEDGER_FILE, accounts.ledger)
         write(STAGES_FILE, accounts.times)
+        write(TEXTS_FILE, accounts.texts)
         rejected.update(rejection.reason.value for rejection in accounts.rejections)
     for name, writer in writers.items():
         writer.close()

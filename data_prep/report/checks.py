@@ -6,14 +6,15 @@ listed as not checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
 from data_prep.execution.unit_files import TRANSIENT_REASONS
-from data_prep.report.data import NARROW_BAND, ROW_POSITIONS, Codebooks, Contents, RowFill, TurnMeasures
+from data_prep.report.checks_of_turns import checks_of_turns
+from data_prep.report.data import ROW_POSITIONS, Codebooks, Contents, RowFill
+from data_prep.report.rules import Check, limit, percent, share_check
 from data_prep.report.tables import Flow, RejectionGroup
+from data_prep.report.texts import ComparedTexts
+from data_prep.report.turns import TurnMeasures
 
 MAX_FAILED = 0.05
 MIN_KEPT = 1 / 3
@@ -26,23 +27,8 @@ MAX_CONTEXT = 0.25
 MAX_SHORTENED = 0.01
 MIN_EFFICIENCY = 0.90
 MIN_ROWS = 20  # per window
-MAX_NARROW = 0.20
-MIN_MEDIAN_OVRL = 2.5
 MAX_UNKNOWN_LICENCE = 0.0
 MAX_LOST_WHOLE = 0.10
-MAX_BOTH_SPEAK = 0.30
-MIN_KNOWN_OVERLAP = 0.50
-MAX_MARKUP = 0.01
-
-
-@dataclass
-class Check:
-    """One rule, applied."""
-
-    rule: str
-    found: str  # the measure, in words
-    broken: bool | None  # None: not checked
-    warning: str  # consequence and remedy, shown if the rule is broken
 
 
 def check_dataset(
@@ -52,6 +38,7 @@ def check_dataset(
     fill: RowFill,
     turns: TurnMeasures,
     codebooks: Codebooks,
+    texts: ComparedTexts | None,
 ) -> list[Check]:
     return [
         _failures(flow, rejections),
@@ -61,33 +48,13 @@ def check_dataset(
         _leak(contents),
         _largest_group(contents),
         _monologues(contents),
-        _both_speak(turns),
-        _overlap_known(turns),
-        _markup(turns),
+        *checks_of_turns(turns, texts),
         _context(contents),
         _too_long(fill, contents),
         _padding(fill),
-        _narrow(turns),
-        _quality(turns),
         _codebook_use(codebooks),
         _licences(contents),
     ]
-
-
-def percent(share: float) -> str:
-    """One decimal, or two near 0 and 100 %, so that small shares are not rounded away."""
-    digits = 0 if share in (0, 1) else 2 if share < 0.01 or share > 0.99 else 1
-    return f"{100 * share:.{digits}f} %"
-
-
-def _limit(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _share(rule: str, share: float | None, broken: Callable[[float], bool], what: str, warning: str) -> Check:
-    if share is None:
-        return Check(rule, "not known", None, "")
-    return Check(rule, f"{percent(share)} {what}", broken(share), warning)
 
 
 def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Check:
@@ -99,8 +66,8 @@ def _failures(flow: Flow | None, rejections: list[RejectionGroup] | None) -> Che
         if rejections is not None and flow.recordings:
             count = sum(group.recordings for group in rejections if group.reason in TRANSIENT_REASONS)
             share = max(share, count / flow.recordings)
-    return _share(
-        f"At most {_limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed or timed out",
+    return share_check(
+        f"At most {limit(MAX_FAILED)} of the recordings, or of their hours, failed, crashed, timed out or changed",
         share,
         lambda value: value > MAX_FAILED,
         "of the recordings, or of their hours, failed",
@@ -113,8 +80,8 @@ def _kept(flow: Flow | None) -> Check:
     share = flow.whole.ms_kept / flow.whole.ms_in if flow is not None and flow.whole.ms_in else None
     largest = max(flow.losses, key=lambda loss: loss.ms, default=None) if flow is not None else None
     name = f"{largest.stage}: {largest.reason.replace('_', ' ')}" if largest else ""
-    return _share(
-        f"At least {_limit(MIN_KEPT)} of the hours are kept",
+    return share_check(
+        f"At least {limit(MIN_KEPT)} of the hours are kept",
         share,
         lambda value: value < MIN_KEPT,
         "of the hours are kept",
@@ -124,49 +91,13 @@ def _kept(flow: Flow | None) -> Check:
 
 
 def _lost_whole(flow: Flow | None, contents: Contents) -> Check:
-    return _share(
-        f"At most {_limit(MAX_LOST_WHOLE)} of the recordings are lost whole",
+    return share_check(
+        f"At most {limit(MAX_LOST_WHOLE)} of the recordings are lost whole",
         1 - contents.recordings / flow.recordings if flow is not None and flow.recordings else None,
         lambda value: value > MAX_LOST_WHOLE,
         "of the recordings have no turn in the dataset",
         "Their reasons are among the losses below. If a limit rejects whole recordings (clipping, confidence in a "
         "language that the recognizer does not know), see whether it suits them.",
-    )
-
-
-def _both_speak(turns: TurnMeasures) -> Check:
-    rule = f"Both sides of a call speak at once for at most {_limit(MAX_BOTH_SPEAK)} of its speech"
-    if turns.both_speak is None:
-        return Check(rule, "there are no calls with a channel for each speaker", None, "")
-    return _share(
-        rule,
-        turns.both_speak,
-        lambda value: value > MAX_BOTH_SPEAK,
-        "of the speech of calls is said by both sides at once",
-        "Each channel seems to carry both voices, so that everything is said twice, once by the wrong speaker. Listen "
-        "below; for stereo mixes, set two_channel='no' for the source.",
-    )
-
-
-def _overlap_known(turns: TurnMeasures) -> Check:
-    known = float(np.mean(~np.isnan(turns.columns["overlap"])))
-    return _share(
-        f"Of at least {_limit(MIN_KNOWN_OVERLAP)} of the turns it is known whether others talk over them",
-        known,
-        lambda value: value < MIN_KNOWN_OVERLAP,
-        "of the turns have a known overlap",
-        "diarize=cluster finds one speaker at a time: on mixed tracks, conversation.context_overlap and max_overlap do "
-        "nothing, and no backchannel is found. Use diarize=pyannote, or recordings with a channel for each speaker.",
-    )
-
-
-def _markup(turns: TurnMeasures) -> Check:
-    return _share(
-        f"At most {_limit(MAX_MARKUP)} of the texts hold markup",
-        turns.with_markup,
-        lambda value: value > MAX_MARKUP,
-        "of the texts hold tags, entities or notes in brackets",
-        "The model will learn to read them out, or to be silent there. Remove them from the texts given.",
     )
 
 
@@ -195,8 +126,8 @@ def _leak(contents: Contents) -> Check:
 
 def _largest_group(contents: Contents) -> Check:
     share = contents.largest_group_frames / contents.frames
-    return _share(
-        f"No group (show, caller) has more than {_limit(MAX_GROUP)} of the speech",
+    return share_check(
+        f"No group (show, caller) has more than {limit(MAX_GROUP)} of the speech",
         share,
         lambda value: value > MAX_GROUP,
         f"of the speech is of the largest of {contents.groups} groups, “{contents.largest_group}”",
@@ -206,8 +137,8 @@ def _largest_group(contents: Contents) -> Check:
 
 
 def _monologues(contents: Contents) -> Check:
-    return _share(
-        f"At most {_limit(MAX_ONE_SPEAKER)} of the conversations have one speaker only",
+    return share_check(
+        f"At most {limit(MAX_ONE_SPEAKER)} of the conversations have one speaker only",
         contents.one_speaker / contents.conversations,
         lambda value: value > MAX_ONE_SPEAKER,
         "of the conversations have one speaker only",
@@ -217,8 +148,8 @@ def _monologues(contents: Contents) -> Check:
 
 
 def _context(contents: Contents) -> Check:
-    return _share(
-        f"At most {_limit(MAX_CONTEXT)} of the speech is context only (never predicted)",
+    return share_check(
+        f"At most {limit(MAX_CONTEXT)} of the speech is context only (never predicted)",
         1 - contents.loss_frames / contents.frames,
         lambda value: value > MAX_CONTEXT,
         "of the speech is context only",
@@ -228,8 +159,8 @@ def _context(contents: Contents) -> Check:
 
 def _too_long(fill: RowFill, contents: Contents) -> Check:
     total = contents.splits[fill.split]["samples"]
-    return _share(
-        f"At most {_limit(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
+    return share_check(
+        f"At most {limit(MAX_SHORTENED)} of the conversations are longer than a row of {ROW_POSITIONS} positions",
         (fill.shortened + fill.left_out) / total,
         lambda value: value > MAX_SHORTENED,
         f"of the conversations are longer than a row ({fill.shortened} lose turns, {fill.left_out} are dropped)",
@@ -238,10 +169,10 @@ def _too_long(fill: RowFill, contents: Contents) -> Check:
 
 
 def _padding(fill: RowFill) -> Check:
-    rule = f"At least {_limit(MIN_EFFICIENCY)} of the positions of packed rows are filled"
+    rule = f"At least {limit(MIN_EFFICIENCY)} of the positions of packed rows are filled"
     if fill.rows < MIN_ROWS * fill.windows:  # the last row of each window, filled by chance, would weigh too much
         return Check(rule, f"{fill.rows} rows in {fill.windows} windows are too few to tell", None, "")
-    return _share(
+    return share_check(
         rule,
         fill.efficiency,
         lambda value: value < MIN_EFFICIENCY,
@@ -251,29 +182,8 @@ def _padding(fill: RowFill) -> Check:
     )
 
 
-def _narrow(turns: TurnMeasures) -> Check:
-    return _share(
-        f"At most {_limit(MAX_NARROW)} of the speech ends below {NARROW_BAND / 1000:g} kHz",
-        turns.narrow_share,
-        lambda value: value > MAX_NARROW,
-        f"of the speech ends below {NARROW_BAND / 1000:g} kHz",
-        "The model will learn to sound like a telephone. Prepare this speech as a dataset of its own with a smaller "
-        "weight in the mixture, or set strict.min_bandwidth.",
-    )
-
-
-def _quality(turns: TurnMeasures) -> Check:
-    known = turns.columns["ovrl"][~np.isnan(turns.columns["ovrl"])]
-    rule = f"The median DNSMOS OVRL is at least {MIN_MEDIAN_OVRL}"
-    if not len(known):
-        return Check(rule, "not measured (score.dnsmos=true)", None, "")
-    middle = float(np.median(known))
-    warning = "Half of the turns are noisy or distorted, and so will be the model's speech. See strict.min_ovrl."
-    return Check(rule, f"The median DNSMOS OVRL is {middle:.2f}", middle < MIN_MEDIAN_OVRL, warning)
-
-
 def _codebook_use(codebooks: Codebooks) -> Check:
-    rule = f"Every codebook has at least {_limit(MIN_ENTRIES_USED)} of its entries in use"
+    rule = f"Every codebook has at least {limit(MIN_ENTRIES_USED)} of its entries in use"
     if codebooks.frames < MIN_FRAMES_PER_ENTRY * codebooks.size:
         return Check(rule, f"too few frames to tell ({codebooks.frames} for {codebooks.size} entries)", None, "")
     shares = [level.used / codebooks.size for level in codebooks.levels]
@@ -290,7 +200,7 @@ def _codebook_use(codebooks: Codebooks) -> Check:
 
 def _licences(contents: Contents) -> Check:
     unknown = sum(totals["frames"] for name, totals in contents.licences.items() if name.lower() in ("", "unknown"))
-    return _share(
+    return share_check(
         "Every conversation has a licence",
         unknown / contents.frames,
         lambda value: value > MAX_UNKNOWN_LICENCE,

@@ -10,26 +10,22 @@ import jinja2
 from csm.data.dataset import DatasetInfo
 from data_prep.packing.pack import DUPLICATES_FILE, LEDGER_FILE, REJECTS_FILE, STAGES_FILE
 from data_prep.report import figures
-from data_prep.report.checks import Check, percent
-from data_prep.report.data import (
-    NARROW_BAND,
-    ROW_POSITIONS,
-    TURNS_FILE,
-    Codebooks,
-    Contents,
-    Distribution,
-    RowFill,
-    TurnMeasures,
-)
+from data_prep.report.data import ROW_POSITIONS, Codebooks, Contents, Distribution, RowFill
+from data_prep.report.rules import Check, percent
 from data_prep.report.samples import Heard, view
 from data_prep.report.tables import Duplicates, Flow, Part, RejectionGroup, StageRate, stage_order
+from data_prep.report.texts import DISAGREES, ComparedTexts
+from data_prep.report.turns import NARROW_BAND, TURNS_FILE, TurnMeasures
 
 JSON_FILE = "report.json"
 _LISTED = 12  # sources, and languages, with a row of their own
-_MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND}
+_MARKS = {"positions": float(ROW_POSITIONS), "bandwidth": NARROW_BAND, "cer": DISAGREES}
 _NOTES = {
     "gap_seconds": "negative: it starts before the others have ended",
     "overlap": "on the same track, where it is known; calls with one channel per speaker have none",
+    "cer": "of all given texts that were compared, rejected ones included",
+    "half_similarity": "cosine of the encoder's embeddings of both halves of turns of 4 s and more",
+    "speaker_similarity": "cosine of the encoder's embeddings",
 }
 
 
@@ -48,6 +44,7 @@ class Report:
     fill: RowFill
     turns: TurnMeasures
     codebooks: Codebooks
+    texts: ComparedTexts | None  # None: no given text was compared with the sound
     distributions: dict[str, Distribution]
     checks: list[Check]
     heard: list[str]  # keys of the conversations to listen to
@@ -134,6 +131,8 @@ def _view(report: Report) -> dict[str, Any]:
         "row_positions": ROW_POSITIONS,
         "rejects": report.rejections,
         "duplicates": report.duplicates,
+        "texts": report.texts,
+        "disagrees": DISAGREES,
         "rates": report.rates and [_rate_view(rate) for rate in report.rates],
         "heard_as": report.heard_as,
         "missing": _missing(report),

@@ -1,8 +1,10 @@
 """Writes a dataset's report: `report.html`, a self-contained page to review before training, and `report.json`.
 
 tables.py    totals of ledger, rejects, duplicates and stage times
-data.py      statistics of index, turns, row fill and codes
-checks.py    rules of thumb
+data.py      statistics of index, row fill and codes
+turns.py     measures of turns
+texts.py     given texts that disagree with the sound
+checks.py    rules of thumb, with rules.py and checks_of_turns.py
 samples.py   random conversations with their speech
 figures.py   SVG figures
 page.py      the HTML page
@@ -23,22 +25,21 @@ from data_prep.packing.output import REPORT_FILE
 from data_prep.report.checks import check_dataset
 from data_prep.report.data import (
     MAX_CONVERSATIONS,
-    NARROW_BAND,
     ROW_POSITIONS,
     Columns,
     Distribution,
     RowFill,
-    TurnMeasures,
     choose,
     distribution,
     measure_codebooks,
     measure_row_fill,
-    measure_turns,
     read_index,
 )
 from data_prep.report.page import JSON_FILE, Report, render
 from data_prep.report.samples import listen
 from data_prep.report.tables import read_duplicates, read_flow, read_rates, read_rejections
+from data_prep.report.texts import ComparedTexts, read_texts
+from data_prep.report.turns import NARROW_BAND, TurnMeasures, measure_turns
 
 SCHEMA_VERSION = 1
 
@@ -63,6 +64,7 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
     numbers = choose(len(dataset), MAX_CONVERSATIONS, rng)
     turns = measure_turns(dataset, numbers)
     codebooks = measure_codebooks(dataset, numbers, rng)
+    texts = read_texts(dataset.local_path)
     flow, rejections = read_flow(dataset.local_path), read_rejections(dataset.local_path)
     heard, heard_as = listen(dataset, rng.permutation(choose(len(dataset), conversations, rng)))
     report = Report(
@@ -76,8 +78,9 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
         fill=fill,
         turns=turns,
         codebooks=codebooks,
-        distributions=_distributions(columns, positions, fill, turns),
-        checks=check_dataset(flow, rejections, contents, fill, turns, codebooks),
+        texts=texts,
+        distributions=_distributions(columns, positions, fill, turns, texts),
+        checks=check_dataset(flow, rejections, contents, fill, turns, codebooks, texts),
         heard=[entry.sample.key for entry in heard],
         heard_as=heard_as,
     )
@@ -90,7 +93,7 @@ def write_report(path: str | Path, seed: int = 1234, conversations: int = 20) ->
 
 
 def _distributions(
-    columns: Columns, positions: np.ndarray, fill: RowFill, turns: TurnMeasures
+    columns: Columns, positions: np.ndarray, fill: RowFill, turns: TurnMeasures, texts: ComparedTexts | None
 ) -> dict[str, Distribution]:
     """Distributions by name; those without values are omitted."""
     of_turns, found = turns.columns, "turns"
@@ -105,6 +108,18 @@ def _distributions(
         ),
         "chars_per_second": distribution(
             "Characters per second", "/s", found, of_turns["chars_per_second"], np.arange(0.0, 41)
+        ),
+        "cer": distribution(
+            "Character error rate of given texts", "", "texts",
+            np.zeros(0, np.float32) if texts is None else texts.rates, np.linspace(0, 1, 21),
+        ),
+        "half_similarity": distribution(
+            "Similarity of the voices of a turn's halves", "", found, of_turns["half_similarity"],
+            np.linspace(0, 1, 41),
+        ),
+        "speaker_similarity": distribution(
+            "Similarity of a turn's voice to its speaker's others", "", found, of_turns["speaker_similarity"],
+            np.linspace(0, 1, 41),
         ),
         "ovrl": distribution("DNSMOS OVRL", "", found, of_turns["ovrl"], np.arange(1, 5.01, 0.1)),
         "lufs": distribution("Loudness", "LUFS", found, of_turns["lufs"], np.arange(-60.0, 1, 2)),
@@ -143,6 +158,13 @@ def _numbers(report: Report) -> dict[str, Any]:
         "flow": report.flow and asdict(report.flow),
         "rejects": optional(report.rejections),
         "duplicates": report.duplicates and asdict(report.duplicates),
+        "texts": report.texts
+        and {
+            "compared": len(report.texts.rates),
+            "disagreeing": report.texts.disagreeing,
+            "disagreeing_kept": report.texts.disagreeing_kept,
+            "worst": report.texts.worst,
+        },
         "stages": report.rates
         and [
             asdict(rate) | {"real_time": rate.real_time, "real_time_cpu": rate.real_time_cpu} for rate in report.rates
@@ -158,6 +180,7 @@ def _numbers(report: Report) -> dict[str, Any]:
             "with_markup": report.turns.with_markup,
             "langs_detected": report.turns.langs_detected,
             "both_speak": report.turns.both_speak,
+            "logprob_of_source": report.turns.logprob_of_source,
         },
         "codebooks": asdict(report.codebooks),
         "distributions": {name: asdict(measure) for name, measure in report.distributions.items()},

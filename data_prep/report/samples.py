@@ -173,6 +173,9 @@ _MEASURES = {
     "avg_logprob": "log prob {:.2f}",
     "no_speech_prob": "no speech {:.2f}",
     "gain_db": "gain {:+.1f} dB",
+    "cer": "CER {:.2f}",
+    "half_similarity": "halves {:.2f}",
+    "speaker_similarity": "voice {:.2f}",
 }
 
 

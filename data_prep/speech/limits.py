@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from data_prep.config import LimitsConfig
 from data_prep.reasons import Reason
 from data_prep.records import DraftTurn, Rejection, TurnScore
-from data_prep.speech.text_checks import chars_per_second, hallucination, repetition
+from data_prep.speech.text_checks import chars_per_second, hallucination, repetition, shortened
 
 _RATE_STEPS = 20  # per character/s: the resolution of the counts
 _MIN_TURNS = 20  # of a source; the median of fewer means nothing
@@ -74,7 +74,13 @@ def check(
             (Reason.quality, "DNSMOS OVRL", score.ovrl, limits.min_ovrl, None),
             (Reason.clipping, "share of clipped samples", score.clipped, None, limits.max_clipped),
             (Reason.bandwidth, "bandwidth in Hz", score.bandwidth, limits.min_bandwidth, None),
-        ]
+            (Reason.text_mismatch, f"character error rate of its text (heard: {shortened(score.heard or '')!r})",
+             score.cer, None, limits.max_cer),
+            (Reason.speaker, "similarity of the voices of its halves", score.half_similarity,
+             limits.min_half_similarity, None),
+            (Reason.speaker, "similarity of its voice to its speaker's other turns", score.speaker_similarity,
+             limits.min_speaker_similarity, None),
+        ]  # fmt: skip
     for reason, what, value, least, most in bounds:
         if value is None:
             continue

@@ -101,9 +101,19 @@ def has_markup(text: str) -> bool:
     return _MARKUP.search(text) is not None or html.unescape(text) != text
 
 
+def without_markup(text: str) -> str:
+    """The text without tags, entities and bracketed notes."""
+    return _MARKUP.sub(" ", html.unescape(text))
+
+
 def is_no_speech(text: str) -> bool:
     """Whether nothing of the text is spoken: punctuation, symbols and markup only."""
-    return letters(_MARKUP.sub(" ", html.unescape(text))) == 0
+    return letters(without_markup(text)) == 0
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """At most `most` characters of a text, for messages."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def chars_per_second(text: str, seconds: float) -> float:

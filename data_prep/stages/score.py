@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyloudnorm
 
 from csm.judges.dnsmos import MIN_HOP_SECONDS, Dnsmos
+from csm.judges.speaker import Resemblyzer
 from data_prep.audio.recording import RecordingAudio
-from data_prep.config import ScoreConfig
+from data_prep.config import ScoreConfig, TranscribeBackend, TranscribeConfig
 from data_prep.records import MODEL_RATE, DraftTurn, Scores, Turns, TurnScore
 from data_prep.speech.fingerprint import fingerprint
 from data_prep.stages.base import Item
+from data_prep.stages.voices import match_voices
+
+if TYPE_CHECKING:
+    from data_prep.stages.given_texts import GivenTexts
 
 # The largest value of mu-law, which telephones use, is 0.980 of full scale; A-law's 0.984, 8-bit PCM's 0.992.
 _CLIPPED = 0.98
@@ -36,26 +42,33 @@ class ScoreOptions:
     dnsmos: bool
     dnsmos_hop_seconds: float
     fingerprint: bool
+    voices: bool
+    recognizer: TranscribeConfig | None  # of given texts
 
 
 class ScoreStage:
-    """Loudness, clipping, bandwidth, DNSMOS and fingerprint of every turn that is not rejected; the recording's hash.
+    """Loudness, clipping, bandwidth and fingerprint of every turn that is not rejected; the recording's hash. If asked
+    for, DNSMOS, the similarity of voices, and the error rate of given texts.
 
     Raises ValueError for a hop of DNSMOS below 4.5 s.
+
+    transcribe: backend of the recognizer of given texts, whose model is `cfg.cer_model`
     """
 
     name = "score"
-    version = 2  # 1: joined files, changes of the sample rate and pauses in time stamps were read otherwise
+    version = 3  # 2: without texts and voices; 1: joined files, changes of the sample rate and pauses read otherwise
     reads: tuple[str, ...] = ("turns",)
     result = Scores
     group_seconds = 0.0
 
-    def __init__(self, cfg: ScoreConfig) -> None:
+    def __init__(self, cfg: ScoreConfig, transcribe: TranscribeConfig | None = None) -> None:
         if cfg.dnsmos and cfg.dnsmos_hop_seconds < MIN_HOP_SECONDS:
             raise ValueError(f"score.dnsmos_hop_seconds={cfg.dnsmos_hop_seconds:g} must be at least {MIN_HOP_SECONDS}")
-        self.options = ScoreOptions(cfg.dnsmos, cfg.dnsmos_hop_seconds, cfg.fingerprint)
-        self.backend = "dnsmos" if cfg.dnsmos else "signal"
-        self.device = cfg.device if cfg.dnsmos else "cpu"
+        recognizer = _fast_recognizer(cfg, transcribe or TranscribeConfig())
+        self.options = ScoreOptions(cfg.dnsmos, cfg.dnsmos_hop_seconds, cfg.fingerprint, cfg.voices, recognizer)
+        models = [("dnsmos", cfg.dnsmos), ("voices", cfg.voices), ("texts", recognizer is not None)]
+        self.backend = "+".join(name for name, wanted in models if wanted) or "signal"
+        self.device = "cpu" if self.backend == "signal" else cfg.device
 
     def process(self, items: Sequence[Item]) -> list[Scores]:
         return [self._score(item) for item in items]
@@ -69,6 +82,13 @@ class ScoreStage:
                 clips = [item.audio.track(kept[i].channel, MODEL_RATE, kept[i].start, kept[i].end) for i in group]
                 for i, (sig, bak, ovrl) in zip(group, self._dnsmos(clips).tolist(), strict=True):
                     scores[i].sig, scores[i].bak, scores[i].ovrl = sig, bak, ovrl
+        of_turn = {score.number: score for score in scores}
+        if self._texts is not None:
+            for number, (heard, cer) in self._texts.compare(item.audio, kept).items():
+                of_turn[number].heard, of_turn[number].cer = heard, cer
+        if self.options.voices:
+            for number, match in match_voices(self._encoder, item.audio, kept).items():
+                of_turn[number].half_similarity, of_turn[number].speaker_similarity = match.halves, match.to_speaker
         return Scores(scores, pcm_sha256(item.audio))
 
     def _measure(self, item: Item, turn: DraftTurn) -> TurnScore:
@@ -84,6 +104,29 @@ class ScoreStage:
     @cached_property
     def _dnsmos(self) -> Dnsmos:
         return Dnsmos(self.options.dnsmos_hop_seconds, self.device)
+
+    @cached_property
+    def _encoder(self) -> Resemblyzer:
+        return Resemblyzer(self.device)
+
+    @cached_property
+    def _texts(self) -> GivenTexts | None:
+        recognizer = self.options.recognizer
+        if recognizer is None:
+            return None
+        from data_prep.stages.given_texts import GivenTexts  # slow to import
+
+        return GivenTexts(replace(recognizer, device=self.device))
+
+
+def _fast_recognizer(cfg: ScoreConfig, transcribe: TranscribeConfig) -> TranscribeConfig | None:
+    """The recognizer of given texts: greedy, of the backend that transcribes, if there is one; without its device, on
+    which results do not depend."""
+    if cfg.cer_model is None:
+        return None
+    none = transcribe.backend is TranscribeBackend.none
+    backend = TranscribeBackend.faster_whisper if none else transcribe.backend
+    return replace(transcribe, backend=backend, model=cfg.cer_model, device="", beam_size=1)
 
 
 def loudness(audio: np.ndarray, rate: int) -> float | None:

@@ -30,7 +30,7 @@ MAX_PAUSE_IN_CLIP = 3.0
 """Longest pause inside a clip, in seconds: recognizers invent words in silence."""
 LANGUAGE_CLIPS = 5
 """Clips, evenly over the recording, from which its language is detected."""
-_CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
+CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
 
 
 class TranscribeStage:
@@ -74,18 +74,18 @@ class TranscribeStage:
         if not stretches:
             return Transcript([])
         if self._model is None:
-            self._model = _load(self.options)
+            self._model = load_recognizer(self.options, "transcribe.model")
         spans = {track.channel: track.spans for track in speech.tracks} if recording.turns is None else {}
 
         def read(channel: int | None, clip: Span) -> np.ndarray:
-            return _only_speech(_read(audio, channel, clip), clip, spans.get(channel))
+            return _only_speech(read_clip(audio, channel, clip), clip, spans.get(channel))
 
         lang, lang_prob = recording.lang, 1.0
         if lang is None:
             lang, lang_prob = self._language([read(*stretches[index]) for index in _spread(len(stretches))])
         clips: list[Clip] = []
-        for first in range(0, len(stretches), _CLIPS_AT_ONCE):
-            some = stretches[first : first + _CLIPS_AT_ONCE]
+        for first in range(0, len(stretches), CLIPS_AT_ONCE):
+            some = stretches[first : first + CLIPS_AT_ONCE]
             heard = self._model.recognize([read(channel, span) for channel, span in some], lang)
             for (channel, span), found in zip(some, heard, strict=True):
                 words = [_placed(word, span) for word in found.words if word.text]
@@ -100,13 +100,13 @@ class TranscribeStage:
             return [
                 (track.channel, clip)
                 for track in speech.tracks
-                for clip in clips_of(track.spans, limit, _quietest(audio, track.channel))
+                for clip in clips_of(track.spans, limit, quietest_of(audio, track.channel))
             ]
         return [
             (turn.given.channel, clip)
             for turn in checked_turns(recording)
             if turn.rejection is None and turn.given.text is None
-            for clip in clips_of([Span(turn.start, turn.end)], limit, _quietest(audio, turn.given.channel))
+            for clip in clips_of([Span(turn.start, turn.end)], limit, quietest_of(audio, turn.given.channel))
         ]
 
     def _language(self, clips: Sequence[np.ndarray]) -> tuple[str, float]:
@@ -147,8 +147,8 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
-def _load(cfg: TranscribeConfig) -> Recognizer:
-    option = "transcribe.model"
+def load_recognizer(cfg: TranscribeConfig, option: str) -> Recognizer:
+    """The recognizer of `cfg`; `option` chose its model, for messages. Raises ModelUnavailable if it is missing."""
     if cfg.backend is TranscribeBackend.faster_whisper:
         return FasterWhisper(
             cfg.model,
@@ -162,7 +162,8 @@ def _load(cfg: TranscribeConfig) -> Recognizer:
     return TransformersWhisper(cfg.model, cfg.device, dtype=dtype, batch_size=cfg.batch_size, option=option)
 
 
-def _read(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:
+def read_clip(audio: RecordingAudio, channel: int | None, span: Span) -> np.ndarray:
+    """A clip as recognizers take it: float32 [N], 16 kHz."""
     samples = audio.track(channel, MODEL_RATE, span.start, span.end)
     return samples[: int(MAX_CLIP_SECONDS * MODEL_RATE)]  # rounding may add a sample
 
@@ -190,5 +191,6 @@ def _placed(word: Word, clip: Span) -> Word:
     return Word(word.text, round(start, 3), round(min(max(start, word.end + clip.start), clip.end), 3), word.prob)
 
 
-def _quietest(audio: RecordingAudio, channel: int | None) -> Callable[[float, float], float]:
+def quietest_of(audio: RecordingAudio, channel: int | None) -> Callable[[float, float], float]:
+    """Gives the quietest moment of a track between two times, see `clips_of`."""
     return lambda start, end: quietest_moment(audio, channel, start, end)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_recordings import calls_manifest, comparable
+import soundfile
+from made_recordings import calls_manifest, comparable, noise
 
 from csm.data.dataset import ShardedDataset
 from data_prep.main import main
@@ -65,6 +66,25 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
         assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
 
 
+def test_a_unit_that_fails_is_one_line_whichever_command_runs_it(tmp_path, program):
+    """Exit code 1: it may succeed later. Here a model is missing, which only the unit's recognizer notices."""
+    soundfile.write(tmp_path / "a.wav", noise(2.0, 16000, 1), 16000)
+    words = [
+        f"input={tmp_path / 'a.wav'}",
+        *SMALL,
+        "vad=none",
+        "diarize=single",
+        f"transcribe.model={tmp_path / 'gone'}",
+    ]
+    for n, command in enumerate(([], ["run"])):
+        output = f"output={tmp_path / str(n)}"
+        if command:
+            assert program("plan", output, *words)[0] == 0
+        code, _, stderr = program(*command, output, *words)
+        (line,) = (line for line in stderr.splitlines() if line.startswith("error:"))
+        assert code == 1 and "gone is not a CTranslate2 Whisper directory" in line and "Traceback" not in stderr
+
+
 def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, program):
     for argument, name in (("turns.max_second=3", "max_second"), ("conversation.max_turns=many", "max_turns")):
         code, _, stderr = program(f"input={calls}", f"output={tmp_path / 'out'}", argument)
@@ -91,6 +111,10 @@ def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, pr
             "lang=de: transcribe.model=bundled knows only English; set another model, or transcribe=none",
         ),
         (["lang=de", "transcribe.model=small.en"], "lang=de: transcribe.model=small.en knows only English"),
+        (
+            ["lang=de", "transcribe=none", "score.cer_model=bundled"],
+            "lang=de: score.cer_model=bundled knows only English, so no text would be compared; set another model",
+        ),
     ],
 )
 def test_language_that_the_recognizer_does_not_know_is_refused_before_planning(
@@ -142,8 +166,10 @@ def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
     codec.rename(tmp_path / "elsewhere")
     code, stdout, _ = program("status", f"output={tmp_path / 'steps'}", *common)
     assert code == 0 and stdout.startswith("1 of 1 units done, 0 started; 100.0%")
-    code, _, stderr = program("status", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
-    assert code == 2 and "not fitted yet" in stderr, "whose results these are depends on the codec"
+    code, stdout, _ = program("status", f"output={tmp_path / 'steps'}")  # the default codec is not on this machine
+    assert code == 0 and stdout.startswith("1 of 1 units done") and "options were others" in stdout
+    code, stdout, _ = program("retry", f"output={tmp_path / 'steps'}")
+    assert (code, stdout) == (0, "0 recordings re-queued for the next run\n")
     (tmp_path / "elsewhere").rename(codec)
     code, _, stderr = program("pack", f"output={tmp_path / 'steps'}", *common, "turns.merge_gap_seconds=0.7")
     assert code == 2 and "1 of 1 units are not done with these options" in stderr

@@ -263,7 +263,14 @@ def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_o
                 text = "<laugh> " + turn.text
                 turns.append(
                     replace(
-                        turn, channel=channel, speaker=channel, text=text, overlap=None, start_frame=first, words=[]
+                        turn,
+                        channel=channel,
+                        speaker=channel,
+                        text=text,
+                        overlap=None,
+                        start_frame=first,
+                        words=[],
+                        quality=turn.quality | {"avg_logprob": -0.7, "speaker_similarity": 0.5},
                     )
                 )
                 codes.append(part)
@@ -277,7 +284,13 @@ def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_o
     assert (measured["with_markup"], measured["given_texts"], measured["langs_detected"]) == (1.0, 0.0, 1.0)
     assert "overlap" not in numbers["distributions"]  # nothing is drawn of what is not known
     broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
-    for begin in ("Both sides of a call", "Of at least 50 % of the turns it is known", "At most 1 % of the texts hold"):
+    for begin in (
+        "Both sides of a call",
+        "Of at least 50 % of the turns it is known",
+        "At most 1 % of the texts hold",
+        "The median log probability of each source's recognized texts",
+        "At most 5 % of the turns sound unlike",
+    ):
         assert any(rule.startswith(begin) for rule in broken), (begin, broken)
     text = Parsed((folder / "report.html").read_text()).text
     assert "diarize=cluster finds one speaker at a time" in text and "en 100 %; detected" in text

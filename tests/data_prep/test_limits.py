@@ -22,7 +22,7 @@ from data_prep.speech.text_checks import (
 
 TEXT = "This has thirty-two letters, or nearly."  # 31 letters in 3 s
 TURN = draft(0, 10.0, 13.0, TEXT, lang="en", lang_prob=0.8, avg_logprob=-0.5, no_speech_prob=0.3, compression_ratio=1.5)
-SCORE = TurnScore(0, -20.0, 0.01, 7000.0, 3.0, 3.5, 4.0, [])
+SCORE = TurnScore(0, -20.0, 0.01, 7000.0, 3.0, 3.5, 4.0, [], "This had.", 0.4, 0.8, 0.7)
 RATES = SourceRates(median=14.0, deviation=1.0)
 
 # option: (a value that the turn meets, one that it breaks, reason, what the message says)
@@ -39,6 +39,9 @@ LIMITS = {
     "max_chars_z": (3.7, 3.6, "speech_rate", "deviations, 3.667 is above 3.6"),
     "max_clipped": (0.01, 0.005, "clipping", "share of clipped samples 0.01 is above 0.005"),
     "min_bandwidth": (7000.0, 7500.0, "bandwidth", "bandwidth in Hz 7000 is below 7500"),
+    "max_cer": (0.4, 0.3, "text_mismatch", "error rate of its text (heard: 'This had.') 0.4 is above 0.3"),
+    "min_half_similarity": (0.8, 0.9, "speaker", "similarity of the voices of its halves 0.8 is below 0.9"),
+    "min_speaker_similarity": (0.7, 0.8, "speaker", "its voice to its speaker's other turns 0.7 is below 0.8"),
 }
 
 

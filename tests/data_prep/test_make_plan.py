@@ -16,7 +16,7 @@ from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DataPrepConfig, PlanConfig, SourceConfig
 from data_prep.inputs import plan_files
 from data_prep.inputs.plan import Plan, load_plan, make_plan
-from data_prep.inputs.probe import probe
+from data_prep.inputs.probe import Probe, probe
 from data_prep.inputs.units import unit_seconds
 from data_prep.reasons import RejectedRecording
 from data_prep.records import Locator, Recording
@@ -266,18 +266,25 @@ def test_interrupted_writing_leaves_no_plan_or_the_old_one(many, plan_of, tmp_pa
     assert len(recordings_of(updated)) == len(recordings_of(first)) + 1
 
 
-def test_files_are_read_once_for_all_plans_and_again_when_they_change(many, plan_of, tmp_path):
-    """Probes are cached by size and modification time; made visible by changing a file without changing these."""
+def test_files_are_read_once_for_all_plans_and_again_when_they_change(many, plan_of, tmp_path, monkeypatch):
+    """Probes are cached by size, modification time, and that of the last change, which programs cannot set."""
     first = plan_of(many)
+    read: list[str] = []
+
+    def counted(locator: Locator, name: str, key: str = "") -> Probe:
+        read.append(name)
+        return probe(locator, name, key)
+
+    monkeypatch.setattr("data_prep.inputs.plan.probe", counted)
+    assert plan_of(many).hash == first.hash and read == []
     file = tmp_path / "5.wav"
     status, data = file.stat(), bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert plan_of(many).hash == first.hash
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     with pytest.raises(ValueError, match=r"1 changed, such as local/5\.wav"):
         plan_of(many)
+    assert read == ["5.wav"]
 
 
 def test_storage_that_fails_rejects_a_file_as_failed(tmp_path):

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,8 @@ from csm.data.dataset import ShardedDataset
 from data_prep.config import DiarizeBackend, TranscribeBackend
 from data_prep.dataset.verify import verify
 from data_prep.demo import MANIFEST
+from data_prep.execution.run import run
+from data_prep.inputs.plan import make_plan
 from data_prep.prepare import prepare
 from data_prep.records import Rejection
 from data_prep.tables import read_rows
@@ -248,3 +251,18 @@ def test_a_recording_without_any_word_is_listed_with_its_reason(config, tmp_path
     alone.codec.path = str(tmp_path / "out" / "codec.safetensors")
     with pytest.raises(ValueError, match=r"nothing was kept \(no_words 1\).*it has no turns and no text"):
         prepare(alone)
+
+
+def test_a_full_disk_is_one_line_whatever_is_written(calls, config, tmp_path):
+    """As for a limit on the size of files: the same error of the storage, without a file system of its own."""
+    cfg = config(calls)
+    make_plan(cfg)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # the codec is larger; Python ignores the signal
+    try:
+        with pytest.raises(OSError, match=r"File too large.*codec\.safetensors"):
+            run(cfg)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [file for file in (tmp_path / "out.work").iterdir() if "codec" in file.name]
+    assert run(cfg).failures == []

@@ -256,6 +256,12 @@ def test_each_mistake_in_a_manifest_names_file_line_and_field(tmp_path, record, 
             assert message.split(" must")[0] in str(error.value)
 
 
+def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path):
+    manifest = write_manifest(tmp_path / "m.jsonl", [{"audio": "a.wav"}, {"audio": "b.wav"}])
+    manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert list(listed(manifest)) == ["a.wav", "b.wav"]
+
+
 def test_manifest_defaults_and_order(tmp_path):
     turns = [{"speaker": 3, "text": " late ", "start": 2.5, "end": 3, "channel": 1}, {"speaker": "x"}]
     rows = [{"audio": "sub/a.wav", "turns": turns}, {"audio": "memory://b.wav", "id": "b"}, {"audio": "/c.wav"}]

@@ -63,6 +63,26 @@ item []:
             xmax = 0.9
             text = "HH"
 """
+EAF = """<?xml version="1.0" encoding="UTF-8"?>
+<ANNOTATION_DOCUMENT AUTHOR="" DATE="2024-01-01" FORMAT="3.0" VERSION="3.0">
+  <TIME_ORDER>
+    <TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="100"/><TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="400"/>
+    <TIME_SLOT TIME_SLOT_ID="ts3" TIME_VALUE="500"/><TIME_SLOT TIME_SLOT_ID="ts4" TIME_VALUE="900"/>
+  </TIME_ORDER>
+  <TIER LINGUISTIC_TYPE_REF="utterance" PARTICIPANT="Ann" TIER_ID="A-tx">
+    <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="ts1" TIME_SLOT_REF2="ts2">
+      <ANNOTATION_VALUE>Hi.</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+  </TIER>
+  <TIER LINGUISTIC_TYPE_REF="utterance" TIER_ID="Bob">
+    <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a2" TIME_SLOT_REF1="ts3" TIME_SLOT_REF2="ts4">
+      <ANNOTATION_VALUE>Hello &amp; bye.</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+  </TIER>
+  <TIER LINGUISTIC_TYPE_REF="translation" PARENT_REF="A-tx" PARTICIPANT="Ann" TIER_ID="A-ft">
+    <ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a3" ANNOTATION_REF="a1">
+      <ANNOTATION_VALUE>Hallo.</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+  </TIER>
+</ANNOTATION_DOCUMENT>
+"""
 WORDS = [{"word": "Hi", "start": 0.1, "end": 0.2}, {"word": "there.", "start": 0.25, "end": 0.4}]
 
 FORMS = {
@@ -74,6 +94,14 @@ FORMS = {
         [("0", 0.1, 0.4, "Hi."), ("0", 0.5, 0.9, "Hello.")],
     ),
     "textgrid": (".TextGrid", TEXTGRID, [("Ann", 0.1, 0.4, 'Hi "you".'), ("Bob", 0.5, 0.9, "Hello.")]),
+    "ELAN": (".eaf", EAF, [("Ann", 0.1, 0.4, "Hi."), ("Bob", 0.5, 0.9, "Hello & bye.")]),
+    "HTK words": (
+        ".lab",
+        "0 1000000 sil\n1000000 2000000 HELLO -12.5\n2500000 4000000 THERE\n30000000 32000000 BYE\n",
+        [("0", 0.1, 0.4, "HELLO THERE"), ("0", 3.0, 3.2, "BYE")],
+    ),
+    "plain .lab": (".lab", "hello there ann\n", [("0", 0.0, None, "hello there ann")]),
+    "trn": (".trn", "hello there (ann-x)\n", [("0", 0.0, None, "hello there")]),
     "ctm": (
         ".ctm",
         "x 1 0.1 0.1 Hi 0.9\nx 1 0.25 0.15 there.\nx 1 3.0 0.2 Yes.\n",
@@ -212,18 +240,19 @@ def test_names_with_blanks_in_nist_files(tmp_path):
     assert Source(tmp_path).reasons == {"my call.wav": "bad_annotation"}
 
 
-@pytest.mark.parametrize("suffix", [".rttm", ".stm", ".ctm"])
+@pytest.mark.parametrize("suffix", [".rttm", ".stm", ".ctm", ".trn"])
 def test_one_file_for_many_recordings(tmp_path, suffix):
     lines = {
         ".rttm": "SPEAKER {} 1 0.1 0.3 <NA> <NA> Ann <NA> <NA>\n",
         ".stm": "{} 1 Ann 0.1 0.4 Hi.\n",
         ".ctm": "{} 1 0.1 0.3 Hi. 1.0 lex Ann\n",
+        ".trn": "Hi. ({})\n",
     }
     for name in ("a", "sub/b", "c"):
         wav(tmp_path / f"{name}.wav")
     text(tmp_path / f"all{suffix}", "".join(lines[suffix].format(name) for name in ("a", "b", "gone")))
     source = Source(tmp_path)
-    turn = ("Ann", 0.1, 0.4, None if suffix == ".rttm" else "Hi.")
+    turn = ("0", 0.0, None, "Hi.") if suffix == ".trn" else ("Ann", 0.1, 0.4, None if suffix == ".rttm" else "Hi.")
     assert source.said == {"a.wav": [turn], "sub/b.wav": [turn], "c.wav": None}
     assert source.notes.without_audio == [f"all{suffix}: gone"] and not source.rejected
 
@@ -293,6 +322,23 @@ def test_further_side_files_and_json_without_a_text_are_named(tmp_path):
         ".json (neither turns nor a text in it)": ["b.json"],
         ".txt (another side file of the recording counts)": ["a.txt"],
     }
+
+
+def test_phones_and_numbers_of_lines_are_never_text(tmp_path):
+    for name in ("phones", "context", "numbered", "two", "words", "trn"):
+        wav(tmp_path / f"{name}.wav")
+    text(tmp_path / "phones.lab", "0 1000000 sil\n1000000 2000000 hh\n2000000 3000000 ax\n3000000 4000000 l\n")
+    text(tmp_path / "context.lab", "0 1000000 xx^xx-sil+m=i/A:-4+1\n1000000 2000000 xx^sil-m+i=z/A:-3+1\n")
+    text(tmp_path / "numbered.eaf", EAF.replace("Hi.", "story_001").replace("Hello &amp; bye.", "story_002"))
+    text(tmp_path / "two.eaf", EAF.replace('TIER_ID="Bob"', 'PARTICIPANT="Ann" TIER_ID="Bob"'))
+    text(tmp_path / "words.eaf", "<html>")
+    text(tmp_path / "trn.trn", "a text without a name\n")
+    source = Source(tmp_path)
+    assert source.said == {"phones.wav": None, "context.wav": None}
+    assert source.notes.set_aside == {".lab (neither turns nor a text in it)": ["context.lab", "phones.lab"]}
+    assert set(source.reasons.values()) == {"bad_annotation"} and len(source.reasons) == 4
+    assert "'A-tx' and 'Bob' are both of 'Ann'" in source.rejected["two.wav"].message
+    assert "numbers of lines" in source.rejected["numbered.wav"].message
 
 
 def test_names_in_all_scripts_are_speakers():

@@ -42,7 +42,7 @@ def mixed(tmp_path) -> Path:
     text(folder / "text.txt", "Hi.")
     text(folder / "lone.txt", "Of nothing.")
     text(folder / "table.xlsx", "x")
-    text(folder / "a.eaf", "x"), text(folder / "b.eaf", "x")
+    text(folder / "a.cha", "x"), text(folder / "b.cha", "x")
     text(folder / "broken.wav", "no audio")
     return folder
 
@@ -56,7 +56,7 @@ def test_the_account_of_a_source(mixed, tmp_path):
         "  languages: en 4",
         "  to be transcribed: 2 recordings, and 1 turns without a text",
         "  splits: not given 3, val 1",
-        "  set aside: 2: a.eaf, b.eaf, .eaf (ELAN annotation, export it as TextGrid)",
+        "  set aside: 2: a.cha, b.cha, .cha (CHAT transcript, export it as TextGrid or CTM)",
         "  set aside: 1: table.xlsx, .xlsx",
         "  annotations without audio: 1: lone.txt",
         "  audio without annotation: 2: nothing1.wav, nothing2.wav",
@@ -192,6 +192,15 @@ def test_help_names_commands_options_and_examples(program):
     out, _ = program("plan", "--help")
     for words in ("Commands: all", "export", "plan input=~/calls", "--strict", "plan.unit_hours=4.0", "status: show"):
         assert words in out, words
+
+
+def test_warnings_of_loggers_that_exist_already_reach_the_terminal(tmp_path, mixed, program):
+    """Hydra's logging switches off all loggers that there are when it is set up; ours does not."""
+    logger = logging.getLogger("data_prep.audio.recording")
+    _, err = program("plan", f"input={mixed}", f"output={tmp_path / 'out'}")
+    assert "WARNING: local: not all of it is used: 2 .cha (CHAT transcript" in err
+    logger.warning("its channels cancel each other")
+    assert not logger.disabled and logger.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.slow

@@ -271,6 +271,8 @@ def test_training_from_it_with_another_prompt_is_warned_of(miso, small_flavors, 
     for prompt, warned in ((None, True), (MISO_PROMPT, False)):
         caplog.clear()
         init_weights_from(model, str(folder), TokenizerConfig(path=str(tokenizer_path), prompt=prompt))
-        assert ("was trained on turns written as [{speaker}] {text}, this run writes" in caplog.text) is warned
+        assert (
+            "was trained on turns written with tokenizer.prompt=[{speaker}] {text}, this run has" in caplog.text
+        ) is warned
     preset = compose_train(["tokenizer=misotts", f"tokenizer.path={tokenizer_path}", "data.path=x"]).tokenizer
     assert load_tokenizer(preset).prompt == MISO_PROMPT

@@ -33,6 +33,11 @@ def test_transformers_writes_the_prompt_of_the_tokenizer(small_vocabulary, promp
     assert read_tokenizer(tmp_path).prompt == prompt
 
 
+def test_the_normalizer_of_texts_is_kept_in_files_for_transformers(small_vocabulary, tmp_path):
+    write_processor_files(tmp_path, HFTokenizer.load(small_vocabulary, normalize="english"), 260)
+    assert read_tokenizer(tmp_path).normalize == "english"
+
+
 def test_a_template_that_is_not_csms_is_said(small_vocabulary, tmp_path, caplog):
     write_processor_files(tmp_path, HFTokenizer.load(small_vocabulary), 260)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -62,6 +64,24 @@ def test_run_leaves_checkpoints_metrics_samples_and_a_model_that_speaks(tiny_ove
         assert torch.equal(exported[name.removeprefix("model.")], tensor)
     segment = generator.generate_segment("Hello.", 0, [], max_audio_length_ms=800, seed=1)
     assert segment.segment.codes.shape[0] == 5
+
+
+@pytest.mark.slow
+def test_the_normalizer_of_a_training_is_that_of_its_model(tiny_overrides, tmp_path):
+    train(compose_train([*tiny_overrides, "tokenizer.normalize=english"]))
+    tokenizer = load_generator(tmp_path / "run" / "export").tokenizer
+    assert tokenizer.normalize == "english"
+    assert tokenizer.encode_turn("Call 3 of them.", 0) == tokenizer.encode_turn("Call three of them.", 0)
+    info = json.loads((Path(compose_train(tiny_overrides).data.path) / "dataset.json").read_text())
+    assert set(info["langs"]) == {"en"}
+    info["langs"]["de"] = info["langs"].pop("en")
+    german = tmp_path / "german"
+    shutil.copytree(compose_train(tiny_overrides).data.path, german)
+    (german / "dataset.json").write_text(json.dumps(info))
+    others = [word for word in tiny_overrides if not word.startswith(("data.path", "run_dir"))]
+    others += [f"data.path={german}", f"run_dir={tmp_path / 'other'}", "tokenizer.normalize=english"]
+    with pytest.raises(ValueError, match=r"knows only English, but dataset .* holds de"):
+        train(compose_train(others))
 
 
 @pytest.mark.slow

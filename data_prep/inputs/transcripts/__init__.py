@@ -3,6 +3,8 @@
 nist.py        RTTM, STM, CTM
 subtitles.py   SRT, WebVTT
 textgrid.py    Praat TextGrid
+elan.py        ELAN's .eaf
+lines.py       HTK's .lab, sclite's .trn
 labels.py      .txt: a plain text, Audacity labels, lines that begin with times
 json_text.py   JSON of our own, Whisper, whisperX, Deepgram, moshi-finetune, Seamless, Emilia, lists of segments
 words.py       words with times -> turns
