@@ -1,0 +1,22 @@
+"""The levels of the corpus by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.corpus.grammar import read_grammar
+from experiments.corpus.numbers import DRAWN
+from experiments.corpus.plan import Level
+
+_HERE = Path(__file__).parent
+
+LEVELS = {
+    "desk": Level(
+        "desk",
+        read_grammar(_HERE / "desk.txt", DRAWN, held_out=frozenset({"seventeen", "eighty"})),
+        voices=("joe", "slt"),
+        test_voices=(),
+        small=40,
+        hours=4.0,
+    ),
+}
