@@ -80,13 +80,14 @@ def make(options: CorpusOptions) -> dict[str, Any]:
     """
     level, output = _level(options), Path(options.output)
     hours = level.hours if options.hours is None else options.hours
-    identity = {"level": level.name, "seed": options.seed, "voices": [*level.voices, *level.test_voices]}
+    voices = [*level.voices, *level.test_voices]
+    identity: dict[str, Any] = {"level": level.name, "seed": options.seed, "voices": voices}
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
         _claim(output, identity)
         print(f"{level.name}: choosing the texts of {hours:g} hours", file=sys.stderr, flush=True)
         planned = list(conversations(level, options.seed, hours))
-        for voice in identity["voices"]:
+        for voice in voices:
             load_voice(voice)  # a missing engine is said before hours of work
         try:
             records = _render_all(planned, output, options.workers)
@@ -145,9 +146,7 @@ def _read(words: Sequence[str]) -> CorpusOptions:
     known = {field.name for field in fields(CorpusOptions)}
     for word in words:
         if word.partition("=")[0] not in known or "=" not in word:
-            raise ValueError(
-                f"{word!r} is not an option; options are {', '.join(f'{name}=' for name in sorted(known))}"
-            )
+            raise ValueError(f"{word!r} is not an option; options are {', '.join(sorted(known))}")
     read = OmegaConf.merge(OmegaConf.structured(CorpusOptions), OmegaConf.from_dotlist(list(words)))
     if OmegaConf.is_missing(read, "output"):
         raise ValueError("no output given; usage: python -m experiments.corpus level=desk output=DIR")

@@ -19,4 +19,13 @@ LEVELS = {
         small=40,
         hours=4.0,
     ),
+    "open": Level(
+        "open",
+        read_grammar(_HERE / "open.txt", DRAWN, held_out=frozenset()),
+        voices=("joe", "slt", "rms", "heart", "bella", "michael", "fenrir", "emma", "george"),
+        test_voices=("kore", "puck"),
+        small=40,
+        hours=10.0,
+        rates=(0.92, 1.08),
+    ),
 }

@@ -9,10 +9,10 @@ from experiments.corpus.grammar import Draw
 _ONES = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen
-""".split()
+""".split()  # noqa: SIM905
 _TENS = """
 twenty thirty forty fifty sixty seventy eighty ninety
-""".split()
+""".split()  # noqa: SIM905
 _MINUTES = ("five past", "ten past", "a quarter past", "twenty past", "half past", "a quarter to")
 
 

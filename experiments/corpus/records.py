@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ def write_manifests(planned: Sequence[Conversation], output: Path) -> None:
             line = {"audio": record["audio"], "id": one.id, "split": split, "turns": turns}
             lines.setdefault(folder, []).append(json.dumps(line, ensure_ascii=False) + "\n")
     for folder, texts in lines.items():
-        content = "".join(texts)
-        write_atomically(
-            output / folder / "manifest.jsonl", lambda file, content=content: file.write_text(content, encoding="utf-8")
-        )
+        write_atomically(output / folder / "manifest.jsonl", partial(_write_text, "".join(texts)))
+
+
+def _write_text(content: str, file: Path) -> None:
+    file.write_text(content, encoding="utf-8")
 
 
 def describe(level: Level, planned: Sequence[Conversation], records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
