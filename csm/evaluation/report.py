@@ -52,6 +52,7 @@ class Report:
     provenance: dict[str, dict[str, Any]]
     contrasts: list[Contrast] = field(default_factory=list)
     teacher_forced: dict[str, Any] | None = None  # see csm/evaluation/teacher_forced.py
+    pronunciation: dict[str, Any] | None = None  # see csm/evaluation/pronunciation.py
     overlap: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
 
@@ -98,6 +99,7 @@ def results(report: Report) -> dict[str, Any]:
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
+        "pronunciation": report.pronunciation,
         "teacher_forced": report.teacher_forced,
         "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],

@@ -15,6 +15,7 @@ from csm.evaluation.contrasts import Contrast
 from csm.evaluation.metrics import metric
 from csm.evaluation.plots import loss_by_codebook, plots
 from csm.evaluation.prompts import EvalPrompt
+from csm.evaluation.pronunciation import pronunciation_tables
 from csm.evaluation.report import Report
 from csm.evaluation.scores import NotRun, Score, SystemScores
 from csm.evaluation.teacher_forced import score_tables
@@ -63,6 +64,7 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "notes": report.notes,
         "published_columns": list(dict.fromkeys(name for row in report.published for name in row.values)),
         "published": report.published,
+        "tables": [] if report.pronunciation is None else pronunciation_tables(report.pronunciation),
         "teacher_forced": _teacher_forced(report),
         "plots": plots(report.utterances, report.rate),
         "all_cards": len(cards) == len(report.prompts),

@@ -95,8 +95,13 @@ def forced_choice(
     log_probs: float [T, V] of the recognizer; vocabulary, blank: of it; where: see `place`
     offset: subtracted from the first variant's advantage, see `calibrate`
     """
-    advantage = forced_advantage(log_probs, vocabulary, blank, realizations, where) - offset
     first, second = realizations
+    return choose(forced_advantage(log_probs, vocabulary, blank, realizations, where), first, second, offset)
+
+
+def choose(advantage: float, first: str, second: str, offset: float = 0.0) -> Choice:
+    """The variant by the first one's advantage over the second; undecided if neither had the time."""
+    advantage -= offset
     if not np.isfinite(advantage) or advantage == 0:
         return Choice(None, 0.0)
     return Choice(first if advantage > 0 else second, abs(float(advantage)))
