@@ -146,8 +146,9 @@ def _aligned(scores: np.ndarray, word: Sequence[int], blank: int) -> float:
 def calibrate(advantages: Sequence[float], first: Sequence[bool]) -> float:
     """The offset of `forced_choice` that makes the fewest mistakes on speech whose variants are known.
 
-    advantages: of `forced_advantage`; first: whether the first variant was said. Of several, the one nearest to 0.
+    advantages: of `forced_advantage`; first: whether the first variant was said. The offset lies halfway between two of
+    them; of several, it is the one nearest to 0.
     """
     known = sorted((a, f) for a, f in zip(advantages, first, strict=True) if np.isfinite(a))
-    cuts = [0.0, *((lower + upper) / 2 for (lower, _), (upper, _) in pairwise(known))]
+    cuts = [(lower + upper) / 2 for (lower, _), (upper, _) in pairwise(known)] or [0.0]
     return min(cuts, key=lambda cut: (sum((a > cut) != f for a, f in known), abs(cut)))
