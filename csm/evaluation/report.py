@@ -100,7 +100,7 @@ def results(report: Report) -> dict[str, Any]:
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
         "pronunciation": report.pronunciation,
-        "teacher_forced": report.teacher_forced,
+        "teacher_forced": _without_sums(report.teacher_forced),
         "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],
         "notes": report.notes,
@@ -110,6 +110,11 @@ def results(report: Report) -> dict[str, Any]:
         "provenance": report.provenance,
         "timings": report.timings,
     }
+
+
+def _without_sums(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Without single conversations, which have a file of their own."""
+    return None if scores is None else {name: value for name, value in scores.items() if name != "sums"}
 
 
 def rows(report: Report) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,8 @@ from csm.evaluation.tables import ScoreTable, Value, with_interval
 from csm.formats.layouts import Checkpoint
 from csm.inference.generator import Generator
 
+VERSION = 2
+"""Of the scores that are kept; earlier ones are made again."""
 MOST_TURNS = 12
 """Rows of the table by turn; results.json has them all."""
 
@@ -49,6 +51,7 @@ def _scores(
     parameter = next(model.parameters())
     log = store.log("intrinsic")
     key = key_of(
+        version=VERSION,
         weights=weights,
         tokenizer=generator.tokenizer.identity,
         dtype=str(parameter.dtype),
