@@ -62,6 +62,11 @@ def evaluate() -> None:
 
             main(sys.argv[2:])
             return
+        if sys.argv[1:2] == ["index"]:
+            from csm.evaluation.index import main as index
+
+            index(sys.argv[2:])
+            return
         if sys.argv[1:2] == ["listening"]:
             from csm.evaluation.listening.command import main as listening
 
@@ -112,8 +117,7 @@ def print_headline(folder: Path) -> None:
     table.add_column("failed")
     for row in results["systems"].values():
         values = [_cell(metric["percent"], row["metrics"][name]) for name, metric in metrics.items()]
-        failed = sum(row["failures"].values())
-        table.add_row(row["title"], *values, f"{failed}/{row['expected']}")
+        table.add_row(row["title"], *values, _failed(row))
     console = Console()
     if metrics:
         console.print(table)
@@ -137,6 +141,12 @@ def _teacher_forced(scores: dict[str, Any]) -> str:
     gain, frames = scores["context_gain"], f"{scores['frames']} frames of split {scores['split']}"
     saved = gain["not_run"] if "not_run" in gain else f"{number(gain['none']['loss'])} nats a frame"
     return f"Teacher-forced loss: {number(scores['loss'])} nats, {frames}; gain from context: {saved}"
+
+
+def _failed(row: dict[str, Any]) -> str:
+    """Utterances with a failure, of those that were scored; one may have several."""
+    share = row["metrics"].get("failed", {})
+    return f"{round(share['value'] * share['items'])}/{share['items']}" if "value" in share else ""
 
 
 def _cell(percent: bool, metric: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 COMMAND = re.compile(
-    r"\s*(python (train|evaluate)\.py(?! (compare|listening))|python -m data_prep|csm plan"
+    r"\s*(python (train|evaluate)\.py(?! (compare|index|listening))|python -m data_prep|csm plan"
     r"|csm-(train|evaluate|data-prep)) "
 )
 NOT_COMPOSED = re.compile(

@@ -18,6 +18,7 @@ from csm.config.evaluation import (
     AsrKind,
     EvalConfig,
     EvaluateConfig,
+    PhonemeKind,
     SpeakerKind,
 )
 from csm.config.model import (
@@ -63,6 +64,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "OptimConfig",
+    "PhonemeKind",
     "PlanConfig",
     "Profile",
     "RopeConfig",

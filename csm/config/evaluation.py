@@ -17,6 +17,13 @@ class AsrKind(Enum):
     """Letters of a CTC model, which invents no words (English unless `asr_model` is of another language)."""
 
 
+class PhonemeKind(Enum):
+    wav2vec2 = "wav2vec2"
+    """wav2vec2 with espeak's phonemes, from the hub: the recognizer of Sesame's homograph test."""
+    hama = "hama"
+    """hama, whose weights are part of its package."""
+
+
 class SpeakerKind(Enum):
     wavlm = "wavlm"
     """WavLM fine-tuned for speaker verification, from the hub."""
@@ -42,7 +49,7 @@ class EvalConfig:
     suite: str = "turns"
     """What is evaluated and how it is scored, see docs/evaluation.md; `turns`: turns of `dataset`, or `prompts`."""
     data: str | None = None
-    """Folder with the data of a published suite, in the layout in which it is published."""
+    """Folder with the data of a published suite, in the layout in which it is published, or of a suite's recordings."""
     prompts: str | None = None
     """JSONL file of prompts; null: turns of `dataset`."""
     dataset: str | None = None
@@ -73,6 +80,10 @@ class EvalConfig:
     """Speaker encoder of the speaker similarity."""
     speaker_model: str | None = None
     """Its model, a name, folder or, for `wavlm_ecapa`, file; null: the encoder's default."""
+    phonemes: PhonemeKind = PhonemeKind.wav2vec2
+    """Phoneme recognizer of the suites that test pronunciation."""
+    phoneme_model: str | None = None
+    """Model of the recognizer `wav2vec2`, a name or folder; null: its default."""
     measures: list[str] = field(default_factory=list)
     """Further judges, which give one number for each utterance, by name."""
     codec_levels: list[int] = field(default_factory=lambda: [16, 8])

@@ -1,8 +1,9 @@
 """`python evaluate.py compare RUN_A RUN_B ...`: several reports in one, with paired statistics.
 
 Runs are compared with the first on the items that all have, by the terms of each metric that a report keeps for every
-utterance. That means something only where everything but the model is equal: different protocol hashes are refused,
-with the differences, unless the user insists.
+utterance, and by the sums of teacher-forced losses that it keeps for every conversation. That means something only
+where everything but the model is equal: different protocol hashes are refused, with the differences, unless the user
+insists.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from csm.evaluation.compare_forced import forced_rows, read_conversations
+from csm.evaluation.intrinsic import ConversationSums
+from csm.evaluation.paired import Row, paired_row
+from csm.evaluation.plots import RUN_COLORS, losses_of_runs
 from csm.evaluation.report import SCHEMA_VERSION
-from csm.evaluation.statistics import Difference, Estimate, compare_ratios, estimate_ratio, holm
+from csm.evaluation.statistics import holm
 from csm.evaluation.writer import templates, write_text
 from csm.files import read_json_lines
 
 Item = tuple[str, int | None]
 """Id of a prompt, and the seed."""
-Terms = dict[Item, tuple[float, float]]
 
 
 @dataclass
@@ -37,20 +41,17 @@ class Run:
     folder: Path
     results: dict[str, Any]
     clusters: dict[str, str]
-    terms: dict[str, Terms]
+    terms: dict[str, dict[Item, tuple[float, float]]]
+    conversations: dict[str, ConversationSums]
 
 
 @dataclass
-class Row:
-    """One metric of all runs. differences: of each run but the first, from the first; p_holm: over all rows."""
+class Comparison:
+    """rows: tested ones; codebooks: teacher-forced losses of single codebooks, not tested; notes: reservations."""
 
-    metric: str
-    title: str
-    percent: bool
-    items: int
-    estimates: list[Estimate]
-    differences: list[Difference]
-    p_holm: list[float | None]
+    rows: list[Row]
+    codebooks: list[Row]
+    notes: list[str]
 
 
 def main(words: Sequence[str]) -> None:
@@ -72,9 +73,10 @@ def main(words: Sequence[str]) -> None:
             + "; ".join(differences)
             + ". --allow-different-protocols compares them nevertheless"
         )
-    rows, notes = compare_runs(runs)
-    write_comparison(runs, rows, [*(f"different protocols: {line}" for line in differences), *notes], options.output)
-    print_comparison(runs, rows, notes, options.output)
+    comparison = compare_runs(runs)
+    print_comparison(runs, comparison, options.output)
+    comparison.notes = [*(f"different protocols: {line}" for line in differences), *comparison.notes]
+    write_comparison(runs, comparison, options.output)
 
 
 def read_run(folder: Path) -> Run:
@@ -88,7 +90,7 @@ def read_run(folder: Path) -> Run:
             f"{path}: a report of schema {results.get('schema')}, expected {SCHEMA_VERSION}; evaluate the model again"
         )
     clusters: dict[str, str] = {}
-    terms: dict[str, Terms] = defaultdict(dict)
+    terms: dict[str, dict[Item, tuple[float, float]]] = defaultdict(dict)
     for _, row in read_json_lines(folder / "utterances.jsonl"):
         if row["system"] == "model":
             clusters[row["prompt"]] = row["cluster"]
@@ -96,7 +98,7 @@ def read_run(folder: Path) -> Run:
                 terms[name][row["prompt"], row["seed"]] = numerator, denominator
     checkpoint = results["provenance"]["checkpoint"]
     name = checkpoint.get("training", {}).get("name") or Path(checkpoint["path"]).name
-    return Run(name, folder, results, clusters, terms)
+    return Run(name, folder, results, clusters, terms, read_conversations(folder))
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
@@ -118,7 +120,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def compare_runs(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
+def compare_runs(runs: Sequence[Run]) -> Comparison:
     """A row for each metric that all runs have, and reservations.
 
     Raises:
@@ -126,29 +128,24 @@ def compare_runs(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     """
     rows, notes = [], []
     for name, metric in runs[0].results["metrics"].items():
-        shared = [item for item in runs[0].terms.get(name, {}) if all(item in run.terms.get(name, {}) for run in runs)]
-        total = len(set().union(*(run.terms.get(name, {}) for run in runs)))
-        if not shared or not all(sum(run.terms[name][item][1] for item in shared) > 0 for run in runs):
-            notes.append(f"{metric['title']} ({metric['detail']}): no item in common")
-            continue
-        if len(shared) < total:
-            notes.append(f"{metric['title']} ({metric['detail']}): {len(shared)} of {total} items are in all runs")
-        clusters = [runs[0].clusters[prompt] for prompt, _ in shared]
-        sides = [_side(run.terms[name], shared) for run in runs]
-        rows.append(
-            Row(
-                name,
-                f"{metric['title']}, {metric['detail']}",
-                metric["percent"],
-                len(shared),
-                [
-                    estimate_ratio(numerators, denominators, clusters, pool=metric["pool"])
-                    for numerators, denominators in sides
-                ],
-                [compare_ratios(side, sides[0], clusters, pool=metric["pool"]) for side in sides[1:]],
-                [],
-            )
+        terms = [run.terms.get(name, {}) for run in runs]
+        title = f"{metric['title']} ({metric['detail']})"
+        clusters = {item: runs[0].clusters[item[0]] for item in terms[0]}
+        row = paired_row(
+            name, f"{metric['title']}, {metric['detail']}", metric["percent"], terms, clusters, metric["pool"]
         )
+        if row is None:
+            notes.append(f"{title}: no item in common")
+            continue
+        total = len(set().union(*terms))
+        if row.items < total:
+            notes.append(f"{title}: {row.items} of {total} items are in all runs")
+        rows.append(row)
+    forced, codebooks, reservations = forced_rows(
+        [run.results["teacher_forced"] for run in runs], [run.conversations for run in runs]
+    )
+    rows += forced
+    notes += reservations
     if not rows:
         raise ValueError("the runs have no item of any metric in common; were they made of the same prompts?")
     tests = [difference.p for row in rows for difference in row.differences if difference.p is not None]
@@ -157,15 +154,10 @@ def compare_runs(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
         row.p_holm = [None if difference.p is None else next(adjusted) for difference in row.differences]
     if not tests:
         notes.append("All items are of one cluster: there are neither intervals nor tests.")
-    return rows, notes
+    return Comparison(rows, codebooks, notes)
 
 
-def _side(terms: Terms, items: Sequence[Item]) -> tuple[list[float], list[float]]:
-    """Numerators and denominators."""
-    return [terms[item][0] for item in items], [terms[item][1] for item in items]
-
-
-def write_comparison(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[str], output: Path) -> None:
+def write_comparison(runs: Sequence[Run], comparison: Comparison, output: Path) -> None:
     """compare.json, compare.md and compare.html in the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
     hashes = [run.results["protocol_hash"] for run in runs]
@@ -175,8 +167,11 @@ def write_comparison(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[s
         ],
         "suite": runs[0].results["suite"],
         "same_protocol": len(set(hashes)) == 1,
-        "rows": [_row_view(row) for row in rows],
-        "notes": list(notes),
+        "rows": [_row_view(row) for row in comparison.rows],
+        "codebooks": [_row_view(row) for row in comparison.codebooks],
+        "plot": losses_of_runs([[row.estimates[i] for row in comparison.codebooks] for i in range(len(runs))]),
+        "run_colors": RUN_COLORS,
+        "notes": comparison.notes,
     }
     for name in ("compare.html", "compare.md"):
         write_text(output / name, templates().get_template(f"{name}.j2").render(view))
@@ -185,8 +180,9 @@ def write_comparison(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[s
         "runs": view["runs"],
         "suite": view["suite"],
         "same_protocol": view["same_protocol"],
-        "rows": [asdict(row) for row in rows],
-        "notes": list(notes),
+        "rows": [asdict(row) for row in comparison.rows],
+        "codebooks": [asdict(row) for row in comparison.codebooks],
+        "notes": comparison.notes,
     }
     write_text(output / "compare.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -217,19 +213,19 @@ def _row_view(row: Row) -> dict[str, Any]:
     }
 
 
-def print_comparison(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[str], output: Path) -> None:
+def print_comparison(runs: Sequence[Run], comparison: Comparison, output: Path) -> None:
     """The table in the terminal."""
     table = Table("", box=SIMPLE_HEAD, pad_edge=False)
     for run in runs:
         table.add_column(run.name)
     for run in runs[1:]:
         table.add_column(f"{run.name} - {runs[0].name}")
-    for view in map(_row_view, rows):
+    for view in map(_row_view, comparison.rows):
         values = ["\n".join(pair) for pair in view["values"]]
         table.add_row(view["title"], *values, *("\n".join(cells[:3]) for cells in view["differences"]))
     console = Console()
     console.print(table)
     console.print("95 % intervals; p of exchanging the runs within clusters, adjusted for their number (Holm)")
-    for note in notes:
+    for note in comparison.notes:
         console.print(f"- {note}", markup=False)
     console.print(f"Comparison: {output / 'compare.html'}", soft_wrap=True)

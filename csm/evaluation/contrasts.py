@@ -21,16 +21,22 @@ class Contrast:
     p_holm: float | None = None
 
 
-def contrasts(utterances: Sequence[Utterance], names: Sequence[str]) -> list[Contrast]:
-    """Every condition against the first, for each metric; none if there is but one condition."""
+def contrasts(utterances: Sequence[Utterance], names: Sequence[str], control_suffix: str = "") -> list[Contrast]:
+    """Every condition against the first, for each metric; none if there is but one condition.
+
+    control_suffix: ends the names of control conditions, which are also held against the condition without it
+    """
     spoken = [u for u in utterances if u.system is System.model]
     conditions = list(dict.fromkeys(u.condition for u in spoken))
+    pairs = [(condition, conditions[0]) for condition in conditions[1:]]
+    controls = [name for name in conditions if control_suffix and name.endswith(control_suffix)]
+    pairs += [(name, name.removesuffix(control_suffix)) for name in controls]
     found = []
     for name in names:
-        for condition in conditions[1:]:
-            difference = _difference(name, _terms(spoken, name, condition), _terms(spoken, name, conditions[0]))
+        for condition, baseline in pairs:
+            difference = _difference(name, _terms(spoken, name, condition), _terms(spoken, name, baseline))
             if difference is not None:
-                found.append(Contrast(name, conditions[0], condition, difference))
+                found.append(Contrast(name, baseline, condition, difference))
     tested = [contrast for contrast in found if contrast.difference.p is not None]
     adjusted = holm([contrast.difference.p for contrast in tested if contrast.difference.p is not None])
     for contrast, p in zip(tested, adjusted, strict=True):

@@ -157,6 +157,23 @@ class EndScores:
 
 
 @dataclass(frozen=True)
+class ConversationSums:
+    """Sums over the frames of one conversation, on which runs are compared.
+
+    nats: by codebook; end_nats, found: over its `ends`; false_stops: over the other frames
+    """
+
+    key: str
+    cluster: str
+    frames: int
+    nats: list[float]
+    ends: int
+    end_nats: float
+    found: int
+    false_stops: int
+
+
+@dataclass(frozen=True)
 class IntrinsicScores:
     """Teacher-forced scores of a split.
 
@@ -165,6 +182,7 @@ class IntrinsicScores:
     groups:     by group of codebooks, see `codebook_groups`
     positions, turns, speakers: loss by place in the turn, number of the turn, and stored speaker id
     cut:        conversations longer than the model's sequence, of which only the leading turns were scored
+    sums:       of each conversation
     """
 
     loss: Estimate
@@ -177,6 +195,7 @@ class IntrinsicScores:
     frames: int
     conversations: int
     cut: int
+    sums: list[ConversationSums]
 
 
 def intrinsic_scores(
@@ -190,7 +209,8 @@ def intrinsic_scores(
     scores: list[FrameScores] = []
     labels: list[np.ndarray] = []  # [F, 3] each: place in the turn, turn, speaker
     clusters: list[str] = []
-    cut = conversations = 0
+    sums: list[ConversationSums] = []
+    cut = 0
     pending: list[tuple[Sample, list[TurnTokens]]] = []
 
     def flush() -> None:
@@ -199,6 +219,7 @@ def intrinsic_scores(
             scores.append(found)
             labels.append(_labels(sample, turns))
             clusters.extend([sample.group] * len(found.end))
+            sums.append(_sums(sample, found))
         pending.clear()
 
     for index in dataset.select(split):
@@ -207,7 +228,6 @@ def intrinsic_scores(
         cut += len(turns) < len(sample.turns)
         if not any(turn.loss for turn in turns):
             continue
-        conversations += 1
         pending.append((sample, turns))
         if len(pending) == 32:
             flush()
@@ -244,14 +264,29 @@ def intrinsic_scores(
         turns={str(t): mean(loss, turn == t) for t in np.unique(turn)},
         speakers={str(s): mean(loss, speaker == s) for s in np.unique(speaker)},
         frames=len(loss),
-        conversations=conversations,
+        conversations=len(sums),
         cut=cut,
+        sums=sums,
     )
 
 
 def frame_loss(nats: np.ndarray) -> np.ndarray:
     """Codebook 0 plus the mean of the others, of each frame: [F, K] -> [F]."""
     return nats[:, 0] + nats[:, 1:].mean(axis=1)
+
+
+def _sums(sample: Sample, found: FrameScores) -> ConversationSums:
+    nats = found.nats.astype(np.float64)
+    return ConversationSums(
+        key=sample.key,
+        cluster=sample.group,
+        frames=len(nats),
+        nats=nats.sum(axis=0).tolist(),
+        ends=int(found.end.sum()),
+        end_nats=float(nats[found.end].sum()),
+        found=int(found.stops[found.end].sum()),
+        false_stops=int(found.stops[~found.end].sum()),
+    )
 
 
 def _labels(sample: Sample, turns: Sequence[TurnTokens]) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The judges of an evaluation, loaded by its options; one that cannot run here leaves its reason.
 
 All of them are those of csm/judges: the recognizer and the speaker encoder are chosen by `eval.asr` and
-`eval.speaker_model_kind`, the measures, which give numbers for single utterances, by `eval.measures`.
+`eval.speaker_model_kind`, the measures, which give numbers for single utterances, by `eval.measures`. The phoneme
+recognizer (`eval.phonemes`) and the distance of prosody are loaded for suites with metrics that need them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -14,8 +15,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from csm.config import EvalConfig
+from csm.judges.contours import ProsodyDistance
 from csm.judges.hub import ModelUnavailable
 from csm.judges.measures import MEASURES, AudioMeasure
+from csm.judges.phonemes import PhonemeRecognizer, load_phonemes
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder, load_embedder
 from csm.judges.whisper import load_recognizer
@@ -28,12 +31,14 @@ class Judges:
     recognizer: Recognizer | None
     embedder: SpeakerEmbedder | None
     measures: dict[str, AudioMeasure]
+    phonemes: PhonemeRecognizer | None = None
+    prosody: ProsodyDistance | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def none(cls, reason: str) -> Judges:
         """No judges, and why."""
-        return cls(None, None, {}, dict.fromkeys(_CHOSEN, reason))
+        return cls(None, None, {}, unavailable=dict.fromkeys(_CHOSEN, reason))
 
     def describe(self) -> dict[str, Any]:
         """Every judge, or why it did not run."""
@@ -42,22 +47,31 @@ class Judges:
             "recognizer": recognizer.describe() if recognizer else {"not run": self.unavailable["recognizer"]},
             "speaker_embedder": embedder.describe() if embedder else {"not run": self.unavailable["embedder"]},
         }
-        lacking = {f"measure_{n}": {"not run": why} for n, why in self.unavailable.items() if n not in _CHOSEN}
+        for name, judge in ((_PHONEMES, self.phonemes), (_PROSODY, self.prosody)):
+            if judge is not None:
+                found[name] = judge.describe()
+            elif name in self.unavailable:
+                found[name] = {"not run": self.unavailable[name]}
+        lacking = {f"measure_{n}": {"not run": why} for n, why in self.unavailable.items() if n not in _NAMED}
         return found | {f"measure_{name}": judge.describe() for name, judge in self.measures.items()} | lacking
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that the measures add; of one that did not run, its own."""
         values = [value for judge in self.measures.values() for value in judge.values]
-        return values + [name for name in self.unavailable if name not in _CHOSEN]
+        return values + [name for name in self.unavailable if name not in _NAMED]
 
 
 _CHOSEN = ("recognizer", "embedder")
+_PHONEMES, _PROSODY = "phonemes", "prosody_distance"
+_NAMED = (*_CHOSEN, _PHONEMES, _PROSODY)
 _Judge = TypeVar("_Judge")
 
 
-def load_judges(settings: EvalConfig, device: str) -> Judges:
-    """Loads every judge that the options name.
+def load_judges(settings: EvalConfig, device: str, needs: Collection[str] = ()) -> Judges:
+    """Loads every judge that the options name, and those that only some suites need.
+
+    needs: of the suite's metrics
 
     Raises:
         ValueError: `eval.measures` names one that does not exist.
@@ -81,4 +95,10 @@ def load_judges(settings: EvalConfig, device: str) -> Judges:
     embedder = attempt("embedder", lambda: load_embedder(settings.speaker_model_kind, settings.speaker_model, device))
     measures = {name: attempt(name, partial(MEASURES[name], device)) for name in settings.measures}
     loaded = {name: judge for name, judge in measures.items() if judge is not None}
-    return Judges(recognizer, embedder, loaded, unavailable)
+    phonemes = prosody = None
+    if _PHONEMES in needs:
+        load = partial(load_phonemes, settings.phonemes, settings.phoneme_model, device)
+        phonemes = attempt(_PHONEMES, load)
+    if _PROSODY in needs:
+        prosody = attempt(_PROSODY, ProsodyDistance)
+    return Judges(recognizer, embedder, loaded, phonemes, prosody, unavailable)

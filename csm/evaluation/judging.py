@@ -4,30 +4,67 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from csm.evaluation.failures import find_failures
+from csm.evaluation.judges import Judges
 from csm.evaluation.prompts import AudioSpan, EvalPrompt
-from csm.evaluation.stages import Take, voice_key
-from csm.evaluation.store import StageLog
+from csm.evaluation.pronunciation import pronounced, thresholds
+from csm.evaluation.stages import Take, pair_key, voice_key
+from csm.evaluation.store import StageLog, Store, key_of
 from csm.evaluation.text_norm import TextNormalizer
 from csm.evaluation.utterances import System, Utterance
 from csm.evaluation.wer import align_words, count_errors
 from csm.judges.speaker import cosine
 
 
-def judged_utterances(
-    takes: Sequence[Take],
-    speech: StageLog,
-    asr: StageLog | None,
-    voices: StageLog | None,
-    measures: Sequence[StageLog],
-    normalizer: TextNormalizer,
-) -> list[Utterance]:
-    """One utterance for each take, in order, then the controls. A log is None if its judge did not run."""
+@dataclass(frozen=True)
+class Logs:
+    """The logs of all stages, as they were when read; None of a judge that did not run."""
+
+    speech: StageLog
+    asr: StageLog | None
+    voices: StageLog | None
+    phonemes: StageLog | None
+    prosody: StageLog | None
+    measures: list[StageLog]
+
+    @classmethod
+    def read(cls, store: Store, judges: Judges) -> Logs:
+        def log(stage: str, judge: Describes | None) -> StageLog | None:
+            return None if judge is None else store.log(f"{stage}-{key_of(**judge.describe())}")
+
+        measures = [log("measure", judge) for judge in judges.measures.values()]
+        return cls(
+            store.log("speech"),
+            log("asr", judges.recognizer),
+            log("voice", judges.embedder),
+            log("phonemes", judges.phonemes),
+            log("prosody", judges.prosody),
+            [found for found in measures if found is not None],
+        )
+
+    def missing(self, takes: Sequence[Take]) -> int:
+        """Speech, and results of judges, that other ranks have yet to add."""
+        logs = [log for log in (self.speech, self.asr, self.voices, self.phonemes, *self.measures) if log is not None]
+        missing = sum(take.key not in log for take in takes for log in logs)
+        return missing + sum(self.prosody is not None and pair_key(take) not in self.prosody for take in takes)
+
+
+class Describes(Protocol):
+    """Any judge."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def judged_utterances(takes: Sequence[Take], logs: Logs, normalizer: TextNormalizer) -> list[Utterance]:
+    """One utterance for each take, in order, then the controls."""
+    speech, asr, voices = logs.speech, logs.asr, logs.voices
+    offsets = {} if logs.phonemes is None else thresholds(takes, logs.phonemes)
     recorded = {t.prompt.id: speech[t.key]["seconds"] for t in takes if t.system is System.ground_truth}
     prompts = list({t.prompt.id: t.prompt for t in takes}.values())
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
@@ -38,7 +75,11 @@ def judged_utterances(
             add_words(u, asr[take.key]["text"], normalizer, take.prompt)
         if voices is not None:
             _add_voice(u, take, voices)
-        found = [pair for log in measures for pair in log[take.key].items()]
+        if logs.phonemes is not None:
+            u.pronounced = pronounced(take, logs.phonemes, offsets)
+        if logs.prosody is not None:
+            u.prosody = logs.prosody[pair_key(take)]
+        found = [pair for log in logs.measures for pair in log[take.key].items()]
         u.measures = {name: value for name, value in found if value is not None}
         u.flags = find_failures(u)
         utterances.append(u)
@@ -103,6 +144,7 @@ def _control(
     other = next((p for p in following if p.text != prompt.text), None)
     control = replace(
         u, system=System.control, flags=[], alignment=None, errors=None, leaked=None, measures={}, clipped=0.0,
+        prosody={}, pronounced=None,
         cosine_recording=None, cosine_earlier=None, cosine_other=None, reference_seconds=None, audio_file=None,
         compute_seconds=None,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from csm.evaluation.utterances import Flag, System, Utterance
 
 Terms = tuple[float, float]
 Better = Literal["lower", "higher", "near 1", "near the recordings"]
-Need = Literal["recognizer", "embedder", "nothing"]
+Need = Literal["recognizer", "embedder", "phonemes", "prosody_distance", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,23 @@ def _nearest(u: Utterance) -> Terms | None:
     return (float(u.cosine_earlier > u.cosine_other), 1.0)
 
 
+def _pronounced(scorer: Literal["forced", "greedy"]) -> Callable[[Utterance], Terms | None]:
+    def terms(u: Utterance) -> Terms | None:
+        said = u.pronounced
+        return None if said is None or not said.confirmed else (float(getattr(said, scorer) == said.expected), 1.0)
+
+    return terms
+
+
+def _prosody(name: str) -> Callable[[Utterance], Terms | None]:
+    return lambda u: None if Flag.runaway in u.flags else _value(u.prosody.get(name))
+
+
 def _value(value: float | None) -> Terms | None:
     return None if value is None else (value, 1.0)
 
 
+_NO_TURN = "no recordings of the same turns to compare with, or nothing to hear"
 _ITSELF = "the recording would be compared with itself"
 _NO_WORDS = "no reference text holds a word after normalization"
 
@@ -144,6 +157,26 @@ METRICS: dict[str, Metric] = {
         Metric(
             "leakage", "Leakage", "inserted words of the turns before / all words", "leakage %", True, "lower",
             "recognizer", _leaked, "no prompt has turns before it",
+        ),
+        Metric(
+            "pronounced", "Pronunciation", "expected variant, forced choice", "said right %", True, "higher",
+            "phonemes", _pronounced("forced"), "no word is tested after a context in which it is heard",
+        ),
+        Metric(
+            "pronounced_greedy", "Pronunciation", "expected variant, greedy", "greedy %", True, "higher", "phonemes",
+            _pronounced("greedy"), "no word is tested after a context in which it is heard",
+        ),
+        Metric(
+            "f0_distance", "Pitch", "semitones from the true turn's contour", "pitch distance", False, "lower",
+            "prosody_distance", _prosody("f0_distance"), _NO_TURN, undefined=((System.ground_truth, _ITSELF),),
+        ),
+        Metric(
+            "energy_distance", "Energy", "dB from the true turn's contour", "energy distance", False, "lower",
+            "prosody_distance", _prosody("energy_distance"), _NO_TURN, undefined=((System.ground_truth, _ITSELF),),
+        ),
+        Metric(
+            "rate_distance", "Rate", "octaves from the true turn's length", "rate distance", False, "lower",
+            "prosody_distance", _prosody("rate_distance"), _NO_TURN, undefined=((System.ground_truth, _ITSELF),),
         ),
     )
 }  # fmt: skip

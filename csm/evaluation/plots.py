@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from csm.evaluation.statistics import Estimate
 from csm.evaluation.text_norm import Rate
 from csm.evaluation.utterances import System, Utterance
 
@@ -108,6 +109,25 @@ def loss_by_codebook(losses: Sequence[Mapping[str, Any]]) -> Plot:
     ticks = [(number, str(number)) for number in range(0, len(losses), step)]
     heights = [(share * most, f"{share * most:.2f}") for share in (0, 0.5, 1)]
     return Plot("Loss by codebook", frame.svg(marks, ticks, heights))
+
+
+RUN_COLORS = 6
+
+
+def losses_of_runs(runs: Sequence[Sequence[Estimate]]) -> Plot | None:
+    """Teacher-forced losses by codebook, a line for each run; None without losses. Run i has the class `run<i>`, modulo
+    RUN_COLORS."""
+    if not runs or not runs[0]:
+        return None
+    count, most = len(runs[0]), max(1e-3, *(loss.value for losses in runs for loss in losses))
+    frame = _Frame((0, count - 1), (0, most), "codebook", "loss, nats")
+    marks = []
+    for number, losses in enumerate(runs):
+        line = " ".join(f"{frame.x(k):.1f},{frame.y(loss.value):.1f}" for k, loss in enumerate(losses))
+        marks.append(f'<polyline class="run{number % RUN_COLORS}" points="{line}"/>')
+    ticks = [(number, str(number)) for number in range(0, count, max(1, count // 8))]
+    heights = [(share * most, f"{share * most:.2f}") for share in (0, 0.5, 1)]
+    return Plot("Teacher-forced loss by codebook", frame.svg(marks, ticks, heights))
 
 
 class _Frame:

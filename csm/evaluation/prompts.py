@@ -20,6 +20,7 @@ from csm.codec.base import Codec, check_same_codec
 from csm.config import EvalConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample, Turn
+from csm.evaluation.sets.items import Target
 from csm.files import read_json_lines
 from csm.inference.generator import Generator, Segment
 from csm.inference.records import TURN_FIELDS, check_turn
@@ -63,6 +64,7 @@ class EvalPrompt:
     cluster:           prompts of one cluster (same show, call or voice) are not independent, and are resampled together
     condition:         of the experiment, such as "3 turns"; the report has a row for each
     turn:              place of the turn in its conversation, from 0; None if it has none
+    target:            the word whose pronunciation is tested
     voice:             whose voice it is, where prompts of different names are known to be different people
     """
 
@@ -79,6 +81,7 @@ class EvalPrompt:
     condition: str = ""
     turn: int | None = None
     voice: str | None = None
+    target: Target | None = None
 
 
 @dataclass

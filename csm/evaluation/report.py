@@ -52,6 +52,7 @@ class Report:
     provenance: dict[str, dict[str, Any]]
     contrasts: list[Contrast] = field(default_factory=list)
     teacher_forced: dict[str, Any] | None = None  # see csm/evaluation/teacher_forced.py
+    pronunciation: dict[str, Any] | None = None  # see csm/evaluation/pronunciation.py
     overlap: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
 
@@ -98,7 +99,8 @@ def results(report: Report) -> dict[str, Any]:
         },
         "systems": group(report.scores),
         "model_by_seed": {str(seed): group(rows) for seed, rows in report.scores_by_seed.items()},
-        "teacher_forced": report.teacher_forced,
+        "pronunciation": report.pronunciation,
+        "teacher_forced": _without_sums(report.teacher_forced),
         "contrasts": [asdict(contrast) for contrast in report.contrasts],
         "published": [asdict(row) for row in report.published],
         "notes": report.notes,
@@ -108,6 +110,11 @@ def results(report: Report) -> dict[str, Any]:
         "provenance": report.provenance,
         "timings": report.timings,
     }
+
+
+def _without_sums(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Without single conversations, which have a file of their own."""
+    return None if scores is None else {name: value for name, value in scores.items() if name != "sums"}
 
 
 def rows(report: Report) -> Iterator[dict[str, Any]]:

@@ -16,14 +16,23 @@ from rich.console import Console
 from csm.codec.base import hash_tensors
 from csm.config import EvalConfig, EvaluateConfig
 from csm.evaluation.judges import Judges, load_judges
-from csm.evaluation.judging import judged_utterances
-from csm.evaluation.stages import Take, embed_voices, make_speech, measure, missing_work, plan_takes, transcribe
-from csm.evaluation.store import Share, Store, key_of
+from csm.evaluation.judging import Logs, judged_utterances
+from csm.evaluation.metrics import METRICS
+from csm.evaluation.pronunciation import pronounce
+from csm.evaluation.stages import (
+    Take,
+    compare_prosody,
+    embed_voices,
+    make_speech,
+    measure,
+    plan_takes,
+    transcribe,
+)
+from csm.evaluation.store import Share, Store
 from csm.evaluation.suites import find_suite
 from csm.evaluation.summary import summarize
 from csm.evaluation.teacher_forced import teacher_forced
-from csm.evaluation.text_norm import TextNormalizer, load_normalizer
-from csm.evaluation.utterances import Utterance
+from csm.evaluation.text_norm import load_normalizer
 from csm.evaluation.wandb_table import send_to_wandb
 from csm.evaluation.writer import write_report
 from csm.formats.load import generation_dtype
@@ -61,18 +70,20 @@ def evaluate(cfg: EvaluateConfig) -> Path | None:
     prompt_set = suite.load(settings, codec, opened)
     weights = hash_tensors(plain_tensors(model.state_dict()))
     takes = plan_takes(prompt_set.prompts, generator, settings, weights)
-    judges = load_judges(settings, device) if prompt_set.prompts else Judges.none("nothing is spoken")
+    needs = {METRICS[name].needs for name in suite.metrics if name in METRICS}
+    judges = load_judges(settings, device, needs) if prompt_set.prompts else Judges.none("nothing is spoken")
 
     output.mkdir(parents=True, exist_ok=True)
     store = Store(output, share.rank)
     with store.writing():
         _make(share.of(takes), generator, judges, settings, store)
         with store.reporting():
-            remaining, utterances = _collect(takes, judges, normalizer, store)
-            if remaining:
+            logs = Logs.read(store, judges)
+            if remaining := logs.missing(takes):
                 message = f"{remaining} results of other ranks are missing; the last one to finish writes the report"
                 Console(stderr=True).print(message, soft_wrap=True)
                 return None
+            utterances = judged_utterances(takes, logs, normalizer)
             seconds = time.monotonic() - started
             report = summarize(
                 cfg, suite, opened, generator, weights, prompt_set, utterances, judges, normalizer, seconds
@@ -100,22 +111,12 @@ def _make(takes: list[Take], generator: Generator, judges: Judges, settings: Eva
         transcribe(takes, speech, judges.recognizer, store, rate)
     if judges.embedder:
         embed_voices(takes, speech, judges.embedder, store, rate)
+    if judges.phonemes:
+        pronounce(takes, speech, judges.phonemes, store, rate)
+    if judges.prosody:
+        compare_prosody(takes, speech, judges.prosody, store, rate)
     for judge in judges.measures.values():
         measure(takes, speech, judge, store, rate)
-
-
-def _collect(
-    takes: list[Take], judges: Judges, normalizer: TextNormalizer, store: Store
-) -> tuple[int, list[Utterance]]:
-    """How many results are missing and, if none is, the utterances."""
-    speech = store.log("speech")
-    asr = store.log(f"asr-{key_of(**judges.recognizer.describe())}") if judges.recognizer else None
-    voices = store.log(f"voice-{key_of(**judges.embedder.describe())}") if judges.embedder else None
-    measures = [store.log(f"measure-{key_of(**judge.describe())}") for judge in judges.measures.values()]
-    logs = [log for log in (asr, voices, *measures) if log is not None]
-    if remaining := missing_work(takes, speech, logs):
-        return remaining, []
-    return 0, judged_utterances(takes, speech, asr, voices, measures, normalizer)
 
 
 def _check_settings(settings: EvalConfig) -> None:

@@ -4,6 +4,8 @@ speech      recordings, their resynthesis by the codec, and the model's turns ->
 asr         transcripts
 voice       embeddings of the speech and of the recordings it is compared with
 measures    numbers of single utterances, such as predicted quality
+prosody     distances from the recording of the same turn
+phonemes    how tested words were said: csm/evaluation/pronunciation.py
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from csm.inference.engine import Request
 from csm.inference.generator import Generator, SpeechRequest
 from csm.inference.guards import Guards
 from csm.inference.segments import Segment
+from csm.judges.contours import ProsodyDistance
 from csm.judges.measures import AudioMeasure
 from csm.judges.recognition import Recognizer
 from csm.judges.speaker import SpeakerEmbedder
@@ -96,11 +99,11 @@ def make_speech(takes: Sequence[Take], generator: Generator, settings: EvalConfi
     log = store.log("speech")
     missing = list({take.key: take for take in takes if take.key not in log}.values())
     recorded = [take for take in missing if take.system is not System.model]
-    for take in _progress(recorded, "codec resynthesis"):
+    for take in progress(recorded, "codec resynthesis"):
         _keep(take, _recorded(take, generator), generator.sample_rate, store, log)
     spoken = [take for take in missing if take.system is System.model]
     clock = time.monotonic()
-    for take, request, turn in _progress(_speak(spoken, generator, settings), "generation", len(spoken)):
+    for take, request, turn in progress(_speak(spoken, generator, settings), "generation", len(spoken)):
         result = generator.result(turn, request)
         now = time.monotonic()
         facts = {
@@ -169,10 +172,10 @@ def transcribe(
 ) -> StageLog:
     """Transcripts. An empty output has an empty one: every word is deleted."""
     log = store.log(f"asr-{key_of(**recognizer.describe())}")
-    for take in _progress([t for t in takes if t.key not in log], "transcription"):
+    for take in progress([t for t in takes if t.key not in log], "transcription"):
         if take.key in log:  # the same speech for two prompts
             continue
-        audio = _speech(take.key, speech, store, sample_rate)
+        audio = speech_of(take.key, speech, store, sample_rate)
         log.add(take.key, text="" if audio is None else recognizer.transcribe(audio, sample_rate))
     return log
 
@@ -187,12 +190,12 @@ def embed_voices(
         voice = None if audio is None else embedder.embed(audio, rate)
         log.add(key, voice=None if voice is None else voice.tolist())
 
-    for take in _progress([t for t in takes if t.key not in log], "voices"):
+    for take in progress([t for t in takes if t.key not in log], "voices"):
         for key, spans in voice_keys(take.prompt).items():
             if key not in log:
                 add(key, *recorded(spans, sample_rate))
         if take.key not in log:
-            add(take.key, _speech(take.key, speech, store, sample_rate))
+            add(take.key, speech_of(take.key, speech, store, sample_rate))
     return log
 
 
@@ -219,28 +222,47 @@ def voice_key(spans: Sequence[AudioSpan]) -> str:
 def measure(takes: Sequence[Take], speech: StageLog, judge: AudioMeasure, store: Store, sample_rate: int) -> StageLog:
     """The numbers of a measure; null where the utterance does not define one, none at all where it is empty."""
     log = store.log(f"measure-{key_of(**judge.describe())}")
-    for take in _progress([t for t in takes if t.key not in log], judge.name):
+    for take in progress([t for t in takes if t.key not in log], judge.name):
         if take.key in log:
             continue
-        audio = _speech(take.key, speech, store, sample_rate)
+        audio = speech_of(take.key, speech, store, sample_rate)
         log.add(take.key, **({} if audio is None else judge.measure(audio, sample_rate)))
     return log
 
 
-def _speech(key: str, speech: StageLog, store: Store, sample_rate: int) -> Tensor | None:
+def compare_prosody(
+    takes: Sequence[Take], speech: StageLog, judge: ProsodyDistance, store: Store, sample_rate: int
+) -> StageLog:
+    """Distances from the recording of the same turn (`pair_key`); none at all where there is no recording or no speech,
+    and for the recording itself."""
+    log = store.log(f"prosody-{key_of(**judge.describe())}")
+    for take in progress([t for t in takes if pair_key(t) not in log], "prosody"):
+        if pair_key(take) in log:
+            continue
+        reference = None if take.system is System.ground_truth else take.prompt.reference
+        audio = speech_of(take.key, speech, store, sample_rate)
+        found: dict[str, float] = {}
+        if audio is not None and reference is not None:
+            found = judge.measure(audio, reference.load(sample_rate), sample_rate)
+        log.add(pair_key(take), **found)
+    return log
+
+
+def pair_key(take: Take) -> str:
+    """Of a take beside the recording of its turn."""
+    reference = take.prompt.reference
+    return key_of(speech=take.key, reference=None if reference is None else _span_facts(reference))
+
+
+def speech_of(key: str, speech: StageLog, store: Store, sample_rate: int) -> Tensor | None:
     return load_audio(store.audio / f"{key}.wav", sample_rate) if speech[key]["seconds"] else None
 
 
-def _progress(work: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+def progress(work: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """A progress bar on stderr, where there is something to do."""
     if total is None and isinstance(work, Sequence):
         total = len(work)
     yield from track(work, what, total) if total else work
-
-
-def missing_work(takes: Sequence[Take], speech: StageLog, logs: Sequence[StageLog]) -> int:
-    """Speech, and results of judges, that other ranks have yet to add. Call it on logs that were just read."""
-    return sum(take.key not in log for take in takes for log in [speech, *logs])
 
 
 def _span_facts(span: AudioSpan) -> list[Any]:

@@ -12,6 +12,7 @@ from csm.evaluation.judges import Judges
 from csm.evaluation.metrics import METRICS
 from csm.evaluation.overlap import Overlap, find_overlap
 from csm.evaluation.prompts import PromptSet
+from csm.evaluation.pronunciation import pronunciation_results
 from csm.evaluation.report import PublishedView, Report
 from csm.evaluation.scores import NotRun, SystemScores, score_system
 from csm.evaluation.store import key_of
@@ -62,7 +63,8 @@ def summarize(
         published=[
             PublishedView(row.system, row.values, row.source, comparable(suite, row, names)) for row in suite.published
         ],
-        contrasts=contrasts(utterances, suite.metrics),
+        contrasts=contrasts(utterances, suite.metrics, suite.control_suffix),
+        pronunciation=pronunciation_results(utterances, settings.bootstrap_samples),
         overlap=overlap.to_dict(),
         protocol=protocol,
         protocol_hash=key_of(**protocol),

@@ -7,7 +7,7 @@ results.json and in the report's stages.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from csm.codec.base import check_same_codec
@@ -17,9 +17,12 @@ from csm.evaluation.context_gain import Context, context_gain, context_items
 from csm.evaluation.intrinsic import codebook_groups, intrinsic_scores
 from csm.evaluation.store import Store, key_of
 from csm.evaluation.suites.suite import open_dataset
+from csm.evaluation.tables import ScoreTable, Value, with_interval
 from csm.formats.layouts import Checkpoint
 from csm.inference.generator import Generator
 
+VERSION = 2
+"""Of the scores that are kept; earlier ones are made again."""
 MOST_TURNS = 12
 """Rows of the table by turn; results.json has them all."""
 
@@ -48,6 +51,7 @@ def _scores(
     parameter = next(model.parameters())
     log = store.log("intrinsic")
     key = key_of(
+        version=VERSION,
         weights=weights,
         tokenizer=generator.tokenizer.identity,
         dtype=str(parameter.dtype),
@@ -81,18 +85,6 @@ def _context_gain(generator: Generator, dataset: ShardedDataset, split: str, boo
 
 # ---------------------------------------------------------------------------------------------------------- tables
 
-Value = Mapping[str, Any]  # an Estimate as plain values
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """A table as text. long: shown only when asked for."""
-
-    title: str
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-    long: bool = False
-
 
 def score_tables(scores: Mapping[str, Any]) -> list[ScoreTable]:
     """Everything of `teacher_forced`, for the report."""
@@ -100,7 +92,7 @@ def score_tables(scores: Mapping[str, Any]) -> list[ScoreTable]:
         ScoreTable(
             "Loss",
             ["nats", "top-1 %", "top-5 %"],
-            [("codebook 0 + mean of the others", [_number(scores["loss"]), "", ""])]
+            [("codebook 0 + mean of the others", [with_interval(scores["loss"]), "", ""])]
             + [(name, _codebook(group)) for name, group in scores["groups"].items()],
         ),
         ScoreTable(
@@ -115,22 +107,22 @@ def score_tables(scores: Mapping[str, Any]) -> list[ScoreTable]:
     turns = dict(list(scores["turns"].items())[:MOST_TURNS])
     parts = (("Loss by frame of the turn", scores["positions"]), ("Loss by turn", turns))
     for title, values in (*parts, ("Loss by speaker id", scores["speakers"])):
-        rows = [(name, [_number(value), str(value["items"])]) for name, value in values.items()]
+        rows = [(name, [with_interval(value), str(value["items"])]) for name, value in values.items()]
         tables.append(ScoreTable(title, ["nats", "frames"], rows, long=True))
     return tables
 
 
 def _codebook(scores: Mapping[str, Value]) -> list[str]:
-    return [_number(scores["nats"]), _number(scores["top1"], 100), _number(scores["top5"], 100)]
+    return [with_interval(scores["nats"]), with_interval(scores["top1"], 100), with_interval(scores["top5"], 100)]
 
 
 def _ends(ends: Mapping[str, Any]) -> ScoreTable:
     auc, stops = ends["auc"], ends["false_stops"]
     rows = [
-        ("cross entropy of the end's frame, nats", [_number(ends["nats"])]),
+        ("cross entropy of the end's frame, nats", [with_interval(ends["nats"])]),
         ("AUC of its probability against other frames", ["none" if auc is None else f"{auc:.4f}"]),
-        ("ends at which greedy decoding stops, %", [_number(ends["found"], 100)]),
-        ("other frames at which it would, %", ["none" if stops is None else _number(stops, 100)]),
+        ("ends at which greedy decoding stops, %", [with_interval(ends["found"], 100)]),
+        ("other frames at which it would, %", ["none" if stops is None else with_interval(stops, 100)]),
     ]
     return ScoreTable("Ends of turns", [f"of {ends['nats']['items']} ends"], rows)
 
@@ -140,16 +132,7 @@ def _gains(gains: Mapping[str, Any]) -> ScoreTable:
     if "not_run" in gains:
         return ScoreTable(title, [""], [("not run", [gains["not_run"]])])
     rows = [
-        (f"against {Context[name].value}", [_number(value) for value in measures.values()])
+        (f"against {Context[name].value}", [with_interval(value) for value in measures.values()])
         for name, measures in gains.items()
     ]
     return ScoreTable(title, list(next(iter(gains.values()))), rows)
-
-
-def _number(value: Value, scale: float = 1) -> str:
-    """With its interval."""
-    digits = 3 if scale == 1 else 1
-    text = f"{scale * value['value']:.{digits}f}"
-    if value["low"] is None:
-        return text
-    return f"{text} [{scale * value['low']:.{digits}f}, {scale * value['high']:.{digits}f}]"

@@ -39,6 +39,22 @@ class Flag(Enum):
     long_transcript = "transcript over twice the reference"
 
 
+@dataclass(frozen=True)
+class Pronounced:
+    """Variants of a tested word that both scorers heard; None: undecided, or nothing was said.
+
+    margin:    of the forced choice, nats
+    confirmed: whether the word was heard as it should be in the context; True without a context
+    """
+
+    word: str
+    expected: str
+    greedy: str | None
+    forced: str | None
+    margin: float
+    confirmed: bool
+
+
 @dataclass
 class Utterance:
     """Speech of one prompt by one system, with the judges' results. Cosines are None where undefined."""
@@ -68,6 +84,8 @@ class Utterance:
     cosine_earlier: float | None = None  # with the same speaker's earlier turns
     cosine_other: float | None = None  # with the other speakers' turns
     measures: dict[str, float] = field(default_factory=dict)  # results of eval.measures
+    prosody: dict[str, float] = field(default_factory=dict)  # distances from the recording of the same turn
+    pronounced: Pronounced | None = None  # where a word's pronunciation is tested
 
     def to_row(self) -> dict[str, Any]:
         """Plain values: a line of utterances.jsonl."""
@@ -89,6 +107,8 @@ class Utterance:
             "cosine_earlier": self.cosine_earlier,
             "cosine_other": self.cosine_other,
             "measures": self.measures,
+            "prosody_distance": self.prosody,
+            "pronounced": asdict(self.pronounced) if self.pronounced else None,
             "seconds": round(self.seconds, 3),
             "reference_seconds": None if self.reference_seconds is None else round(self.reference_seconds, 3),
             "compute_seconds": self.compute_seconds,

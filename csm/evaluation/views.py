@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from csm.evaluation.contrasts import Contrast
+from csm.evaluation.embedded import Room
 from csm.evaluation.metrics import metric
 from csm.evaluation.plots import loss_by_codebook, plots
 from csm.evaluation.prompts import EvalPrompt
+from csm.evaluation.pronunciation import pronunciation_tables
 from csm.evaluation.report import Report
 from csm.evaluation.scores import NotRun, Score, SystemScores
 from csm.evaluation.teacher_forced import score_tables
@@ -24,8 +22,9 @@ from csm.evaluation.utterances import System, Utterance
 MOST_CARDS, CARDS_OF_A_KIND = 100, 25
 """Up to MOST_CARDS prompts each have a card with players; of more, so many of the worst and so many at random do, and
 up to MOST_CARDS of the failed. The table of items plays them all."""
-EMBEDDED_BYTES = 2_000_000
-"""Audio of cards is embedded in the page until it has grown by so much; players after that read the files in audio/."""
+
+_PICTURED = (System.ground_truth, System.model)
+"""Systems whose takes have spectrograms."""
 
 _READING = (
     "Values in brackets are 95 % intervals (bootstrap, resampling {unit}). {rate}: {kind} error rate of the "
@@ -42,7 +41,7 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
     for u in report.utterances:
         if u.system is not System.control:
             of_prompt[u.prompt].append(u)
-    room = _Room(folder)
+    room = Room(folder)
     cards = _chosen(report, of_prompt)
     return {
         "title": report.title,
@@ -63,6 +62,7 @@ def page_view(report: Report, folder: Path) -> dict[str, Any]:
         "notes": report.notes,
         "published_columns": list(dict.fromkeys(name for row in report.published for name in row.values)),
         "published": report.published,
+        "tables": [] if report.pronunciation is None else pronunciation_tables(report.pronunciation),
         "teacher_forced": _teacher_forced(report),
         "plots": plots(report.utterances, report.rate),
         "all_cards": len(cards) == len(report.prompts),
@@ -191,7 +191,7 @@ def _rate(u: Utterance) -> float:
     return (u.errors.rate or 0.0) if u.errors else 0.0
 
 
-def _card(prompt: EvalPrompt, mine: list[Utterance], report: Report, room: _Room) -> dict[str, Any]:
+def _card(prompt: EvalPrompt, mine: list[Utterance], report: Report, room: Room) -> dict[str, Any]:
     spoken = [u for u in mine if u.system is System.model]
     voices = [u.cosine_earlier if u.cosine_recording is None else u.cosine_recording for u in spoken]
     cosines = [voice for voice in voices if voice is not None]
@@ -224,7 +224,7 @@ def _card(prompt: EvalPrompt, mine: list[Utterance], report: Report, room: _Room
     }
 
 
-def _take(u: Utterance, report: Report, room: _Room) -> dict[str, Any]:
+def _take(u: Utterance, report: Report, room: Room) -> dict[str, Any]:
     numbers = [f"{u.seconds:.1f} s"]
     if u.errors and u.errors.rate is not None:
         numbers.append(f"{report.rate} {100 * u.errors.rate:.0f} %")
@@ -235,29 +235,12 @@ def _take(u: Utterance, report: Report, room: _Room) -> dict[str, Any]:
     if u.seed is not None and report.scores_by_seed:
         numbers.append(f"seed {u.seed}")
     return {
-        "source": room.source(u.audio_file) if u.audio_file else None,
+        "source": room.audio(u.audio_file) if u.audio_file else None,
+        "spectrogram": room.spectrogram(u.audio_file) if u.audio_file and u.system in _PICTURED else None,
         "alignment": u.alignment,
         "numbers": " · ".join(numbers),
         "flags": [flag.value for flag in u.flags],
     }
-
-
-class _Room:
-    """Embeds audio while there is room for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._left = folder, EMBEDDED_BYTES
-
-    def source(self, audio_file: str) -> str:
-        """A data URI of MP3, which every browser plays, about 7 kB per second; or the file's own relative path."""
-        if self._left <= 0:
-            return audio_file
-        samples, rate = soundfile.read(self._folder / audio_file, dtype="float32")
-        buffer = io.BytesIO()
-        soundfile.write(buffer, samples, rate, format="MP3")
-        uri = "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        self._left -= len(uri)
-        return uri
 
 
 def _item(u: Utterance) -> list[Any]:

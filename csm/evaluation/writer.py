@@ -1,4 +1,5 @@
-"""Writes the report of an evaluation: results.json, utterances.jsonl, report.md and report.html, beside the audio.
+"""Writes the report of an evaluation: results.json, utterances.jsonl, report.md and report.html, beside the audio, and
+conversations.jsonl where conversations were scored teacher-forced.
 
 report.html is for people: one file that works from disk, with players. The templates escape every text, since
 transcripts are not trusted.
@@ -12,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from csm.evaluation.compare_forced import CONVERSATIONS
 from csm.evaluation.report import Report, results, rows
 from csm.evaluation.views import page_view
 from csm.files import write_atomically
@@ -22,6 +24,8 @@ def write_report(report: Report, folder: Path) -> None:
     (folder / "results.json").unlink(missing_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(report)]
     write_text(folder / "utterances.jsonl", "".join(lines))
+    if sums := (report.teacher_forced or {}).get("sums"):
+        write_text(folder / CONVERSATIONS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in sums))
     view = page_view(report, folder)
     for name in ("report.html", "report.md"):
         write_text(folder / name, templates().get_template(f"{name}.j2").render(view))

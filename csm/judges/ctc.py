@@ -27,7 +27,7 @@ LETTERS = "facebook/hubert-large-ls960-ft"
 PHONEMES = "facebook/wav2vec2-lv-60-espeak-cv-ft"
 """Phonemes of espeak's English and many other languages; the model of Sesame's homograph test."""
 
-_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 _MIN_SAMPLES = 400  # of the first frame
 
 
@@ -82,7 +82,7 @@ class CtcModel:
         """The most likely symbol of each frame, without repetitions, then without blanks and special symbols."""
         best = [number for number, _ in groupby(log_probs.argmax(dim=-1).tolist())]
         written = [self.vocabulary[number] for number in best if number != self.blank]
-        return [symbol for symbol in written if symbol not in _SPECIAL]
+        return [symbol for symbol in written if symbol not in SPECIAL]
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from csm.codec.base import hash_tensors
 from csm.compose import EVALUATE
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
 from csm.data.dataset import ShardedDataset
+from csm.evaluation.compare_forced import read_conversations
 from csm.evaluation.intrinsic import intrinsic_scores
 from csm.evaluation.listening.command import main as listening
 from csm.evaluation.listening.kit import read_items
@@ -105,9 +106,10 @@ def test_intrinsic_suite_reports_what_is_predicted_without_speech(checkpoint, da
     assert list(gain) == ["none", "shuffled", "swapped"] and gain["none"]["loss"]["items"] == 3
     assert results["systems"] == {} and results["protocol"]["judges"]["recognizer"] == {"not run": "nothing is spoken"}
     html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    assert html.count("<polyline") == 1 and "Loss by codebook" in html and "<script>" not in html
+    assert html.count("<polyline") == 1 and "Loss by codebook" in html and html.count("<script>") == 1
     loss = f"{scores.codebooks[4].nats.value:.3f}"
     assert f'<th scope="row">c4</th><td class="figure">{loss}' in html and "against no context" in markdown
+    assert "sums" not in found and len(read_conversations(folder)) == found["conversations"]
     print_headline(folder)
     evaluate(cfg)  # from the folder's stages
     assert json.loads((folder / "results.json").read_text())["teacher_forced"] == found

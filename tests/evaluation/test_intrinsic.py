@@ -83,6 +83,10 @@ def test_equals_the_validation_loss_of_training(model, dataset, tokenizer):
         assert sum(part.items for part in parts.values()) == total
         mean = sum(part.value * part.items for part in parts.values()) / total
         assert mean == pytest.approx(scores.loss.value, abs=1e-6)
+    assert [one.key for one in scores.sums] == [sample.key for sample in samples]
+    nats = sum(np.array(one.nats) for one in scores.sums) / total
+    assert nats == pytest.approx(losses.numpy(), abs=1e-5) and sum(one.frames for one in scores.sums) == total
+    assert sum(one.ends for one in scores.sums) == ends[0] and sum(one.found for one in scores.sums) == ends[1]
     first = [turn for sample in samples for turn in sample.turns]
     assert scores.positions["0"].items == len(first) == ends[0]  # every turn has a frame 0, and an end
     assert scores.speakers["1"].items == sum(t.num_frames + 1 for t in first if t.speaker == 1)

@@ -140,7 +140,8 @@ def test_forced_alignment_is_the_best_of_all_paths():
 def test_calibration_moves_the_threshold_between_the_variants():
     advantages, first = [5.0, 4.0, 2.5, 2.0, 1.0, -3.0], [True, True, True, False, False, False]
     assert calibrate(advantages, first) == pytest.approx(2.25)
-    assert calibrate([1.0, -1.0], [True, False]) == 0.0
+    assert calibrate([6.0, -1.0], [True, False]) == 2.5
+    assert calibrate([1.0], [True]) == 0.0
     realizations = in_symbols(HOMOGRAPH["lead"], VOCABULARY)
     log_probs = spoken(["l", "ɛ", "d"], np.random.default_rng(4))
     margin = forced_choice(log_probs, VOCABULARY, 0, realizations, ANYWHERE).margin

@@ -1,17 +1,16 @@
 """What an evaluation keeps between runs: after kill -9, with another judge, and over several ranks."""
 
 import json
-import os
+import multiprocessing
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from csm.config import AsrKind, EvalConfig, EvaluateConfig, SpeakerKind
 from csm.evaluation import summary
@@ -20,19 +19,12 @@ from csm.evaluation.store import Share, StageLog, Store
 from csm.inference.engine import Engine
 from csm.judges.measures import MEASURES, AudioMeasure
 
-ROOT = Path(__file__).parents[2]
-COMMAND = """
-import sys
-sys.path.insert(0, "tests/evaluation")
-from test_stages import evaluate_voices
-evaluate_voices(sys.argv[1], sys.argv[2])
-"""
-
 
 def evaluate_voices(checkpoint: Path | str, output: Path | str) -> None:
-    """A small evaluation with one judge."""
+    """A small evaluation with one judge, in a process of its own."""
+    torch.set_num_threads(1)  # sums over other partitions differ in the last bits
     summary.code_version = dict  # the checkout may be worked in meanwhile
-    settings = EvalConfig("test", split="train", max_prompts=6, max_audio_seconds=0.8, seeds=[0, 1])
+    settings = EvalConfig("test", split="train", max_prompts=4, max_audio_seconds=0.8, seeds=[0, 1])
     settings.asr, settings.asr_model, settings.bootstrap_samples = AsrKind.faster_whisper, "no-such-folder", 50
     settings.speaker_model_kind = SpeakerKind.resemblyzer
     evaluate(EvaluateConfig(str(checkpoint), output=str(output), eval=settings))
@@ -71,33 +63,40 @@ def records(folder: Path, stage: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_started_again_it_gives_the_same_report(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "code_version", dict)
+def test_killed_at_ten_moments_it_gives_the_same_report(checkpoint, tmp_path):
+    """Kill -9 at moments over the whole length, each after the last one's run was resumed."""
     whole, output, moments = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    evaluate_voices(checkpoint, whole)
-    for _ in range(3):
-        before = len(records_of_a_killed_run(output))
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(checkpoint), str(output)],
-            cwd=ROOT,
-            # as many threads as the tests have: sums over other partitions differ in the last bits
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.DEVNULL,
-        )
-        # some records later, wherever that is in the stages
-        some = moments.randrange(1, 16)
-        while process.poll() is None and len(records_of_a_killed_run(output)) < before + some:
-            time.sleep(0.01)
-        assert process.poll() is None, "it should not have come to its end"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    made = len(records_of_a_killed_run(output))
-    assert 3 <= made < len(records_of_a_killed_run(whole))
-    evaluate_voices(checkpoint, output)
+    # Each run is a process of its own, forked from one that has imported everything, which would take most of the time.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["csm.evaluation.run", "csm.judges.measures", "resemblyzer"])
+    run_to_its_end(processes, checkpoint, whole)
+    total = len(records_of_a_killed_run(whole))
+    killed_at = []
+    for wanted in sorted(moments.sample(range(total), 10)):
+        process = processes.Process(target=evaluate_voices, args=(checkpoint, output))
+        process.start()
+        deadline = time.monotonic() + 60
+        while len(records_of_a_killed_run(output)) < wanted and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.05))  # into the middle of a step
+        assert process.is_alive(), "it should not have come to its end"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed_at.append(len(records_of_a_killed_run(output)))
+    assert not (output / "results.json").exists() and len(set(killed_at)) >= 5 and killed_at[-1] > total / 2
+    run_to_its_end(processes, checkpoint, output)
     assert without_times(output) == without_times(whole)
     for stage in ("speech", "voice-*"):
         keys = Counter(records(output, stage))
         assert set(keys.values()) == {1} and set(keys) == set(records(whole, stage))
+
+
+def run_to_its_end(processes: multiprocessing.context.BaseContext, checkpoint: Path, output: Path) -> None:
+    process = processes.Process(target=evaluate_voices, args=(checkpoint, output))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def records_of_a_killed_run(folder: Path) -> list[str]:

@@ -7,7 +7,8 @@ variants.py         the variants of each word in the recognizer's phonemes
 scorers.py          which variant was said: greedy phoneme match, and forced choice
 summary.py          accuracy, chance and agreement
 
-The recognizer is csm/judges/ctc.py with a phoneme model. It was trained on labels of espeak, which itself picks the
-wrong pronunciation for half of such homographs: a row of human speech belongs beside every result, and thresholds are
-calibrated on it (`scorers.calibrate`).
+The recognizers are those of csm/judges/phonemes.py. They were trained on labels of programs that pick the wrong
+pronunciation of such words often enough: a row of human speech belongs beside every result, and thresholds are
+calibrated on it (`scorers.calibrate`). The suites homograph and consistency (csm/evaluation/suites/pronunciation.py)
+have models speak the sentences, csm/evaluation/pronunciation.py scores them.
 """

@@ -5,11 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm.evaluation.sets.variants import CONSISTENCY
+from csm.evaluation.sets.variants import CONSISTENCY, HOMOGRAPH, Variants
 from csm.files import read_json_lines
 
 VERSION = 1
 """Of sentences, labels and variants together; part of a report's protocol."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The word of a sentence that is tested, and the variant, or sense, in which it should be said."""
+
+    word: str
+    variant: str
+
+    @property
+    def variants(self) -> Variants:
+        """All of the word's, the first one first."""
+        return (HOMOGRAPH | CONSISTENCY)[self.word]
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,13 @@ def forced_choice(
     log_probs: float [T, V] of the recognizer; vocabulary, blank: of it; where: see `place`
     offset: subtracted from the first variant's advantage, see `calibrate`
     """
-    advantage = forced_advantage(log_probs, vocabulary, blank, realizations, where) - offset
     first, second = realizations
+    return choose(forced_advantage(log_probs, vocabulary, blank, realizations, where), first, second, offset)
+
+
+def choose(advantage: float, first: str, second: str, offset: float = 0.0) -> Choice:
+    """The variant by the first one's advantage over the second; undecided if neither had the time."""
+    advantage -= offset
     if not np.isfinite(advantage) or advantage == 0:
         return Choice(None, 0.0)
     return Choice(first if advantage > 0 else second, abs(float(advantage)))
@@ -141,8 +146,9 @@ def _aligned(scores: np.ndarray, word: Sequence[int], blank: int) -> float:
 def calibrate(advantages: Sequence[float], first: Sequence[bool]) -> float:
     """The offset of `forced_choice` that makes the fewest mistakes on speech whose variants are known.
 
-    advantages: of `forced_advantage`; first: whether the first variant was said. Of several, the one nearest to 0.
+    advantages: of `forced_advantage`; first: whether the first variant was said. The offset lies halfway between two of
+    them; of several, it is the one nearest to 0.
     """
     known = sorted((a, f) for a, f in zip(advantages, first, strict=True) if np.isfinite(a))
-    cuts = [0.0, *((lower + upper) / 2 for (lower, _), (upper, _) in pairwise(known))]
+    cuts = [(lower + upper) / 2 for (lower, _), (upper, _) in pairwise(known)] or [0.0]
     return min(cuts, key=lambda cut: (sum((a > cut) != f for a, f in known), abs(cut)))

@@ -7,7 +7,7 @@ phonemes would have to know the sense itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 Variants = Mapping[str, tuple[str, ...]]
 
@@ -38,8 +38,10 @@ Realizations = dict[str, list[list[str]]]
 """Variant -> realizations, each a list of a recognizer's symbols."""
 
 
-def in_symbols(variants: Variants, vocabulary: Collection[str]) -> Realizations:
+def in_symbols(variants: Variants, vocabulary: Collection[str], spell: Callable[[str], str] = str) -> Realizations:
     """The realizations that can be written in the recognizer's symbols, the longest symbols first.
+
+    spell: espeak's symbols as the recognizer writes them
 
     Raises:
         ValueError: none of a variant's realizations can be.
@@ -47,7 +49,7 @@ def in_symbols(variants: Variants, vocabulary: Collection[str]) -> Realizations:
     longest = max(map(len, vocabulary))
     found: Realizations = {}
     for variant, realizations in variants.items():
-        written = [_symbols(phones, vocabulary, longest) for phones in realizations]
+        written = [_symbols(spell(phones), vocabulary, longest) for phones in realizations]
         found[variant] = [one for one in written if one]
         if not found[variant]:
             raise ValueError(f"the recognizer has no symbols for {realizations[0]!r}; use a phoneme model of espeak's")

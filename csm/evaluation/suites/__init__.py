@@ -1,6 +1,6 @@
 """Suites by the names that eval.suite knows."""
 
-from csm.evaluation.suites import context, intrinsic, librispeech_pc, scripts, seedtts, speed, turns
+from csm.evaluation.suites import context, intrinsic, librispeech_pc, pronunciation, scripts, seedtts, speed, turns
 from csm.evaluation.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -15,6 +15,8 @@ SUITES: dict[str, Suite] = {
         scripts.SUITE_MONOLOGS,
         scripts.SUITE_COVOMIX,
         context.SUITE,
+        pronunciation.SUITE_HOMOGRAPH,
+        pronunciation.SUITE_CONSISTENCY,
         speed.SUITE,
     )
 }

@@ -1,7 +1,8 @@
 """The same turns spoken after none, some and all of the turns before them, and after another conversation's.
 
-A model that uses its context should speak no worse words with it, come closer to the speaker's voice, and take no words
-over from it. The control gives as many turns of another conversation: what changes there is not the meaning of context.
+A model that uses its context should speak no worse words with it, come closer to the speaker's voice and to the prosody
+of the true turn, and take no words over from it. The control gives as many turns of another conversation: what changes
+there is not the meaning of context.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from csm.evaluation.prompts import EvalPrompt, PromptSet, dataset_prompts
 from csm.evaluation.suites.suite import Suite, open_dataset
 from csm.formats.layouts import Checkpoint
 
+CONTROL = " of another conversation"
 LEVELS = (0, 1, 3, 8)
 """Turns of context, up to eval.context_turns."""
 
@@ -36,7 +38,7 @@ def load(settings: EvalConfig, codec: Codec, checkpoint: Checkpoint) -> PromptSe
     for number, prompt in enumerate(found.prompts):
         later = found.prompts[number + 1 :] + found.prompts[:number]
         other = next(candidate for candidate in later if candidate.cluster != prompt.cluster)
-        prompts.append(_variant(prompt, f"{most} turns of another conversation", context=other.context))
+        prompts.append(_variant(prompt, f"{most} turns{CONTROL}", context=other.context))
     return PromptSet(prompts, found.origin, found.notes)
 
 
@@ -47,11 +49,22 @@ def _variant(prompt: EvalPrompt, condition: str, **changes: object) -> EvalPromp
 
 SUITE = Suite(
     name="context",
-    version=1,
+    version=2,
     scoring=(
         "corpus WER and leakage: errors, and inserted or substituted words of the given context that the text lacks, "
-        "over all words; cosines: means; the same turns under every condition"
+        "over all words; cosines and distances of prosody: means; the same turns under every condition"
     ),
-    metrics=("wer_corpus", "leakage", "cosine_recording", "cosine_earlier", "failed", "speed"),
+    metrics=(
+        "wer_corpus",
+        "leakage",
+        "cosine_recording",
+        "f0_distance",
+        "energy_distance",
+        "rate_distance",
+        "cosine_earlier",
+        "failed",
+        "speed",
+    ),
     load=load,
+    control_suffix=CONTROL,
 )

@@ -42,6 +42,7 @@ class Suite:
     requires:  what the judges must be for published rows to be comparable: words of their descriptions, and the option
                that makes them so
     timings:   measures the model's speed, for the report's timings
+    control_suffix: of the names of conditions that are the control of those without it
     """
 
     name: str
@@ -55,6 +56,7 @@ class Suite:
     requires: tuple[tuple[str, str], ...] = ()
     published: tuple[Published, ...] = ()
     timings: Callable[[Generator, PromptSet, EvalConfig], dict[str, Any]] | None = None
+    control_suffix: str = ""
 
     def facts(self) -> dict[str, Any]:
         """What decides comparability, as plain values."""
