@@ -125,12 +125,11 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     model.to_empty(device=fabric.device if mesh is not None and not offload else "cpu")
     initialize(model, config, resumed=resume.chosen is not None)
     module = CSMTrainingModule(config, model)
+    parameters = sum(p.numel() for p in model.parameters())  # ZeRO 3 will leave none here
     engine = build_engine(fabric, config, module, module.configure_optimizers())
     if config.strategy.name is StrategyName.ddp:
         module.fill_buckets(engine)
-    log.info(
-        "%s: %.1fM parameters, %s", config.name, sum(p.numel() for p in model.parameters()) / 1e6, precision(options)
-    )
+    log.info("%s: %.1fM parameters, %s", config.name, parameters / 1e6, precision(options))
     if fabric.device.type == "cuda":
         log.info(microbatch_advice(config, torch.cuda.get_device_properties(fabric.device).total_memory, num_devices))
     for each in datasets:

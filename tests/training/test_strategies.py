@@ -58,7 +58,8 @@ def overrides(small_dataset) -> list[str]:
     return [*STEPS, f"data.path={small_dataset}", "ckpt_path=last"]
 
 
-def launch(overrides: list[str], script: Path = ROOT / "train.py") -> None:
+def launch(overrides: list[str], script: Path = ROOT / "train.py") -> str:
+    """What the processes wrote to stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if script == ZERO:
         environment["DS_ACCELERATOR"] = "cpu"
@@ -66,6 +67,7 @@ def launch(overrides: list[str], script: Path = ROOT / "train.py") -> None:
         [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=300, env=environment
     )
     assert done.returncode == 0, done.stderr[-5000:]
+    return done.stderr
 
 
 @pytest.fixture(scope="module")

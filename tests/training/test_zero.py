@@ -74,8 +74,10 @@ def test_a_run_skips_what_one_process_skips(strategy, folder, overrides):
     one, two = folder / "bad-one", folder / f"bad-{strategy}"
     with recorded(bad_steps=(2,)):
         train(compose_train([*overrides, f"run_dir={one}"]))
-    launch(["bad_step=2", *overrides, f"run_dir={two}", f"strategy={strategy}", *TWO], ZERO)
+    said = launch(["bad_step=2", *overrides, f"run_dir={two}", f"strategy={strategy}", *TWO], ZERO)
     check_same_run(one, two)
+    size = sum(tensor.numel() for tensor in load_model(last(one)).state_dict().values())
+    assert f"{size / 1e6:.1f}M parameters" in said  # though ZeRO 3 leaves none where it took them
     (record,) = read_lines(two / "skipped_steps.jsonl")
     assert record["step"] == 2 and [rank["loss"] is None for rank in record["ranks"]] == [False, True]
     for name in ("train/skipped_steps", "train/loss", "train/gradient_norm"):

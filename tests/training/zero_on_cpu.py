@@ -5,6 +5,7 @@ python zero_on_cpu.py [bad_step=N] OVERRIDE...
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import deepspeed
@@ -50,4 +51,5 @@ if __name__ == "__main__":
 
     build.count_devices = counted_as_cuda
     without_compiling()
+    logging.basicConfig(level=logging.INFO)
     train(compose_train(overrides))
