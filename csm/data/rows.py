@@ -105,8 +105,8 @@ def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int
 class TrainRows(Dataset):
     """Maps a StepSpec to the StepBatch of one rank.
 
-    Every random choice for a row (speaker ids, dropped texts, contexts and frames, decoder frames) is drawn from (seed, step,
-    row of the global step), so it does not depend on the number of ranks, workers or microbatches.
+    Every random choice for a row (speaker ids, dropped texts, contexts and frames, decoder frames) is drawn from (seed,
+    step, row of the global step), so it does not depend on the number of ranks, workers or microbatches.
     """
 
     def __init__(

@@ -40,7 +40,9 @@ def test_right_labels_have_no_faults(small_dataset):
     assert batch_faults([batch(right())], RATE) == []
     context = conversation(1, (12, 13), loss=(False, True))  # a turn that is context is predicted nowhere
     assert layout_faults(batch([context])) == []
-    steps = train_steps(ShardedDataset(small_dataset), max_epochs=1, text_dropout=0.3, context_dropout=0.3, frame_dropout=0.3)
+    steps = train_steps(
+        ShardedDataset(small_dataset), max_epochs=1, text_dropout=0.3, context_dropout=0.3, frame_dropout=0.3
+    )
     for step in steps:
         assert batch_faults(step.microbatches, RATE) == [], step.keys
 
