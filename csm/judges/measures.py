@@ -4,9 +4,10 @@
     distillmos  DistillMOS                                              here
     prosody     pitch, its spread, voiced ratio, energy, by SwiftF0     here
     pauses      silence before, in and after the speech, by Silero      here
+    utmos       UTMOS                                                   csm/judges/utmos.py
 
-The weights of all of them are part of their packages. None is a verdict on its own: DNSMOS and DistillMOS were made for
-recordings and codecs, and saturate on synthetic speech.
+The weights of all but UTMOS are part of their packages. None is a verdict on its own: DNSMOS and DistillMOS were made
+for recordings and codecs, and saturate on synthetic speech.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from csm.audio import resample
 from csm.judges.dnsmos import Dnsmos
 from csm.judges.hub import ModelUnavailable
 from csm.judges.silero import Silero, speech_spans
+from csm.judges.utmos import Utmos
 from csm.languages import letters
 from csm.provenance import package_versions
 
@@ -195,5 +197,6 @@ MEASURES: dict[str, Callable[[str], AudioMeasure]] = {
     "distillmos": DistillMos,
     "prosody": lambda device: Prosody(),
     "pauses": lambda device: Pauses(),
+    "utmos": Utmos,
 }
 """Loads a measure by its name, for a device. They raise ModelUnavailable, whose message says why it cannot run."""

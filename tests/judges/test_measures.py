@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from csm.audio import resample
 from csm.judges.hub import ModelUnavailable
 from csm.judges.measures import MEASURES, speaking_rate
+from csm.judges.utmos import Utmos
 from tests.demo_speech import spoken_turns
 
 RATE = 24_000
@@ -60,7 +62,7 @@ def test_quality_falls_with_noise_and_not_with_the_level(speech):
         assert measure.describe()["packages"]
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", sorted(MEASURES.keys() - {"utmos"}))
 def test_silence_and_nothing_have_no_values(name):
     measure = MEASURES[name]("cpu")
     for audio in (torch.zeros(0), torch.zeros(RATE)):
@@ -72,9 +74,39 @@ def test_silence_and_nothing_have_no_values(name):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("dnsmos", "speechmos"), ("distillmos", "distillmos"), ("prosody", "swift_f0"), ("pauses", "silero_vad")],
+    [
+        ("dnsmos", "speechmos"),
+        ("distillmos", "distillmos"),
+        ("prosody", "swift_f0"),
+        ("pauses", "silero_vad"),
+        ("utmos", "utmos_pytorch"),
+    ],
 )
 def test_without_its_package_a_measure_says_why(name, package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ModelUnavailable, match="pip install"):
         MEASURES[name]("cpu")
+
+
+def test_utmos_without_its_weights_says_so(hub_cache):
+    with pytest.raises(ModelUnavailable, match="cannot be fetched from the hub"):
+        MEASURES["utmos"]("cpu")
+
+
+@pytest.mark.slow
+def test_utmos_hears_at_16_khz_and_refuses_other_weights(speech, tmp_path):
+    """With random weights: the published ones are on the hub."""
+    from utmos_pytorch import UTMOSScoreTorch
+    from utmos_pytorch.utmos_torch import UTMOSModel
+
+    torch.manual_seed(0)
+    state = UTMOSModel().state_dict()
+    torch.save(state, tmp_path / "utmos.pt")
+    utmos = Utmos(weights=tmp_path / "utmos.pt")
+    expected = float(UTMOSScoreTorch(str(tmp_path / "utmos.pt")).score(resample(speech, RATE, 16_000)))
+    assert utmos.measure(speech, RATE) == {"utmos": pytest.approx(expected, abs=1e-5)}
+    assert utmos.measure(torch.zeros(RATE), RATE) == {"utmos": None} == utmos.measure(speech[:100], RATE)
+    del state["output_layers.1.net.3.bias"]
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ModelUnavailable, match=r"other weights than UTMOS's: output_layers\.1\.net\.3\.bias differs"):
+        Utmos(weights=tmp_path / "other.pt")
