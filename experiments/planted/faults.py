@@ -56,7 +56,7 @@ OVERRIDES = [
     "trainer.sample_every_steps=0",
     "trainer.checkpoint_every_steps=0",
 ]
-LENGTH = ["trainer.max_steps=80", "trainer.log_every_steps=4", "trainer.val_every_steps=20"]
+LENGTH = ["trainer.max_steps=60", "trainer.log_every_steps=4", "trainer.val_every_steps=20"]
 SECOND_RUN = ["trainer.max_steps=1", "trainer.log_every_steps=0", "trainer.val_every_steps=0"]
 
 

@@ -1,5 +1,4 @@
-"""Trains with every fault and writes the curves: `python -m experiments.planted.run` (about 90 s of processor time for
-each seed)."""
+"""Trainings with every fault, and their curves: `python -m experiments.planted.run`, a minute on one core for a seed."""
 
 from __future__ import annotations
 
@@ -12,29 +11,26 @@ from typing import Any
 
 import torch
 
-from experiments.planted.faults import CASES, VOCAB_SIZE, Case, Evidence, no_causal_mask, prepare_data, train_case
+from experiments.planted.faults import CASES, VOCAB_SIZE, Evidence, prepare_data, train_case
 from experiments.planted.signs import signs
 
 RESULTS = Path(__file__).with_name("results.json")
 KEPT = re.compile(
     r"step|(train|val)/(loss|loss_c0|loss_decoder|accuracy_c0|eos_recall|gradient_norm)|val_codebooks/loss_\d+"
 )
-SLOW_LEAK = "unmasked context, rotary base 500,000"
-"""The released model's rotary embedding, with which so small a model does not learn to use the leak."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases = CASES | {SLOW_LEAK: Case(("model.rope.base=500000",), no_causal_mask)}
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         dataset = prepare_data(Path(folder))
         for seed in arguments.seeds:
-            for number, (name, case) in enumerate(cases.items()):
+            for number, (name, case) in enumerate(CASES.items()):
                 run = train_case(case, dataset, Path(folder) / f"{number}-{seed}", seed)
                 runs.append(summary(name, seed, run))
                 print(f"seed {seed}, {name}: signs {runs[-1]['signs']}", flush=True)
