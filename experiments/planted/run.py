@@ -1,4 +1,4 @@
-"""Trainings with every fault, and their curves: `python -m experiments.planted.run`, a minute on one core for a seed."""
+"""Trainings with every fault, and their curves: `python -m experiments.planted.run`, a minute on a core per seed."""
 
 from __future__ import annotations
 
