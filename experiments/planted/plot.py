@@ -19,7 +19,7 @@ CURVES = (("loss_c0", "codebook 0", TEXT), ("loss_decoder", "other codebooks, me
 def panel(run: dict[str, Any], left: float, top: float) -> list[str]:
     """The curves of one run; top, left: its corner."""
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - 24
-    last = run["records"][-1]["step"]
+    last = int(run["records"][-1]["step"])
 
     def place(step: float, nats: float) -> str:
         return f"{left + LEFT + width * step / last:.1f} {top + TOP + height * (1 - min(nats, MOST) / MOST):.1f}"

@@ -23,7 +23,7 @@ def signs(run: Evidence, vocab_size: int) -> set[str]:
         "unmasked context": any("sees what it is to predict" in warning for warning in run.warnings)
         or numbers(run, "val/accuracy_c0").max() > 0.5,
         "learning rate x10": c0.max() > uniform + 0.1,
-        "swapped codebooks": slope_of_codebooks(run) > 0,
+        "swapped codebooks": slope_of_codebooks(run) > 0.02,
     }
     return {name for name, shown in found.items() if shown}
 
