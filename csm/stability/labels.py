@@ -2,12 +2,13 @@
 
 A model learns wrong labels as readily as right ones, and its loss looks healthy meanwhile: labels that are one frame
 late make speech faster epoch by epoch, turns without an end never stop, silence after every turn is learned with it.
-Three looks, each with a sentence if something is wrong:
+Four looks, each with a sentence if something is wrong:
 
     layout     every turn's text ends right before its first frame, its last frame is an end of speech, and exactly its
                frames are predicted
     silence    how long turns go on after the speech, by the codes of codebook 0 that are typical of their last frames
     shift      whether a model that has learned something predicts the frames of the labels, or rather their neighbors
+    future     whether what it predicts depends on what comes later
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _TAIL = 3  # frames at the end of a turn that are taken to be silent if anything
 _HEAD = slice(2, 9)  # frames of a turn that are taken to be speech
 _SILENT_SHARE = 0.8  # of the frames in a stretch of silence that have a silent code
 _CLEARLY = 0.1  # nats between the losses of two shifts
+_ROUNDING = 1e-5  # of a sum; what a position may not see does not change even its last bit
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,17 @@ def shift_faults(losses: Sequence[float], vocab_size: int) -> list[str]:
     ]
 
 
+def future_faults(losses: Sequence[float]) -> list[str]:
+    """losses: of the same frames, with what comes later as it is and with other tokens there."""
+    as_it_is, changed = losses
+    if abs(changed - as_it_is) <= _ROUNDING * as_it_is:
+        return []
+    return [
+        "the model sees what it is to predict: other tokens in the second half of the rows change the loss of the "
+        f"first by {abs(changed - as_it_is) / as_it_is:.1%}; look at the attention mask"
+    ]
+
+
 def batch_faults(microbatches: Sequence[RowBatch], frame_rate: float) -> list[str]:
     """What is wrong with the layout and the silence of the first batch, on the CPU."""
     rows = _joined(microbatches)
@@ -148,15 +161,22 @@ def batch_faults(microbatches: Sequence[RowBatch], frame_rate: float) -> list[st
 
 
 def warn_of_labels(
-    microbatches: Sequence[RowBatch], frame_rate: float, shifted: Tensor | None, config: CSMConfig
+    microbatches: Sequence[RowBatch],
+    frame_rate: float,
+    shifted: Tensor | None,
+    futures: Tensor | None,
+    config: CSMConfig,
 ) -> None:
     """Logs all that looks wrong.
 
     shifted: `CSM.shifted_losses [2, len(SHIFTS)]` of the batch; None for a model that has learned nothing yet
+    futures: `CSMTrainingModule.losses_with_other_future [2]` of the batch, or None with it
     """
     faults = batch_faults(microbatches, frame_rate)
     if shifted is not None and shifted[1, 0]:
         faults += shift_faults((shifted[0] / shifted[1]).tolist(), config.audio_vocab_size)
+    if futures is not None:
+        faults += future_faults(futures.tolist())
     for fault in faults:
         log.warning("labels of the first batch: %s", fault)
 

@@ -129,6 +129,17 @@ class CSMTrainingModule(L.LightningModule):
             del inputs[name]
         return engine(**inputs, shifts=SHIFTS, method="shifted_losses")
 
+    @torch.no_grad()
+    def losses_with_other_future(self, rows: RowBatch, engine: Engine) -> Tensor:
+        """[2]: summed cross entropy (nats) of codebook 0 over the first half of each row, with the second half as it is
+        and with other tokens there. They are equal unless the model sees what comes later; all ranks must take part."""
+        half = rows.targets.shape[1] // 2
+        early, other = rows.targets.clone(), rows.tokens.clone()
+        early[:, half:] = False
+        other[:, half:] = 0
+        inputs = (replace(rows, targets=early), replace(rows, targets=early, tokens=other))
+        return torch.stack([self.shifted_losses(part, engine)[0, SHIFTS.index(0)] for part in inputs])
+
     def _chunk_size(self, rows: RowBatch, slots_vary: bool) -> int:
         """Frames of a chunk: `decoder_chunk`, or all if they are fewer. Compiled blocks get the same size whatever the
         number of slots, which else would be a shape to compile for each number below `decoder_chunk`."""

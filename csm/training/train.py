@@ -132,13 +132,15 @@ class TrainingLoop:
 
     def _check_labels(self, batch: StepBatch) -> None:
         """Warns of labels that look wrong; see csm/stability/labels.py."""
-        shifted = None
+        shifted = futures = None
         if self.step or self.config.init_from is not None:  # a new model prefers no shift
             with self.module.evaluating():
                 rows = batch.microbatches[0].to(self.fabric.device)
                 shifted = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
+                futures = all_reduce(self.module.losses_with_other_future(rows, self.engine)).cpu()
         if self.fabric.is_global_zero:
-            warn_of_labels(batch.microbatches, self.extras["codec"]["frame_rate"], shifted, self.config.model)
+            frame_rate = self.extras["codec"]["frame_rate"]
+            warn_of_labels(batch.microbatches, frame_rate, shifted, futures, self.config.model)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
