@@ -57,6 +57,7 @@ def test_texts_without_digits_stay_as_they_are(text):
     assert spoken_english(text) == text
 
 
+@pytest.mark.slow
 def test_the_normalizer_is_saved_with_the_tokenizer(tmp_path, llama_tokenizer):
     plain = ByteTokenizer()
     byte = load_tokenizer(TokenizerConfig(TokenizerKind.bytes, vocab_size=258, normalize="english"))

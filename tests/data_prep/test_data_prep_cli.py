@@ -153,6 +153,7 @@ def test_module_runs_as_a_program(calls, tmp_path):
     assert len(ShardedDataset(tmp_path / "out")) == 5
 
 
+@pytest.mark.slow
 def test_step_by_step_is_the_same_as_all_at_once(calls, tmp_path, program):
     """And `status` says how far it is, without the codec; where there is no terminal, progress is plain lines."""
     common = [f"input={calls}", *SMALL]

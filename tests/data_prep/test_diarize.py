@@ -144,6 +144,7 @@ def test_voices_are_counted_whatever_they_are_grouped_with(cluster, tmp_path):
     assert all(a.end <= b.start for a, b in pairwise(both.spans))
 
 
+@pytest.mark.slow
 def test_at_most_as_many_speakers_as_allowed(tmp_path):
     (_, both) = voices(tmp_path)
     stage = DiarizeStage(DiarizeConfig(backend=DiarizeBackend.cluster, max_speakers=1))

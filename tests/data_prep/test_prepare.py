@@ -158,6 +158,7 @@ def only_val(manifest: Path) -> Path:
     return write_manifest(manifest, rows)
 
 
+@pytest.mark.slow
 def test_codec_of_another_dataset_can_be_used(calls, config, tmp_path):
     prepare(config(calls))
     first = ShardedDataset(tmp_path / "out")
@@ -169,6 +170,7 @@ def test_codec_of_another_dataset_can_be_used(calls, config, tmp_path):
     assert codes == {(s.recording, s.codes.tobytes()) for s in map(second.read, range(5))}
 
 
+@pytest.mark.slow
 def test_existing_output_is_replaced_only_when_asked(calls, config, tmp_path):
     prepare(config(calls))
     before = files(tmp_path / "out")

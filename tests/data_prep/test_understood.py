@@ -144,6 +144,7 @@ def test_a_corrected_text_reaches_the_dataset(config, tmp_path):
     assert texts.count("Corrected.") == 1 and texts.count("from 0.1 to 1.1") == 4
 
 
+@pytest.mark.slow
 def test_a_finished_dataset_without_a_report_gets_it(config, tmp_path):
     source = calls_manifest(tmp_path)
     prepare(config(source))

@@ -72,6 +72,7 @@ class _Codec:
     name, num_codebooks, codebook_size = "none", K, 13
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_greedy_generation(pair, frames):
     """40 frames: ours with its cache = transformers' generate = everything computed anew for every code."""

@@ -19,6 +19,7 @@ RATE = 24_000
 pytestmark = pytest.mark.usefixtures("narrow_mimi")
 
 
+@pytest.mark.slow
 def test_hf_directory_works_offline(exported, hub_cache):
     for layout in ("hf", "all"):
         processor = AutoProcessor.from_pretrained(exported[layout])
@@ -48,6 +49,7 @@ def test_code_on_the_model_card_speaks(exported, hub_cache, tmp_path, monkeypatc
     assert len(load_audio(tmp_path / "hello.wav", RATE)) == 6 * 1920
 
 
+@pytest.mark.slow
 def test_hf_generates_what_we_generate(exported):
     """Greedy, through both complete pipelines: text, encoded audio context, codes, decoded sound."""
     folder = exported["hf"]

@@ -60,6 +60,7 @@ def train_on(model, batch, steps: int = 3) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_forty_pieces(source, small_mimi, tmp_path):
     """Loss on old text as before, to the bit; new rows are means; training goes on; transformers loads the export."""
     checkpoint = open_checkpoint(source, codec_path=str(small_mimi))

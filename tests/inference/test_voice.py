@@ -43,6 +43,7 @@ def test_a_voice_is_saved_and_loaded_and_speaks_as_its_turns_do(tmp_path):
     assert torch.equal(said.codes, generator.generate_segment("hello", 1, by_hand, **options).codes)
 
 
+@pytest.mark.slow
 def test_a_voice_stays_in_a_conversation_whose_turns_are_dropped():
     generator, voice = toy_generator(), toy_voice()
     options = {"max_audio_length_ms": 800, "topk": 5}

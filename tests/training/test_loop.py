@@ -139,6 +139,7 @@ def as_lightnings_trainer_wrote_it(file: Path) -> None:
     torch.save(content, file)
 
 
+@pytest.mark.slow
 def test_run_of_an_earlier_version_resumes_bit_for_bit(tiny_overrides, tmp_path):
     """Also one that was stopped before the validation of its step."""
     options = [*tiny_overrides, "ckpt_path=last", "trainer.val_every_steps=2", "trainer.checkpoint_every_steps=1"]
