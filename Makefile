@@ -51,7 +51,7 @@ pytest:
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed ## tests that start many processes: kills, clusters, executors, the wheel
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 4
 
 docs: $(VENV)/installed ## the documentation site, in site/
 	$(BIN)/python -m docs.generate_options

@@ -34,7 +34,7 @@ if __name__ == "__main__":
 def command(tmp_path: Path, output: Path, workers: int) -> list[str]:
     script = tmp_path / "short.py"
     script.write_text(SHORT)
-    return [sys.executable, str(script), f"output={output}", "hours=0.02", f"workers={workers}"]
+    return [sys.executable, str(script), f"output={output}", "hours=0.012", f"workers={workers}"]
 
 
 def environment() -> dict[str, str]:
@@ -100,8 +100,9 @@ def test_interruption_and_workers_do_not_change_a_byte_and_data_prep_reads_it(tm
         assert sample_rate == SAMPLE_RATE and audio.ndim == 1 and entry.turns is not None
         assert entry.turns[-1].end == pytest.approx(len(audio) / SAMPLE_RATE, abs=1e-3)
 
-    words = f"input={whole}/train/manifest.jsonl output={tmp_path}/data codec=spectral tokenizer=bytes transcribe=none"
-    prepare = [sys.executable, "-m", "data_prep", *words.split(), "loose=off", "strict=off", "executor=inline"]
+    words = f"input={whole}/train/manifest.jsonl output={tmp_path}/data tokenizer=bytes transcribe=none executor=inline"
+    codec = ["codec=spectral", "codec.num_codebooks=4", "codec.codebook_size=32"]  # fitted in little time
+    prepare = [sys.executable, "-m", "data_prep", *words.split(), *codec, "loose=off", "strict=off"]
     done = subprocess.run(prepare, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     info = json.loads((tmp_path / "data" / "dataset.json").read_text())
