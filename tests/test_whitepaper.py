@@ -10,6 +10,7 @@ from csm.data.packing import select_slots
 from docs.generate_figures import TABLES, config_of, files, row_flops
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_up_to_date():
     for path, content in files().items():
         assert path.read_text(encoding="utf-8") == content, "python -m docs.generate_figures writes it anew"

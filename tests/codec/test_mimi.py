@@ -49,6 +49,7 @@ def test_decoding_uses_every_codebook(codec):
         assert (codec.decode(changed) - audio).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 def test_fewer_codebooks_are_the_first_of_all(codec, mimi_weights, babble):
     eight = MimiCodec.load(mimi_weights, num_codebooks=8)
     audio = babble(9000, 4)[None, None]

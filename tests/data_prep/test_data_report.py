@@ -251,6 +251,7 @@ def test_warnings_are_those_of_the_broken_rules(page, numbers) -> None:
     assert all(rule[1:] in text for rule in broken)
 
 
+@pytest.mark.slow
 def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_of(tmp_path, samples, codec) -> None:
     """Each turn is on both channels, as of a call with crosstalk; a diarizer that finds one speaker at a time."""
     made = []

@@ -34,6 +34,7 @@ def made_samples() -> list[Sample]:
     return samples
 
 
+@pytest.mark.slow
 def test_shards_and_index_are_the_same_for_any_units_and_workers(tmp_path):
     samples = made_samples()
     expected = files(write_dataset(tmp_path / "1", samples, name="both"))

@@ -56,6 +56,7 @@ def test_same_input_gives_identical_shards_and_index(calls, config, tmp_path):
     assert ShardedDataset(tmp_path / "out").info.fingerprint == ShardedDataset(tmp_path / "again").info.fingerprint
 
 
+@pytest.mark.slow
 def test_order_in_shards_is_shuffled_by_the_seed(calls, config, tmp_path):
     orders = []
     for seed in (1, 2, 3):

@@ -134,6 +134,7 @@ def test_a_corrected_text_plans_its_unit_again_and_no_other(tmp_path):
     assert sorted(row["id"] for row in restored.columns("id")) == [f"local/{n}.wav" for n in range(4)]
 
 
+@pytest.mark.slow
 def test_a_corrected_text_reaches_the_dataset(config, tmp_path):
     source = calls_manifest(tmp_path)
     prepare(config(source))

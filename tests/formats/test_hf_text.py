@@ -52,6 +52,7 @@ def tokenize(processor, messages):
     return processor.apply_chat_template(messages, tokenize=True, return_dict=True)
 
 
+@pytest.mark.slow
 def test_transformers_has_nothing_to_say_about_the_tokenizer(exported, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     AutoProcessor.from_pretrained(exported)

@@ -195,6 +195,7 @@ class _Codec:
     name, num_codebooks, codebook_size = "none", BOOKS, 2048
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_and_greedy_codes_as_published(miso, small_flavors):
     folder, tokenizer_path = miso

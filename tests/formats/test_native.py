@@ -147,6 +147,7 @@ def csm(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_command_line_exports_and_speaks(tiny_overrides, tmp_path, csm, capsys):
     """A checkpoint alone is enough: dataset and run folder are gone when it is exported."""
     overrides = [*tiny_overrides, "trainer.max_steps=1", "trainer.val_every_steps=1", "lora.rank=2"]

@@ -35,6 +35,7 @@ def test_kept_cache_equals_a_fresh_prompt(num_codebooks):
             segments.append(heard(1))
 
 
+@pytest.mark.slow
 def test_dropped_turns_leave_what_a_fresh_prompt_without_them_says():
     generator = toy_generator()  # 160 positions
     voice = heard(0, speaker=0)

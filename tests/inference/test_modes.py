@@ -75,6 +75,7 @@ def check_compiled(backend: str, longest: int) -> None:
     assert found == schedule(eager, longest)
 
 
+@pytest.mark.slow
 def test_the_step_compiles_whole_and_only_while_warming_up():
     check_compiled("aot_eager", longest=160)  # two buckets of lengths
 

@@ -74,6 +74,7 @@ def test_a_stream_that_nobody_reads_is_not_spoken():
         generator.stream("hello" * 99, 1, [])
 
 
+@pytest.mark.slow
 def test_a_codec_whose_audio_lags_behind_gives_whole_frames():
     """The spectral codec's decoder has a delay; a cancelled stream leaves none of its sound to the next."""
     noise = torch.randn(60_000, generator=torch.Generator().manual_seed(0))

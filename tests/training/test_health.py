@@ -21,6 +21,7 @@ from tests.conftest import ROOT, compose_train
 from tests.training.recorded import by_hand, interval_sums, recorded
 
 
+@pytest.mark.slow
 def test_skipped_step_changes_nothing(tiny_overrides, tmp_path):
     """The run ends as one that never saw the bad batch: same weights, moments and step counts as by hand."""
     options = ["trainer.max_steps=4", "trainer.log_every_steps=4", "trainer.val_every_steps=4", "optim.warmup_steps=2"]

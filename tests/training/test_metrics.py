@@ -119,6 +119,7 @@ class SlowLogger(Logger):
         pass
 
 
+@pytest.mark.slow
 def test_only_waiting_for_the_next_batch_is_waiting_for_data(tiny_overrides, tmp_path):
     options = ["+logger.slow._target_=tests.training.test_metrics.SlowLogger", "data.num_workers=1"]
     train(compose_train([*tiny_overrides, *options, "trainer.val_every_steps=0"]))

@@ -129,6 +129,7 @@ def test_a_package_adds_its_backend_and_required_tries_it(monkeypatch):
         load_watermark("required")
 
 
+@pytest.mark.slow
 def test_what_is_heard_is_marked_and_what_becomes_context_is_not():
     plain, marked = toy_generator(), toy_generator(watermark=Shift())
     expected = Shift().embed(plain.generate("hello", 1, [], **TURN), 50)
