@@ -7,6 +7,7 @@ are those of the package utmos-pytorch, which fetches the weights from the hub.
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -42,12 +43,15 @@ class Utmos:
             raise ModelUnavailable("UTMOS is not installed: pip install utmos-pytorch") from error
         try:
             path = weights or download_utmos_ckpt()
-            found = torch.load(path, map_location="meta", mmap=True, weights_only=True).keys()
-        except (HfHubHTTPError, OSError, RuntimeError) as error:
+        except (HfHubHTTPError, OSError) as error:
             raise ModelUnavailable(
                 "UTMOS's weights are not in the hub's local cache, and cannot be fetched from the hub "
                 "(Blinorot/UTMOS-PyTorch)"
             ) from error
+        try:
+            found = torch.load(path, map_location="meta", mmap=True, weights_only=True).keys()
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise ModelUnavailable(f"{path} cannot be read as UTMOS's weights: is it damaged?") from error
         with torch.device("meta"):
             expected = UTMOSModel().state_dict().keys()
         if found != expected:  # the package loads whatever fits, and keeps random weights for the rest

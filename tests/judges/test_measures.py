@@ -110,3 +110,6 @@ def test_utmos_hears_at_16_khz_and_refuses_other_weights(speech, tmp_path):
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(ModelUnavailable, match=r"other weights than UTMOS's: output_layers\.1\.net\.3\.bias differs"):
         Utmos(weights=tmp_path / "other.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:1000])
+    with pytest.raises(ModelUnavailable, match=r"cut\.pt cannot be read as UTMOS's weights"):
+        Utmos(weights=tmp_path / "cut.pt")
