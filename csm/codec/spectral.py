@@ -32,7 +32,7 @@ PCA_DIM = 96
 GRIFFIN_LIM_ITERATIONS = 32
 
 FIT_SHIFTS = (0, 2, 4, 6)  # fitting sees every clip several times, its blocks shifted by this many mel frames
-FIT_MAX_BLOCKS = 16_000
+FIT_BLOCKS_PER_ENTRY = 64  # at most: more of them cost time and change little
 FIT_ITERATIONS = 5  # Lloyd iterations per codebook
 _PIECE_FRAMES = 32  # frames encoded at once, see `encode`
 
@@ -84,8 +84,9 @@ class SpectralCodec(Codec):
                 f"fitting {codebook_size} entries per codebook needs at least {needed:.0f} s of audio, got "
                 f"{seconds:.1f} s; give more recordings or a smaller codebook_size"
             )
-        if len(blocks) > FIT_MAX_BLOCKS:
-            blocks = blocks[torch.randperm(len(blocks), generator=generator)[:FIT_MAX_BLOCKS]]
+        most = FIT_BLOCKS_PER_ENTRY * codebook_size
+        if len(blocks) > most:
+            blocks = blocks[torch.randperm(len(blocks), generator=generator)[:most]]
 
         mean = blocks.mean(dim=0)
         covariance = torch.cov((blocks - mean).double().T)

@@ -20,6 +20,7 @@ from experiments.corpus.levels import LEVELS
 from experiments.corpus.plan import Conversation, Level, conversations
 from experiments.corpus.records import describe, folder_of, text_of, write_manifests
 from experiments.corpus.render import render
+from experiments.corpus.tokenizer import write_tokenizer
 from experiments.corpus.voices import load_voice
 
 HELP = """Makes an open corpus of spoken conversations, offline.
@@ -41,6 +42,7 @@ Options, with their defaults:
 """
 
 CORPUS = "corpus.json"
+TOKENIZER = "tokenizer"
 
 
 @dataclass
@@ -93,7 +95,9 @@ def make(options: CorpusOptions) -> dict[str, Any]:
             records = _render_all(planned, output, options.workers)
         finally:
             write_manifests(planned, output)
-        summary = identity | {"hours": hours} | describe(level, planned, records)
+        texts = [turn.line.text for one in planned if one.set == "train" for turn in one.turns]
+        ids = write_tokenizer(texts, output / TOKENIZER)
+        summary = identity | {"hours": hours, "tokenizer_ids": ids} | describe(level, planned, records)
         write_atomically(output / CORPUS, lambda file: file.write_text(json.dumps(summary, indent=1), encoding="utf-8"))
         print(text_of(summary, output), file=sys.stderr)
     return summary

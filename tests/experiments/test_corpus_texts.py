@@ -9,11 +9,13 @@ from random import Random
 
 import pytest
 
+from csm.text import HFTokenizer
 from experiments.corpus.command import main
 from experiments.corpus.grammar import Grammar, read_grammar, words_of
 from experiments.corpus.levels import LEVELS
 from experiments.corpus.numbers import DRAWN, spelled
 from experiments.corpus.plan import Conversation, conversations, normalized, set_of
+from experiments.corpus.tokenizer import fit_tokenizer, write_tokenizer
 
 DESK = replace(LEVELS["desk"], small=3)
 
@@ -148,3 +150,20 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         main([f"output={tmp_path}"])
     assert "holds another corpus (seed=3); choose another output" in capsys.readouterr().err
+
+
+def test_its_tokenizer_has_known_words_as_tokens_and_spells_unknown_ones(
+    planned: list[Conversation], tmp_path: Path
+) -> None:
+    texts = [turn.line.text for one in planned if one.set == "train" for turn in one.turns]
+    assert write_tokenizer(texts, tmp_path) <= 4096
+    tokenizer = HFTokenizer.load(tmp_path)
+    first, rest = tokenizer.encode("Where is"), tokenizer.encode(" is")
+    assert len(first) == 2 and first[1:] == rest  # a word is the same token wherever it stands after a space
+    turns = [tokenizer.encode_turn(text, 1) for text in texts]
+    words = sum(len(text.split()) for text in texts)
+    marks = sum(not character.isalnum() and character != " " for text in texts for character in text)
+    whole = words + marks + 5 * len(texts)  # BOS, "[", "1", "]", EOS
+    assert whole <= sum(map(len, turns)) < 1.01 * whole  # a word that occurs once may be spelled
+    assert len(tokenizer.encode(" Ouagadougou")) > 3
+    assert fit_tokenizer(texts).identity == tokenizer.identity
