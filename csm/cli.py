@@ -54,14 +54,15 @@ _ENDS = {
 
 def generate(arguments: argparse.Namespace) -> None:
     check_wav_name(arguments.out)
-    Sampling(arguments.temperature, arguments.topk, arguments.seed)  # options are checked before the model is loaded
+    # Options are checked before the model is loaded.
+    sampling = Sampling(arguments.temperature, arguments.topk, arguments.seed, arguments.guidance)
     generator = load_generator(
         arguments.model,
         arguments.device,
         generation_dtype(arguments.device, arguments.dtype),
         arguments.codec,
         arguments.tokenizer,
-        slots=1,
+        slots=2 if sampling.guided else 1,
         num_codebooks=arguments.num_codebooks,
         watermark=arguments.watermark,
     )
@@ -71,6 +72,7 @@ def generate(arguments: argparse.Namespace) -> None:
         "temperature": arguments.temperature,
         "topk": arguments.topk,
         "seed": arguments.seed,
+        "guidance": arguments.guidance,
         "guards": Guards.off() if arguments.no_guards else Guards(),
     }
     if arguments.long:
@@ -138,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
     speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
+    speak.add_argument(
+        "--guidance", type=float, default=1.0, help="towards the text, for models trained with text_dropout; 1: none"
+    )
     speak.add_argument("--long", action="store_true", help="a text longer than a turn, spoken sentence by sentence")
     speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
     speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")

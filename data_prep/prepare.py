@@ -62,7 +62,7 @@ _POSITIVE = {
     "plan": ("unit_hours", "max_hours"),
     "transcribe": ("batch_size", "beam_size", "max_clip_seconds"),
     "turns": ("max_seconds", "max_given_seconds"),
-    "encode": ("batch_seconds", "fit_minutes"),
+    "encode": ("batch_seconds", "fit_minutes", "shifts"),
     "conversation": ("max_seq_len", "max_seconds", "max_turns"),
     "pack": ("shard_mb",),
     "executor": ("cpus_per_worker", "max_attempts", "timeout_factor"),

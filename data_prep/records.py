@@ -241,6 +241,7 @@ class EncodedTurn:
     frames: int
     codes: bytes  # little-endian uint16 [K, frames]
     gain_db: float  # applied before encoding
+    shift: int = 0  # the start was moved to the left by shift / encode.shifts of a frame
 
 
 @dataclass

@@ -70,6 +70,8 @@ class EvalConfig:
     """Sampling temperature; 0: greedy."""
     topk: int = 50
     """Sample among this many most likely codes."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance towards the text, for models trained with `data.text_dropout`; 1: none."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every prompt is spoken once per seed."""
     asr: AsrKind = AsrKind.whisper_hf

@@ -63,6 +63,7 @@ def plan_takes(prompts: Sequence[EvalPrompt], generator: Generator, settings: Ev
         weights=weights, codec=codec, tokenizer=tokenizer, dtype=str(parameter.dtype), device=parameter.device.type
     )
     sampling = {"temperature": settings.temperature, "topk": settings.topk, "max_frames": max_frames}
+    sampling |= guidance_facts(settings)
     levels = [CODEC_LEVELS[level] for level in settings.codec_levels if level < generator.codec.num_codebooks]
     takes = []
     for prompt in prompts:
@@ -134,6 +135,11 @@ def _recorded(take: Take, generator: Generator) -> Tensor:
         return codec.decode(codes[None, : _RESYNTHESIS[take.system]].to(codec.device))[0, 0].float().cpu()
 
 
+def guidance_facts(settings: EvalConfig) -> dict[str, Any]:
+    """Guidance, for keys and protocols; nothing where there is none: those of earlier reports stay what they are."""
+    return {} if settings.guidance == 1 else {"guidance": settings.guidance}
+
+
 def _speak(
     takes: Sequence[Take], generator: Generator, settings: EvalConfig
 ) -> Iterator[tuple[Take, Request, SpeechRequest]]:
@@ -152,6 +158,7 @@ def _speak(
                 settings.topk,
                 seed=sampling_seed(take.seed or 0, take.prompt),
                 guards=Guards.off(),
+                guidance=settings.guidance,
             )
             speaking.append((take, engine.submit(generator.request(turn)), turn))
         engine.advance()

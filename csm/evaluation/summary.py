@@ -15,6 +15,7 @@ from csm.evaluation.prompts import PromptSet
 from csm.evaluation.pronunciation import pronunciation_results
 from csm.evaluation.report import PublishedView, Report
 from csm.evaluation.scores import NotRun, SystemScores, score_system
+from csm.evaluation.stages import guidance_facts
 from csm.evaluation.store import key_of
 from csm.evaluation.suites.suite import Suite, comparable
 from csm.evaluation.text_norm import TextNormalizer
@@ -143,6 +144,7 @@ def _protocol(
         "sampling": {
             "temperature": settings.temperature,
             "topk": settings.topk,
+            **guidance_facts(settings),
             "seeds": list(settings.seeds),
             "sampling_seed": "hash of seed and prompt id",
             "max_audio_seconds": settings.max_audio_seconds,
@@ -227,6 +229,8 @@ def _subtitle(settings: EvalConfig, suite: Suite, prompts: PromptSet) -> str:
     else:
         source = Path(origin["prompts_file"]).name
     sampling = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}, top-k {settings.topk}"
+    if settings.guidance != 1:
+        sampling += f", guidance {settings.guidance:g}"
     seeds = "1 seed" if len(settings.seeds) == 1 else f"{len(settings.seeds)} seeds"
     return f"{settings.name} ({suite.name}): {len(prompts.prompts)} prompts of {source}; {sampling}; {seeds}"
 

@@ -89,8 +89,7 @@ class Conversation:
         speech = replace(self.options, text=text, speaker=speaker, **options)
         turn = self.generator.prompts.text_turn(text, speaker)
         self._make_room(turn.num_positions + self.generator.max_frames(speech.max_audio_length_ms) + 1)
-        frames = self.generator.prompts.layout([*(turn.tokens for turn in self.turns), turn])
-        request = self.generator.request(speech, frames)
+        request = self.generator.request(speech, [*(turn.tokens for turn in self.turns), turn])
         request.prefix, request.keep = self._cached, True
         return speech, request, partial(self._add, turn, after=len(self.turns))
 

@@ -35,6 +35,8 @@ class Request:
     room:         positions set aside for frames, if more: S + room must be below the model's max_seq_len
     prefix:       keys and values of the first positions of `tokens`, from an earlier request
     keep:         whether to leave a `kept` prefix behind for a later request
+    without_text: [S', K+1] twice, `tokens` and `mask` of the same prompt without what guidance is to follow: given if
+                  and only if `sampling` is guided, which takes a second slot
     frames:       codes `[n]` of every frame so far, on the host
     finished:     why it ended; None while it has not
     """
@@ -47,6 +49,7 @@ class Request:
     watch: RunawayWatch | None = None
     prefix: Prefix | None = None
     keep: bool = False
+    without_text: tuple[Tensor, Tensor] | None = None
     frames: list[list[int]] = field(default_factory=list)
     finished: FinishReason | None = None
     kept: Prefix | None = None
@@ -55,18 +58,30 @@ class Request:
         """int64 `[n, T]`."""
         return torch.tensor(self.frames, dtype=torch.int64).T
 
+    def twin(self) -> Request | None:
+        """The request that reads the prompt without text, and goes on with the same frames; None without guidance."""
+        if self.without_text is None:
+            return None
+        return Request(*self.without_text, self.max_frames, self.sampling, self.room, frames=self.frames)
+
 
 class Slot:
     """A request in its place. `cached` positions are prefilled; `noise`: its random numbers, None if it is greedy;
-    `held`: what the backbone reads next `[D]`, while it is held, see `Engine.hold`."""
+    `held`: what the backbone reads next `[D]`, while it is held, see `Engine.hold`. A guided request has two: `leader`
+    is the number of the other one, in the slot that reads the prompt without text."""
 
-    def __init__(self, request: Request, inputs: Tensor, device: torch.device) -> None:
-        self.request = request
+    def __init__(self, request: Request, inputs: Tensor, device: torch.device, leader: int | None = None) -> None:
+        self.request, self.leader = request, leader
         self.inputs = inputs  # [S, D]
         self.cached = 0
         self.speaking = False
         self.held: Tensor | None = None
-        self.noise = request.sampling.generator(device)
+        self.noise = request.sampling.generator(device) if leader is None else None
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether only the last position is left, which is the first step's."""
+        return self.cached == len(self.inputs) - 1
 
     @property
     def position(self) -> int:
@@ -103,7 +118,7 @@ class Engine:
     @torch.inference_mode()
     def warm_up(self, longest: int | None = None) -> None:
         """Compiles or captures the steps for all numbers of slots and for conversations of up to `longest` positions
-        (the model's, if None). Later than that only a request with a topk above MOST_CANDIDATES needs more."""
+        (the model's, if None). Later than that only guided requests, and a topk above MOST_CANDIDATES, need more."""
         with self._turn:
             assert all(slot is None for slot in self.slots), "warm up before the first request"
             most = self.cache.max_length
@@ -125,7 +140,12 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raises ValueError if a request does not fit into the model's positions (Sesame's rule), or holds ids that the
         model has no embedding for: nothing that is wrong with one request may be met in the middle of others."""
+        assert request.sampling.guided == (request.without_text is not None)
         self._check_ids(request.tokens, request.mask)
+        if request.without_text is not None:
+            self._check_ids(*request.without_text)
+            if len(self.slots) < 2:
+                raise ValueError("guidance needs two slots, and this engine has one; give slots=2 or more")
         room = max(request.max_frames, request.room)
         limit = self.config.max_seq_len - room
         if len(request.tokens) >= limit:
@@ -144,16 +164,15 @@ class Engine:
             if request in self.waiting:
                 self.waiting.remove(request)
                 request.finished = "cancelled"
-            for number, slot in enumerate(self.slots):
-                if slot is not None and slot.request is request:
-                    self._finish(number, slot, "cancelled")
+            for number, slot in self._places(request)[:1]:
+                self._finish(number, slot, "cancelled")
 
     @torch.inference_mode()
     def hold(self, request: Request) -> None:
         """Leaves a request that is speaking where it is until `resume`: steps then serve the others sooner."""
         with self._turn:
-            for number, slot in enumerate(self.slots):
-                if slot is not None and slot.request is request and slot.speaking and slot.held is None:
+            for number, slot in self._places(request):
+                if slot.speaking and slot.held is None:
                     slot.held = self.step.state.inputs[number].clone()  # steps of the others overwrite it
                     self.step.state.active[number] = 0
 
@@ -161,8 +180,8 @@ class Engine:
     def resume(self, request: Request) -> None:
         """Lets a request speak on that was held."""
         with self._turn:
-            for number, slot in enumerate(self.slots):
-                if slot is not None and slot.request is request and slot.held is not None:
+            for number, slot in self._places(request):
+                if slot.held is not None:
                     self.step.state.inputs[number] = slot.held
                     self.step.state.active[number] = 1
                     slot.held = None
@@ -203,18 +222,35 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------- rounds
 
+    def _places(self, request: Request) -> list[tuple[int, Slot]]:
+        """The slots of a request: one, or with guidance two, first the one that reads the text."""
+        places = [(n, slot) for n, slot in enumerate(self.slots) if slot is not None]
+        own = [(n, slot) for n, slot in places if slot.request is request]
+        return own + [(n, slot) for n, slot in places if own and slot.leader == own[0][0]]
+
     def _admit(self) -> None:
-        for number in range(len(self.slots)):  # the lowest free slots first: a step computes all below the highest
-            if self.waiting and self.slots[number] is None:
-                request, device = self.waiting.popleft(), self.weights.device
-                tokens, mask = request.tokens.to(device), request.mask.to(device)
-                slot = self.slots[number] = Slot(request, self.weights.embed(tokens, mask), device)
-                if request.prefix is not None:
-                    # The last position is the first step's: it has to be computed for its state.
-                    slot.cached = min(request.prefix.length, len(tokens) - 1)
-                    self.cache.restore(number, request.prefix, slot.cached)
-                # Steps taken meanwhile write here as well; the first step of the request writes it anew.
-                self.step.state.positions[number] = slot.position
+        free = [n for n, slot in enumerate(self.slots) if slot is None]  # lowest first: a step computes all below
+        while self.waiting:
+            request = self.waiting[0]
+            twin = request.twin()
+            if len(free) < (1 if twin is None else 2):
+                return  # nobody overtakes
+            self.waiting.popleft()
+            number = free.pop(0)
+            self._place(number, request)
+            if twin is not None:
+                self._place(free.pop(0), twin, leader=number)
+
+    def _place(self, number: int, request: Request, leader: int | None = None) -> None:
+        device = self.weights.device
+        tokens, mask = request.tokens.to(device), request.mask.to(device)
+        slot = self.slots[number] = Slot(request, self.weights.embed(tokens, mask), device, leader)
+        if request.prefix is not None:
+            # The last position is the first step's: it has to be computed for its state.
+            slot.cached = min(request.prefix.length, len(tokens) - 1)
+            self.cache.restore(number, request.prefix, slot.cached)
+        # Steps taken meanwhile write here as well; the first step of the request writes it anew.
+        self.step.state.positions[number] = slot.position
 
     def _prefill(self) -> None:
         """The next positions of prompts, PREFILL_CHUNK in all."""
@@ -222,39 +258,52 @@ class Engine:
         for number, slot in enumerate(self.slots):
             if slot is None or slot.speaking:
                 continue
-            last = len(slot.inputs) - 1
-            start, end = slot.cached, min(slot.cached + room, last)
+            start, end = slot.cached, min(slot.cached + room, len(slot.inputs) - 1)
             if end > start:
                 rope = self.weights.backbone.rotations(torch.arange(start, end, device=self.weights.device))
                 self.weights.backbone(slot.inputs[start:end], rope, self.cache.chunk(number, start, end - start))
                 slot.cached, room = end, room - (end - start)
-            if end == last:
-                self._begin(number, slot)
+        for slot in self.slots:
+            if slot is not None and slot.leader is None and not slot.speaking:
+                places = self._places(slot.request)
+                if all(place.prefilled for _, place in places):
+                    self._begin(places)
 
-    def _begin(self, number: int, slot: Slot) -> None:
-        state, sampling = self.step.state, slot.request.sampling
-        state.inputs[number] = slot.inputs[-1]
-        state.active[number] = 1
-        if slot.noise is not None:
+    def _begin(self, places: list[tuple[int, Slot]]) -> None:
+        """Lets a request speak whose prompt is read, in one or two slots."""
+        state, numbers = self.step.state, [number for number, _ in places]
+        for number, slot in places:
+            state.inputs[number] = slot.inputs[-1]
+            slot.speaking = True
+        state.active[numbers] = 1
+        sampling = places[0][1].request.sampling
+        if not sampling.greedy:
             size = self.config.codebook_size
-            state.temperature[number] = sampling.temperature
-            state.topk[number] = min(sampling.topk or size, size)
-        slot.speaking = True
+            state.temperature[numbers] = sampling.temperature
+            state.topk[numbers] = min(sampling.topk or size, size)
+        state.with_text[numbers], state.without_text[numbers] = numbers[0], numbers[-1]
+        state.scale[numbers] = sampling.guidance
 
     def _speak(self) -> None:
         """One frame of every slot that is speaking."""
         speaking = [(n, s) for n, s in enumerate(self.slots) if s is not None and s.speaking and s.held is None]
+        noise = self.step.state.noise
         for number, slot in speaking:
             if slot.noise is not None:
-                draw_noise(self.step.state.noise[number], slot.noise)
+                draw_noise(noise[number], slot.noise)
+        for number, slot in speaking:
+            if slot.leader is not None:
+                noise[number] = noise[slot.leader]
         batch = min(1 << speaking[-1][0].bit_length(), len(self.slots))
         longest = max(slot.position for _, slot in speaking) + 1
         candidates = max(slot.request.sampling.candidates(self.config.codebook_size) for _, slot in speaking)
         if self.mode != "eager":  # a shape less to compile and to capture
             candidates = max(candidates, self._usual_candidates)
-        frames = self.run_step(StepShape(batch, attended_length(longest, self.cache.max_length), candidates))
+        guided = any(slot.leader is not None for _, slot in speaking)
+        shape = StepShape(batch, attended_length(longest, self.cache.max_length), candidates, guided)
+        frames = self.run_step(shape)
         for number, slot in speaking:
-            reason = self._see(slot.request, frames[number])
+            reason = self._see(slot.request, frames[number]) if slot.leader is None else None
             if reason is not None:
                 self._finish(number, slot, reason)
 
@@ -274,8 +323,10 @@ class Engine:
             # All positions that were read: the frame drawn last is not one of them.
             read = slot.position + (reason == "stop") if slot.speaking else slot.cached
             request.kept = self.cache.save(number, read)
-        self.slots[number] = None
-        state.active[number] = 0
-        state.temperature[number], state.topk[number] = 1, 1
-        state.noise[number] = 0
+        for place, _ in self._places(request):
+            self.slots[place] = None
+            state.active[place] = 0
+            state.temperature[place], state.topk[place] = 1, 1
+            state.with_text[place], state.without_text[place], state.scale[place] = place, place, 1
+            state.noise[place] = 0
         request.finished = reason

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from csm.inference.cache import KVCache
 from csm.inference.packing import PACKED_FROM, pack, packable
-from csm.inference.sampling import SlotSampling
+from csm.inference.sampling import SlotGuidance, SlotSampling
 from csm.inference.weights import Attend, DecodingStack, DecodingWeights
 
 
@@ -31,11 +31,13 @@ class StepShape:
     batch:      the first B slots take part
     attended:   positions of the cache that are looked at
     candidates: see `SlotSampling.sample`
+    guided:     whether requests with classifier-free guidance are among them
     """
 
     batch: int
     attended: int
     candidates: int
+    guided: bool = False
 
 
 class SlotState:
@@ -45,6 +47,7 @@ class SlotState:
     positions:   int64 [slots], where it stands in the cache
     active:      int64 [slots], 1 where a request is being spoken: other slots compute, and stay where they are
     temperature: fp32 [slots, 1], topk: int64 [slots, 1], see `SlotSampling`
+    with_text, without_text: int64 [slots], scale: fp32 [slots, 1], see `SlotGuidance`
     noise:       fp32 [slots, n, codebook_size], filled anew before every step, 0 for greedy slots
     frame:       int64 [slots, n], the codes drawn last
     """
@@ -56,8 +59,15 @@ class SlotState:
         self.active = torch.zeros(slots, dtype=torch.int64, device=device)
         self.temperature = torch.ones(slots, 1, device=device)
         self.topk = torch.ones(slots, 1, dtype=torch.int64, device=device)
+        self.with_text, self.without_text = torch.arange(slots, device=device), torch.arange(slots, device=device)
+        self.scale = torch.ones(slots, 1, device=device)
         self.noise = torch.zeros(slots, num_codebooks, size, device=device)
         self.frame = torch.zeros(slots, num_codebooks, dtype=torch.int64, device=device)
+
+    def sampling(self, batch: int, guided: bool) -> SlotSampling:
+        """The options of the first `batch` slots."""
+        guidance = SlotGuidance(self.with_text[:batch], self.without_text[:batch], self.scale[:batch])
+        return SlotSampling(self.temperature[:batch], self.topk[:batch], guidance if guided else None)
 
 
 class Codebook(NamedTuple):
@@ -123,7 +133,7 @@ class FrameStep:
     def __call__(self, shape: StepShape) -> None:
         """Computes the next frame of the first `shape.batch` slots into `state.frame`."""
         state, batch = self.state, shape.batch
-        sampling = SlotSampling(state.temperature[:batch], state.topk[:batch])
+        sampling = state.sampling(batch, shape.guided)
         noise = state.noise[:batch].unbind(1)
         inputs, positions = state.inputs[:batch], state.positions[:batch]
         depth = self.depth(batch)

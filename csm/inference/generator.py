@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from csm.codec import Codec
-from csm.frames import Frames
+from csm.frames import TurnTokens
 from csm.inference.engine import Engine, Request
 from csm.inference.guards import GUARDS, Guards, RunawayWatch, silent_codes, text_seconds
 from csm.inference.modes import Mode
@@ -39,6 +39,7 @@ class SpeechRequest:
     topk: int = 50
     seed: int | None = None
     guards: Guards = GUARDS
+    guidance: float = 1.0
 
 
 class Generator:
@@ -110,12 +111,15 @@ class Generator:
         topk: int = 50,
         seed: int | None = None,
         guards: Guards = GUARDS,
+        guidance: float = 1.0,
     ) -> GeneratedSegment:
         """Like `generate`, but returns the turn with its codes, ready to be used as context, and why it ended.
 
-        guards: what ends a turn that the model does not end
+        guards:   what ends a turn that the model does not end
+        guidance: scale of classifier-free guidance towards the text, for a model that was trained with
+                  `data.text_dropout`; 1: none. Other scales compute every frame twice, in two slots
         """
-        turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards)
+        turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards, guidance)
         request = self.request(turn)
         self.engine.run(self.engine.submit(request))
         return self.result(turn, request)
@@ -150,13 +154,14 @@ class Generator:
         guards: Guards = GUARDS,
         first_chunk_frames: int = 1,
         chunk_frames: int = 8,
+        guidance: float = 1.0,
     ) -> SpeechStream:
         """The audio of `generate` in chunks while it is spoken: an iterator of float32 `[num_samples]` on the CPU.
 
         first_chunk_frames, chunk_frames: frames of the first chunk and of the largest; they double in between
         Raises what `generate` raises, before anything is spoken.
         """
-        turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards)
+        turn = SpeechRequest(text, speaker, context, max_audio_length_ms, temperature, topk, seed, guards, guidance)
         ramp, request = ChunkRamp(first_chunk_frames, chunk_frames), self.request(turn)
         self.engine.check(request)
         return SpeechStream(self.streams, request, ramp, mark=self.watermark.stream(self.sample_rate))
@@ -201,16 +206,21 @@ class Generator:
             raise ValueError(f"segment {segment.text!r} has neither audio nor codes; give it one of them")
         return -(-len(segment.audio) // self.codec.samples_per_frame)
 
-    def request(self, turn: SpeechRequest, frames: Frames | None = None) -> Request:
-        """A turn as the engine takes it; frames: its prompt, if not that of its context.
+    def request(self, turn: SpeechRequest, turns: list[TurnTokens] | None = None) -> Request:
+        """A turn as the engine takes it; turns: its prompt, if not that of its context.
 
         Raises what `generate_segment` raises, but for lack of room.
         """
-        sampling = Sampling(turn.temperature, turn.topk, turn.seed)
+        sampling = Sampling(turn.temperature, turn.topk, turn.seed, turn.guidance)
         room = self.max_frames(turn.max_audio_length_ms)
-        frames = frames or self.prompts.prompt(turn.context, turn.text, turn.speaker)
+        turns = turns or self.prompts.turns(turn.context, turn.text, turn.speaker)
+        frames, without_text = self.prompts.layout(turns), None
+        if sampling.guided:
+            base = self.prompts.without_text(turns, turn.speaker)
+            without_text = base.tokens, base.mask
         max_frames = min(room, self._text_frames(turn.text)) if turn.guards.text_bound else room
-        return Request(frames.tokens, frames.mask, max_frames, sampling, room, self._watch(turn.guards))
+        watch = self._watch(turn.guards)
+        return Request(frames.tokens, frames.mask, max_frames, sampling, room, watch, without_text=without_text)
 
     def _text_frames(self, text: str) -> int:
         return round(text_seconds(text) * self.codec.frame_rate)

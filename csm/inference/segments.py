@@ -74,12 +74,20 @@ class PromptBuilder:
         self._encodings: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def prompt(self, context: Sequence[Segment], text: str, speaker: int) -> Frames:
-        """The conversation up to the first frame of `text`.
+        """The conversation up to the first frame of `text`. Raises what `turns` raises."""
+        return self.layout(self.turns(context, text, speaker))
+
+    def turns(self, context: Sequence[Segment], text: str, speaker: int) -> list[TurnTokens]:
+        """The turns of a prompt, the last of which is to be spoken.
 
         Raises ValueError for an empty text, and for a segment that cannot be read, with its number.
         """
         turns = [self.context_turn(number, segment) for number, segment in enumerate(context)]
-        return self.layout([*turns, self.text_turn(text, speaker)])
+        return [*turns, self.text_turn(text, speaker)]
+
+    def without_text(self, turns: list[TurnTokens], speaker: int) -> Frames:
+        """The prompt of `turns` without the text of the last one: as `data.text_dropout` makes it in training."""
+        return self.layout([*turns[:-1], TurnTokens(self._tokens("", speaker), None)])
 
     def layout(self, turns: list[TurnTokens]) -> Frames:
         return conversation_frames(turns, self.config.num_codebooks, fewer_codebooks=True)

@@ -178,5 +178,8 @@ class EncodeConfig:
     """Normalize each speaker to this loudness in LUFS, by at most `max_gain_db`; null: unchanged."""
     max_gain_db: float = 12.0
     """Largest change of loudness, in dB."""
+    shifts: int = 1
+    """Times that each turn is encoded, begun earlier by another 1/shifts of a frame each time: the codec's frames then
+    fall differently. Training has every conversation so often, in other codes; validation has it once."""
     fit_minutes: float = 60.0
     """Minutes of audio a spectral codec is fitted to if codec.path is null."""

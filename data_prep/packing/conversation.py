@@ -83,6 +83,7 @@ def conversations(
     split: str,
     prep: str,
     cfg: ConversationConfig,
+    shift: int = 0,
 ) -> tuple[list[Sample], dict[int, Rejection]]:
     """Returns the conversations of a recording, in order, and the rejections of its turns, by number.
 
@@ -93,9 +94,10 @@ def conversations(
         rejections: of turns, from limits and duplicates; those of stages are added here.
         split: "train" or "val", see `split_of`.
         prep: hash of the options that the recording was prepared with.
+        shift: which of the encodings of its turns.
     """
     rejected = {**stage_rejections(given), **rejections}
-    encoded = {turn.number: turn for turn in given.encoded.turns}
+    encoded = {turn.number: turn for turn in given.encoded.turns if turn.shift == shift}
     scores = {turn.number: turn for turn in given.scores.turns} if given.scores else {}
     pieces: list[_Piece | None] = []
     covered = 0.0  # up to where a kept turn goes on, whatever is said meanwhile
@@ -115,7 +117,7 @@ def conversations(
         if rejection:
             rejected |= dict.fromkeys((piece.draft.number for piece in conversation), rejection)
         else:
-            key = f"{key_stem(given.recording)}-{len(samples):05d}"
+            key = f"{key_stem(given.recording)}-{len(samples):05d}" + (f"-s{shift}" if shift else "")
             samples.append(_sample(key, conversation, given, codec, split, prep))
     for sample, following in pairwise(samples):
         sample.next, following.prev = following.key, sample.key

@@ -243,7 +243,10 @@ def _conversations(
             if rejection is not None:
                 rejections[turn.number] = rejection
     split = split_of(recording.group, recording.split, cfg.pack.val_fraction, cfg.seed)
-    samples, rejections = conversations(given, rejections, job.codec, split, job.prep, cfg.conversation)
+    chosen = rejections
+    samples, rejections = conversations(given, chosen, job.codec, split, job.prep, cfg.conversation)
+    for shift in range(1, cfg.encode.shifts if split == "train" else 1):
+        samples += conversations(given, chosen, job.codec, split, job.prep, cfg.conversation, shift)[0]
     drafts = {turn.number: turn for turn in turns.turns}
     return samples, {
         number: rejection if rejection.stage else rejection.located(recording, _STAGE, drafts[number])

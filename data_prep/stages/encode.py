@@ -1,4 +1,8 @@
-"""Stage `encode`: codes of turns, each from its own track and from a fresh codec state, as at inference."""
+"""Stage `encode`: codes of turns, each from its own track and from a fresh codec state, as at inference.
+
+A turn can be encoded several times, begun earlier by fractions of a frame: the same sounds then fall differently into
+frames and give other codes, which makes more of little data.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ class EncodeOptions:
     num_codebooks: int
     loudness: float | None
     max_gain_db: float
+    shifts: int
     loose: LimitsConfig
 
 
@@ -48,14 +53,16 @@ class EncodeStage:
         self.codec = codec
         self.device = str(codec.device)
         self.batch_seconds = cfg.batch_seconds or BATCH_SECONDS.get(codec.device.type, BATCH_SECONDS["cpu"])
-        self.options = EncodeOptions(codec.identity, codec.num_codebooks, cfg.loudness, cfg.max_gain_db, loose)
+        self.options = EncodeOptions(
+            codec.identity, codec.num_codebooks, cfg.loudness, cfg.max_gain_db, cfg.shifts, loose
+        )
         self.backend = codec.name
         self.group_seconds = 4 * self.batch_seconds
 
     def process(self, items: Sequence[Item]) -> list[Encoded]:
         waveforms: list[torch.Tensor] = []
         results: list[Encoded] = []
-        chosen: list[tuple[Encoded, DraftTurn, float]] = []
+        chosen: list[tuple[Encoded, DraftTurn, float, int]] = []
         for item in items:
             result = Encoded([], [])
             results.append(result)
@@ -63,9 +70,11 @@ class EncodeStage:
             for turn in self._wanted(item, result):
                 audio = item.audio.track(turn.channel, self.codec.sample_rate, turn.start, turn.end)
                 gain = min(gains[turn.speaker], _headroom_db(audio)) if gains else 0.0
-                waveforms.append(torch.from_numpy(audio * np.float32(10 ** (gain / 20)) if gain else audio))
-                chosen.append((result, turn, gain))
-        for (result, turn, gain), codes in zip(
+                for shift in range(self.options.shifts):
+                    begun = self._begun_earlier(item, turn, shift) if shift else audio
+                    waveforms.append(torch.from_numpy(begun * np.float32(10 ** (gain / 20)) if gain else begun))
+                    chosen.append((result, turn, gain, shift))
+        for (result, turn, gain, shift), codes in zip(
             chosen, encode_turns(self.codec, waveforms, self.batch_seconds), strict=True
         ):
             if not codes.any(dim=0).all():
@@ -73,8 +82,16 @@ class EncodeStage:
                 result.rejected.append(Rejection(turn=turn.number, reason=Reason.end_frame, message=message))
                 continue
             stored = codes.numpy().astype("<u2").tobytes()
-            result.turns.append(EncodedTurn(turn.number, codes.shape[1], stored, round(gain, 2)))
+            result.turns.append(EncodedTurn(turn.number, codes.shape[1], stored, round(gain, 2), shift))
         return results
+
+    def _begun_earlier(self, item: Item, turn: DraftTurn, shift: int) -> np.ndarray:
+        """The samples of a turn from `shift / shifts` of a frame before its start; before the recording is silence."""
+        rate = self.codec.sample_rate
+        earlier = round(shift / self.options.shifts * rate / self.codec.frame_rate) / rate
+        audio = item.audio.track(turn.channel, rate, max(turn.start - earlier, 0.0), turn.end)
+        silence = max(round((earlier - turn.start) * rate), 0)
+        return np.concatenate([np.zeros(silence, np.float32), audio])
 
     def _wanted(self, item: Item, result: Encoded) -> list[DraftTurn]:
         """The turns to encode; those beyond the loose limits are rejected in `result`."""
