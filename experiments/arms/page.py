@@ -114,10 +114,10 @@ def _made(results: Mapping[str, Any], name: str) -> str:
 ```
 
 Losses are teacher-forced cross entropies per frame over {conversations} held-out conversations ({frames:,} frames),
-with every frame in the depth decoder and without loss weights. "By seed" are the differences of single seeds. "From" has the
-interval that counts both seeds and conversations, p is adjusted for all tests of a comparison (Holm), and arms with p < 0.05
-count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen would be found in 80 %
-of repetitions, and the size that this many show. All of it is explained in [Experiments](arms.md#intervals).
+with every frame in the depth decoder and without loss weights. "By seed" are the differences of single seeds. "From" has
+the interval that counts both seeds and conversations, p is adjusted for all tests of a comparison (Holm), and arms with
+p < 0.05 count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen would be found in
+80 % of repetitions, and the size that this many show. All of it is explained in [Experiments](arms.md#intervals).
 Per-conversation losses and curves: `experiments/{name}/results.json`."""
 
 

@@ -19,7 +19,7 @@ from csm.text import TextTokenizer
 from experiments.arms.experiment import View
 
 SPLIT = "val"
-CHUNK = 256  # frames in the depth decoder at a time
+CHUNK = 128  # frames in the depth decoder at a time
 COMMON = 8  # first codebooks, which models of fewer codebooks predict too
 
 

@@ -23,6 +23,7 @@ from experiments.arms.scores import Item, score
 
 CURVES = ("val/loss_c0", "val/loss_c1_7", "val/loss_decoder", "train/loss_c0", "train/loss_decoder")
 """Metrics of metrics.jsonl that results keep."""
+CLOCK = "${run_dir}/seconds.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,9 @@ def finish(training: Training, views: list[View]) -> dict[str, Any]:
 
 def _train(training: Training) -> dict[str, Any]:
     run_dir = training.folder
-    clock = run_dir / "seconds.jsonl"
-    watched = f"callbacks={{clock: {{_target_: {StepClock.__module__}.{StepClock.__name__}, path: '{clock}'}}}}"
-    options = TRAIN.options(TRAIN.compose([*training.words, watched, f"run_dir='{run_dir}'", "ckpt_path=last"]))
-    train(options)
-    processor, wall = seconds_per_step(clock)
+    clock = [f"+callbacks.clock._target_={StepClock.__module__}.{StepClock.__name__}", f"+callbacks.clock.path={CLOCK}"]
+    train(TRAIN.options(TRAIN.compose([*training.words, *clock, f"run_dir={run_dir}", "ckpt_path=last"])))
+    processor, wall = seconds_per_step(run_dir / "seconds.jsonl")
     kept = [
         {name: _short(value) for name, value in record.items() if name in CURVES or name == "step"}
         for _, record in read_json_lines(run_dir / "metrics.jsonl")

@@ -164,6 +164,6 @@ def test_false_claims_are_as_rare_as_the_level_says_over_all_arms():
 def test_arms_that_were_scored_on_other_frames_are_refused():
     arms = {"a": 0.0, "b": 0.0}
     first, second = (records(np.random.default_rng(0), arms, codes=codes) for codes in (0, 1))
-    mixed = [record for record in [*first[:3], *second[3:]]]
+    mixed = [*first[:3], *second[3:]]
     with pytest.raises(ValueError, match="arm 'b', seed 1: its held-out frames"):
         compare(experiment(arms), mixed)
