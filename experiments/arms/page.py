@@ -42,11 +42,11 @@ def _answer(experiment: Mapping[str, Any], comparison: Mapping[str, Any]) -> str
         title, differences = read_measure(measure).title, block["differences"]
         apart = {arm: one for arm, one in differences.items() if one["separated"]}
         rest = [arm for arm in differences if arm not in apart]
-        found = [f"{arm} {_signed(one['value'])} ({_interval(one)})" for arm, one in apart.items()]
+        found = [f"*{arm}* {_signed(one['value'])} ({_interval(one)})" for arm, one in apart.items()]
         if not apart:
             most = max(differences, key=lambda arm: abs(differences[arm]["value"]))
             one = differences[most]
-            found = [f"no arm is separated, {most} differs most: {_signed(one['value'])} ({_interval(one)})"]
+            found = [f"no arm is separated, *{most}* differs most: {_signed(one['value'])} ({_interval(one)})"]
         elif rest:
             found.append(f"not separated: {', '.join(rest)}")
         clauses.append(f"{title}: {', '.join(found)}")
@@ -114,10 +114,10 @@ def _made(results: Mapping[str, Any], name: str) -> str:
 ```
 
 Losses are teacher-forced cross entropies per frame over {conversations} held-out conversations ({frames:,} frames),
-with every frame in the depth decoder and without loss weights. "By seed" are the differences of single seeds. "From" has
-the interval that counts both seeds and conversations, p is adjusted for all tests of a comparison (Holm), and arms with
-p < 0.05 count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen would be found in
-80 % of repetitions, and the size that this many show. All of it is explained in [Experiments](arms.md#intervals).
+with every frame in the depth decoder and without loss weights. "From" has the interval that counts both seeds and
+conversations, "by seed" the differences of single seeds; p is adjusted for all tests of a comparison (Holm), and arms
+with p < 0.05 count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen is found
+in 80 % of repetitions, and the size that this many show. [Experiments](arms.md#intervals) explains all of it.
 Per-conversation losses and curves: `experiments/{name}/results.json`."""
 
 

@@ -108,7 +108,7 @@ def check_page(folder: Path, place: Path) -> None:
     text, drawn = page.read_text(encoding="utf-8"), plot.read_text(encoding="utf-8")
     for part in ("# Amortization", "**Question.** What does it cost?", "codebook 0, turns without text", "PyTorch"):
         assert part in text
-    assert re.search(r"codebook 0: (no arm|1/1 [+\N{MINUS SIGN}]0\.\d{3} \()", text)
+    assert re.search(r"codebook 0: (no arm|\*1/1\* [+\N{MINUS SIGN}]0\.\d{3} \()", text)
     assert (page.parent / re.search(r"!\[[^]]*\]\(([^)]+)\)", text)[1]).resolve() == plot.resolve()
     assert drawn.count("<circle") > 10 and "nan" not in drawn
     (folder / "remarks.md").write_text("By hand.\n", encoding="utf-8")
