@@ -116,8 +116,8 @@ def _made(results: Mapping[str, Any], name: str) -> str:
 Losses are teacher-forced cross entropies per frame over {conversations} held-out conversations ({frames:,} frames),
 with every frame in the depth decoder and without loss weights. "From" has the interval that counts both seeds and
 conversations, "by seed" the differences of single seeds; p is adjusted for all tests of a comparison (Holm), and arms
-with p < 0.05 count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen is found
-in 80 % of repetitions, and the size that this many show. [Experiments](arms.md#intervals) explains all of it.
+with p < 0.05 count as separated. "Would show it": seeds, or conversations, with which a difference of the size seen is
+found in 80 % of repetitions, and the size that this many show. [Experiments](arms.md#intervals) explains all of it.
 Per-conversation losses and curves: `experiments/{name}/results.json`."""
 
 
