@@ -23,8 +23,8 @@ RATIOS = {"1/1": "[loss.decoder_frame_ratio=1]", "1/16": "[loss.decoder_frame_ra
 
 
 def describe(folder: Path, dataset: Path, **options: object) -> Path:
-    """An experiment of two arms on a tiny model, with a checkpoint after every step."""
-    base = [*TINY_OVERRIDES, f"data.path={dataset}", "data.num_workers=0", "trainer.checkpoint_every_steps=1"]
+    """An experiment of two arms on a tiny model, with a checkpoint after every second step."""
+    base = [*TINY_OVERRIDES, f"data.path={dataset}", "data.num_workers=0", "trainer.checkpoint_every_steps=2"]
     lines = ["title: Amortization", "question: What does it cost?", "reference: 1/16", f"steps: {STEPS}"]
     lines += ["seeds: [1, 2]", "measures: [c0, others, c0/last, c0/no_text, c0/no_context]"]
     lines += ["base:", *(f"  - {json.dumps(word)}" for word in base)]
