@@ -214,7 +214,10 @@ def test_channels_that_cancel_and_files_that_are_cut_off(tmp_path):
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.ogg", "x.opus", "x.gsm.wav", "x.al"])
 def test_reading_from_a_sample_on_is_the_same_as_reading_all(tmp_path, name):
     how = {"x.opus": {"format": "OGG", "subtype": "OPUS"}, "x.gsm.wav": {"subtype": "GSM610"}}.get(name, {})
-    soundfile.write(tmp_path / name, np.tile(demo("echo"), 2)[: 16 * RATE], RATE, **how)
+    if name == "x.al":  # without a header, read by FFmpeg
+        (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(128_000))
+    else:
+        soundfile.write(tmp_path / name, np.tile(demo("echo"), 2)[: 16 * RATE], RATE, **how)
 
     def samples(start: int, stop: int | None = None) -> np.ndarray:
         with (tmp_path / name).open("rb") as file:
