@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class _OpenFile:
         self.rate, self._channels = self._reader.header.sample_rate, self._reader.header.channels
         self._lock = threading.Lock()
         self._store = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, prefix="csm-audio-")  # noqa: SIM115
-        self._blocks = iter(()) if self._reader.skips else self._reader.blocks()
+        self._blocks: Iterator[np.ndarray] = iter(()) if self._reader.skips else self._reader.blocks()
         self._decoded = 0  # samples of each channel in the store
         self._damage: RejectedRecording | None = None
         weakref.finalize(self, _close, file, self._store)
