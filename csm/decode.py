@@ -70,12 +70,15 @@ class AudioReader(Protocol):
     """An open audio file. Both methods raise `UnreadableAudio` for damaged audio, OSError for failing storage."""
 
     header: Header
+    skips: bool
+    """Whether `blocks` skips what is before its `start` without decoding it, and may be called again."""
 
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yields all samples from `start` on in order, in blocks of float32 [n, C] with n > 0; can be iterated once.
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Yields all samples from `start` on, or up to `stop`, in order, in blocks of float32 [n, C] with n > 0.
 
-        Up to `start`, formats without loss are skipped, others decoded. There may be fewer or more samples than the
-        header says. A file that ends too early raises `UnreadableAudio` only after its last block.
+        Up to `start`, formats without loss are skipped, others decoded, once (see `skips`). Behind `stop` nothing is
+        read. There may be fewer or more samples than the header says. A file that ends too early raises
+        `UnreadableAudio` only after its last block.
         """
         ...
 
@@ -149,15 +152,16 @@ class _SoundfileReader:
         codec = sound.subtype.lower()
         kind = "mp3" if codec.startswith("mpeg") else f"{sound.format.lower()}/{codec}"
         self.header = Header(sound.samplerate, sound.channels, kind, sound.frames if known else None)
+        self.skips = sound.seekable() and sound.subtype in _EXACT_SEEK
 
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
-        exact = self._sound.seekable() and self._sound.subtype in _EXACT_SEEK
-        decoded = min(start, self._sound.frames) if exact else 0
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        decoded = min(start, self._sound.frames) if self.skips else 0
         if self._sound.seekable():  # GSM and ADPCM are not
             self._sound.seek(decoded)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
-        while True:
+        while stop is None or decoded < stop:
             try:
-                block = self._sound.read(BLOCK, dtype="float32", always_2d=True)
+                wanted = BLOCK if stop is None else min(BLOCK, stop - decoded)
+                block = self._sound.read(wanted, dtype="float32", always_2d=True)
                 self._file.check()
             except soundfile.LibsndfileError as error:
                 self._file.check()
@@ -172,6 +176,8 @@ class _SoundfileReader:
             decoded += len(block)
             if decoded > start:
                 yield block[max(0, len(block) - (decoded - start)) :]
+        if stop is not None and decoded >= stop:
+            return
         if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
             raise _truncated(self._file.label, decoded, None if self._cut else self._promised, self.header.sample_rate)
 
@@ -201,6 +207,8 @@ class _Clock:
 
 
 class _FfmpegReader:
+    skips = False
+
     def __init__(
         self,
         file: WatchedFile,
@@ -232,12 +240,17 @@ class _FfmpegReader:
             start = max(Fraction(0), Fraction(self._container.start_time or 0, av.time_base))
             self._clock = _Clock(file.label, start)
 
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         place = 0
+        if stop is not None and stop <= start:
+            return
         for block in self._blocks():
             place += len(block)
             if place > start:
-                yield block[max(0, len(block) - (place - start)) :]
+                found = block[max(0, len(block) - (place - start)) :]
+                yield found if stop is None or place <= stop else found[: len(found) - (place - stop)]
+            if stop is not None and place >= stop:
+                return
 
     def _blocks(self) -> Iterator[np.ndarray]:
         decoded = 0

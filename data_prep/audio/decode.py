@@ -23,11 +23,11 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
 class _Reader:
     def __init__(self, reader: AudioReader) -> None:
         self._reader = reader
-        self.header = reader.header
+        self.header, self.skips = reader.header, reader.skips
 
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         with _rejected():
-            yield from self._reader.blocks(start)
+            yield from self._reader.blocks(start, stop)
 
     def count(self) -> int:
         with _rejected():

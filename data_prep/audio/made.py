@@ -18,6 +18,7 @@ import soxr
 from csm.decode import BLOCK
 from data_prep.audio.decode import open_audio
 from data_prep.audio.storage import open_path
+from data_prep.audio.stretches import read_stretch
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Made
 
@@ -27,11 +28,11 @@ _IN_MEMORY = 64 << 20  # bytes
 def open_made(made: Made) -> BinaryIO:
     """Decodes and joins: each file, or each audio stream, becomes a channel at the highest of the rates.
 
-    Shorter channels end in silence. Of a stretch of a file, nothing else is kept in memory, and nothing after it is
-    decoded. Raises `RejectedRecording` and OSError as reading these files would.
+    Shorter channels end in silence. Of a stretch of a file, nothing after it is decoded, see `read_stretch`. Raises
+    `RejectedRecording` and OSError as reading these files would.
     """
     if not made.streams and len(made.files) == 1:
-        rate, samples = _stretch(made)
+        rate, samples = read_stretch(made.files[0], made.start, made.end)
         return _written(rate, [samples[:, channel] for channel in range(samples.shape[1])], 0, len(samples))
     if made.streams:
         tracks = _streams(made.files[0])
@@ -61,24 +62,6 @@ def _written(rate: int, channels: list[np.ndarray], first: int, last: int) -> Bi
         file.close()
         raise
     return cast(BinaryIO, file)
-
-
-def _stretch(made: Made) -> tuple[int, np.ndarray]:
-    """Rate and samples, float32 [N, C], of the stretch of the only file."""
-    path = made.files[0]
-    with open_path(path) as file:
-        reader = open_audio(file, path.rpartition("/")[2])
-        rate = reader.header.sample_rate
-        first = max(0, round(made.start * rate))
-        wanted = None if made.end is None else max(0, round(made.end * rate) - first)
-        blocks: list[np.ndarray] = [np.zeros((0, reader.header.channels), np.float32)]
-        found = 0
-        for block in reader.blocks(first):
-            blocks.append(block if wanted is None else block[: wanted - found])
-            found += len(blocks[-1])
-            if found == wanted:
-                break
-    return rate, np.concatenate(blocks)
 
 
 def _decoded(path: str) -> tuple[int, np.ndarray]:

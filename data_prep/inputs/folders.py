@@ -14,11 +14,10 @@ from data_prep.inputs.kinds import AUDIO_SUFFIXES, HEADERLESS, headerless_hint, 
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.notes import Notes
 from data_prep.inputs.pairing import pair_by_name
-from data_prep.inputs.side_files import OF_MANY, SIDE_SUFFIXES, parse_rows, parse_side_file
+from data_prep.inputs.side_files import OF_MANY, SIDE_SUFFIXES, parse_many, parse_side_file
 from data_prep.inputs.transcripts.annotation import Annotation
-from data_prep.inputs.transcripts.nist import turns_of
 from data_prep.reasons import Reason
-from data_prep.records import GivenTurn, Locator, Rejection
+from data_prep.records import Locator, Rejection
 
 _GZIP = b"\x1f\x8b"
 
@@ -26,8 +25,9 @@ _GZIP = b"\x1f\x8b"
 def pair_files(files: dict[str, Locator], notes: Notes) -> Iterator[Entry | Rejection]:
     """Pairs each audio file with its side file: of the same name, else as `pair_by_name` finds it.
 
-    One STM, CTM or RTTM file may describe many recordings. A text without audio is rejected as a missing recording,
-    and of two audio files with one side file the second as a copy, so that both appear in the report.
+    One STM, CTM or RTTM file may describe many recordings, and CHAT names its own. A text without audio is rejected as
+    a missing recording, and of two audio files with one side file the second as a copy, so that both appear in the
+    report.
 
     files: name -> where its bytes are
     """
@@ -44,7 +44,7 @@ def pair_files(files: dict[str, Locator], notes: Notes) -> Iterator[Entry | Reje
     for name in audio:
         stem = paired.get(name)
         if stem is None:
-            yield Entry(audio=name, locator=files[name], id=name, turns=of_many.get(name))
+            yield _entry(name, files, of_many.get(name, Annotation(None)), notes)
         elif stem in described:
             message = f"{sides[stem][next(iter(sides[stem]))]} describes {described[stem]}, which has the same name"
             yield Rejection(audio=name, reason=Reason.duplicate_file, message=message)
@@ -96,6 +96,10 @@ def _annotated(name: str, files: dict[str, Locator], sides: dict[str, str], note
             return Rejection(audio=name, reason=Reason.failed, message=f"{side}: {error}")
         if found.turns is None and found.group is None and found.split is None:
             notes.put_aside([side], f"{suffix} (neither turns nor a text in it)")
+    return _entry(name, files, found, notes)
+
+
+def _entry(name: str, files: dict[str, Locator], found: Annotation, notes: Notes) -> Entry:
     if found.remark:
         notes.remark(found.remark, name)
     return Entry(
@@ -113,18 +117,18 @@ def _annotated(name: str, files: dict[str, Locator], sides: dict[str, str], note
 
 def _read_files_of_many(
     lone: dict[str, dict[str, str]], files: dict[str, Locator], audio: set[str], notes: Notes
-) -> tuple[dict[str, list[GivenTurn]], set[str]]:
-    """Turns of audio files without a side file of their own, from files that name many -> and the files used."""
+) -> tuple[dict[str, Annotation], set[str]]:
+    """Annotations of audio files without a side file of their own, from files that name many -> and the files used."""
     by_stem: dict[str, list[str]] = {}
     for name in audio:
         by_stem.setdefault(PurePosixPath(name).stem, []).append(name)
         by_stem.setdefault(_stem(name), []).append(name)
-    turns: dict[str, list[GivenTurn]] = {}
+    annotated: dict[str, Annotation] = {}
     used: set[str] = set()
     order = [(suffix, sides[suffix]) for suffix in OF_MANY for sides in lone.values() if suffix in sides]
     for suffix, side in order:
         try:
-            rows = parse_rows(suffix, _content(files[side]))
+            rows = parse_many(suffix, _content(files[side]))
         except ValueError:
             continue  # named as an annotation without audio
         found = {file: set(by_stem.get(file, [])) for file in rows}
@@ -133,10 +137,10 @@ def _read_files_of_many(
         used.add(side)
         for file, names in found.items():
             if len(names) == 1:
-                turns.setdefault(names.pop(), turns_of(rows[file]))
+                annotated.setdefault(names.pop(), rows[file])
             else:
                 notes.without_audio.append(f"{side}: {file}")
-    return turns, used
+    return annotated, used
 
 
 def _content(locator: Locator) -> bytes:

@@ -30,7 +30,6 @@ _NAMES = {
     ".jsonl": "JSON lines",
     ".json": "JSON",
     ".scp": "Kaldi list",
-    ".cha": "CHAT transcript, export it as TextGrid or CTM",
     ".trs": "Transcriber annotation, export it as STM",
     ".docx": "document",
     ".pdf": "document",

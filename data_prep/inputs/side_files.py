@@ -6,6 +6,7 @@
     name.vtt, .srt times and texts, and speakers if they are written in front
     name.ctm       words with times (NIST sclite)
     name.eaf       speakers, times and texts (ELAN)
+    name.cha       speakers, times and texts (CHAT: CHILDES, CallHome)
     name.rttm      speakers and times (NIST RT-09)
     name.trn       the text of the whole recording, and in parentheses its name (NIST sclite)
     name.txt       the text of the whole recording, or lines that begin with times
@@ -17,17 +18,18 @@ If there are several, the first in this order counts that annotates anything.
 from __future__ import annotations
 
 from data_prep.inputs.transcripts.annotation import Annotation
+from data_prep.inputs.transcripts.chat import parse_chat
 from data_prep.inputs.transcripts.elan import parse_elan
 from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, parse_json
 from data_prep.inputs.transcripts.labels import parse_labels
 from data_prep.inputs.transcripts.lines import parse_lab, parse_trn
-from data_prep.inputs.transcripts.nist import Rows, of_recording, parse_ctm, parse_rttm, parse_stm
+from data_prep.inputs.transcripts.nist import of_recording, parse_ctm, parse_rttm, parse_stm, turns_of
 from data_prep.inputs.transcripts.subtitles import ONE, parse_subtitles
 from data_prep.records import GivenTurn
 
-SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".eaf", ".ctm", ".rttm", ".trn", ".txt", ".lab")
-OF_MANY = (".stm", ".ctm", ".rttm", ".trn")
-"""Formats whose lines name the recording, so that one file may describe many."""
+SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".eaf", ".cha", ".ctm", ".rttm", ".trn", ".txt", ".lab")
+OF_MANY = (".stm", ".ctm", ".rttm", ".trn", ".cha")
+"""Formats that name the recording, so that the file may have another name, and all but CHAT may describe many."""
 
 _NIST = {".stm": parse_stm, ".ctm": parse_ctm, ".rttm": parse_rttm, ".trn": parse_trn}
 
@@ -43,6 +45,8 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
         from data_prep.inputs.transcripts.textgrid import parse_textgrid  # slow to import
 
         return _timed(parse_textgrid(text))
+    if suffix == ".cha":
+        return next(iter(parse_chat(text, stem).values()))
     if suffix == ".eaf":
         return Annotation(parse_elan(text))
     if suffix == ".lab":
@@ -53,9 +57,12 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
     return _timed(parse_labels(text))
 
 
-def parse_rows(suffix: str, content: bytes) -> Rows:
-    """All lines of a file that describes many recordings; `suffix` is one of OF_MANY. Raises ValueError."""
-    return _NIST[suffix](decode_text(content), None)
+def parse_many(suffix: str, content: bytes) -> dict[str, Annotation]:
+    """Recordings that a file names -> their annotations; `suffix` is one of OF_MANY. Raises ValueError."""
+    text = decode_text(content)
+    if suffix == ".cha":
+        return parse_chat(text)
+    return {file: Annotation(turns_of(rows)) for file, rows in _NIST[suffix](text, None).items()}
 
 
 def decode_text(content: bytes) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 
@@ -48,3 +49,15 @@ def calls_manifest(folder: Path) -> Path:
         turns = [turn("ab"[i % 2], 0.1 + i * 1.2, 1.1 + i * 1.2) for i in range(4)]
         rows.append({"audio": f"call{n}.wav", "id": f"Call {n}", "split": "val" if n == 4 else "train", "turns": turns})
     return write_manifest(folder / "calls.jsonl", rows)
+
+
+def write_pyav(path: Path, audio: np.ndarray, rate: int, container_format: str, codec: str, **options: str) -> None:
+    """Encodes float32 [N] by FFmpeg."""
+    with av.open(str(path), "w", format=container_format, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray((audio * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(stream.format, stream.layout, rate, stream.frame_size or 1024)
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from bad_files import speech
-from made_recordings import noise
+from made_recordings import noise, write_pyav
 
 from csm.audio import load_channels, resample
 from csm.decode import BLOCK
@@ -36,17 +36,6 @@ def audio_of(locator: Locator | Path, name: str | None = None, scratch: Path | N
         locator, name = Locator(str(locator)), name or locator.name
     recording = Recording("r", "s", name, locator, "g", None, "en", "", "", 0.0, 0, 0, "")
     return RecordingAudio(recording, scratch)
-
-
-def write_pyav(path: Path, audio: np.ndarray, rate: int, container_format: str, codec: str, **options: str) -> None:
-    with av.open(str(path), "w", format=container_format, options=options) as container:
-        stream = container.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray((audio * 32767).astype(np.int16)[None], format="s16", layout="mono")
-        frame.sample_rate = rate
-        resampler = av.AudioResampler(stream.format, stream.layout, rate, stream.frame_size or 1024)
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            container.mux(stream.encode(piece))
-        container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="module")

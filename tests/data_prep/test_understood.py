@@ -42,7 +42,7 @@ def mixed(tmp_path) -> Path:
     text(folder / "text.txt", "Hi.")
     text(folder / "lone.txt", "Of nothing.")
     text(folder / "table.xlsx", "x")
-    text(folder / "a.cha", "x"), text(folder / "b.cha", "x")
+    text(folder / "a.trs", "x"), text(folder / "b.trs", "x")
     text(folder / "broken.wav", "no audio")
     return folder
 
@@ -56,7 +56,7 @@ def test_the_account_of_a_source(mixed, tmp_path):
         "  languages: en 4",
         "  to be transcribed: 2 recordings, and 1 turns without a text",
         "  splits: not given 3, val 1",
-        "  set aside: 2: a.cha, b.cha, .cha (CHAT transcript, export it as TextGrid or CTM)",
+        "  set aside: 2: a.trs, b.trs, .trs (Transcriber annotation, export it as STM)",
         "  set aside: 1: table.xlsx, .xlsx",
         "  annotations without audio: 1: lone.txt",
         "  audio without annotation: 2: nothing1.wav, nothing2.wav",
@@ -200,7 +200,7 @@ def test_warnings_of_loggers_that_exist_already_reach_the_terminal(tmp_path, mix
     """Hydra's logging switches off all loggers that there are when it is set up; ours does not."""
     logger = logging.getLogger("data_prep.audio.recording")
     _, err = program("plan", f"input={mixed}", f"output={tmp_path / 'out'}")
-    assert "WARNING: local: not all of it is used: 2 .cha (CHAT transcript" in err
+    assert "WARNING: local: not all of it is used: 2 .trs (Transcriber annotation" in err
     logger.warning("its channels cancel each other")
     assert not logger.disabled and logger.isEnabledFor(logging.WARNING)
 
