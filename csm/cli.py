@@ -7,6 +7,7 @@ csm serve MODEL                      speech over HTTP, with OpenAI's API
 csm demo MODEL                       a page on which two voices speak a script
 csm watermark detect FILE...         whether files carry the mark of generated speech
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm curves RUN_DIR                   losses, gradient norms and sample metrics of a training on one page
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
 csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context
@@ -43,6 +44,7 @@ from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
 from csm.serving import command as serve_command
+from csm.training import curves
 from csm.watermark import command as watermark
 
 _ENDS = {
@@ -197,6 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
     estimate.set_defaults(run=plan)
 
+    curves.add_parser(commands)
     model_commands.add_parser(commands)
     watermark.add_parser(commands)
     demo.add_parser(commands)

@@ -106,5 +106,7 @@ def test_a_voice_that_cannot_be_used_is_one_line(here, model, monkeypatch, capsy
         with pytest.raises(SystemExit) as ended:
             run("generate", str(model), *SPOKEN, "--voice", name)
         printed = capsys.readouterr().err
-        assert ended.value.code == 2 and printed.count("\n") == 1 and printed.startswith("error: ") and reason in printed
+        assert (
+            ended.value.code == 2 and printed.count("\n") == 1 and printed.startswith("error: ") and reason in printed
+        )
     assert not Path("out.wav").exists()

@@ -164,7 +164,7 @@ SECONDS = float(os.environ.get("CSM_SOAK_SECONDS", "15"))
 MODEL = os.environ.get("CSM_SOAK_MODEL")
 """A model directory instead of the tiny model of the tests."""
 FORMATS = {"flac": 1e-4, "wav": 1e-4, "pcm": 1e-4, "mp3": 0.02, "opus": 0.02, "aac": 0.02}
-"""How far samples may be from those of the same audio, encoded alone: the engine's rounding, and what codecs make of it."""
+"""How far samples may be from the same audio encoded alone: the engine's rounding, and what codecs make of it."""
 
 
 def soaked_generator(slots: int) -> Generator:
