@@ -83,12 +83,12 @@ def sample_plots(records: Sequence[dict[str, Any]], warnings: Sequence[tuple[int
         curves = [_points(records, f"samples/{name}", thin=False) for name in labels]
         if not any(curves):
             continue
-        most = max(1.0, _most(curves))
+        most = max(1.5 if "rate" in labels else 1.0, _most(curves))
         least = min(0.0, *(y for curve in curves for _, y in curve))
         axes, ticks = _axes(records, (least, most), title)
         marks = [_flag(axes, step, f"step {step}: {sentence}") for step, sentence in warnings]
         if "rate" in labels:
-            marks += [_level(axes, bound) for bound in STEADY if bound <= most]
+            marks += [_level(axes, bound) for bound in STEADY]
         for number, (label, curve) in enumerate(zip(labels.values(), curves, strict=True)):
             marks.append(_line(axes, curve, number))
             marks += [_dot(axes, step, y, number, f"step {step:g}: {label} {y:.3f}") for step, y in curve]
