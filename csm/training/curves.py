@@ -50,6 +50,8 @@ def read_run(folder: Path) -> Run:
         skipped, spikes = ([line["step"] for line in read_lines(folder / f"{name}.jsonl")] for name in _EVENTS)
         if not records:
             raise ValueError("it has no line yet; the first comes after trainer.log_every_steps steps")
+        if not all(isinstance(record, dict) and "step" in record for record in records):
+            raise ValueError("it has lines without a step")
         return Run(folder.resolve().name, records, skipped, spikes)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: holds no metrics of a training ({error})") from error
