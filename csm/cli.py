@@ -7,6 +7,7 @@ csm serve MODEL                      speech over HTTP, with OpenAI's API
 csm demo MODEL                       a page on which two voices speak a script
 csm watermark detect FILE...         whether files carry the mark of generated speech
 csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
+csm curves RUN_DIR                   losses, gradient norms and sample metrics of a training on one page
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
 csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context
@@ -31,17 +32,19 @@ from csm.formats.export import export as export_checkpoint
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.formats.open import open_checkpoint
 from csm.formats.quantize import quantize as quantize_checkpoint
-from csm.inference import voice_command as voice
+from csm.inference import voice_command
 from csm.inference.guards import Guards
 from csm.inference.long_text import speak_long
 from csm.inference.records import read_context
 from csm.inference.sampling import Sampling
+from csm.inference.voice import find_voice
 from csm.planning.estimate import make_plan
 from csm.planning.estimate import remedy as plan_remedy
 from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
 from csm.serving import command as serve_command
+from csm.training import curves
 from csm.watermark import command as watermark
 
 _ENDS = {
@@ -56,6 +59,7 @@ def generate(arguments: argparse.Namespace) -> None:
     check_wav_name(arguments.out)
     # Options are checked before the model is loaded.
     sampling = Sampling(arguments.temperature, arguments.topk, arguments.seed, arguments.guidance)
+    voice = None if arguments.voice is None else find_voice(arguments.voice)
     generator = load_generator(
         arguments.model,
         arguments.device,
@@ -66,7 +70,9 @@ def generate(arguments: argparse.Namespace) -> None:
         num_codebooks=arguments.num_codebooks,
         watermark=arguments.watermark,
     )
-    context = read_context(arguments.context, generator.sample_rate) if arguments.context else []
+    context = [] if voice is None else voice.segments(generator, arguments.speaker)
+    if arguments.context:
+        context += read_context(arguments.context, generator.sample_rate)
     options: dict[str, Any] = {
         "max_audio_length_ms": arguments.max_audio_length_ms,
         "temperature": arguments.temperature,
@@ -134,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
     speak.add_argument("--text", required=True)
     speak.add_argument("--speaker", type=int, default=0)
+    speak.add_argument(
+        "--voice", metavar="NAME|PATH", help="of `csm voice make`: its turns come first in the context, as --speaker"
+    )
     speak.add_argument("--context", type=Path, help="JSON Lines of earlier turns: speaker, text, audio")
     speak.add_argument("--out", type=Path, default=Path("out.wav"), help="a WAV file")
     speak.add_argument("--max-audio-length-ms", type=float, default=30_000)
@@ -195,10 +204,11 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", action="store_true", help="print the plan as JSON")
     estimate.set_defaults(run=plan)
 
+    curves.add_parser(commands)
     model_commands.add_parser(commands)
     watermark.add_parser(commands)
     demo.add_parser(commands)
-    voice.add_parser(commands)
+    voice_command.add_parser(commands)
     return parser
 
 

@@ -24,6 +24,8 @@ from csm.inference.generator import Generator
 from csm.inference.segments import Segment
 from csm.judges.speaker import SpeakerEmbedder, cosine
 
+FOLDER = Path("voices")
+"""Where `csm voice make` keeps voices, and where they are looked for by name."""
 SUFFIX = ".safetensors"
 _KEY, _FORMAT = "csm_voice", 1
 
@@ -75,6 +77,14 @@ class Voice:
             raise ValueError(
                 f"{path}: cannot be read as a voice ({error}); make it again with `csm voice make`"
             ) from error
+
+
+def find_voice(name_or_path: str) -> Voice:
+    """The voice of a file, or the one of a name in `FOLDER`. Raises what `Voice.load` raises."""
+    path = Path(name_or_path)
+    if not path.is_file() and path.name == name_or_path and path.suffix != SUFFIX:
+        path = FOLDER / f"{name_or_path}{SUFFIX}"
+    return Voice.load(path)
 
 
 def make_voice(

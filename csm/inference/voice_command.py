@@ -1,4 +1,4 @@
-"""Command `csm voice`: makes voices of recorded turns, lists them, and speaks with one."""
+"""Command `csm voice`: makes voices of recorded turns, and lists them. `csm generate --voice` speaks with one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from csm.audio import check_wav_name, save_wav
 from csm.config import SpeakerKind
-from csm.formats.load import load_generator
 from csm.formats.open import open_checkpoint
 from csm.inference.records import read_context
-from csm.inference.voice import SUFFIX, Voice, make_voice
+from csm.inference.voice import FOLDER, SUFFIX, Voice, make_voice
 from csm.judges.speaker import load_embedder
 
 
@@ -35,18 +33,6 @@ def show(arguments: argparse.Namespace) -> None:
         print(f"{file}: {_summary(Voice.load(file))}")
 
 
-def say(arguments: argparse.Namespace) -> None:
-    check_wav_name(arguments.out)
-    voice = Voice.load(arguments.voice)
-    generator = load_generator(arguments.model, arguments.device, codec_path=arguments.codec, slots=1)
-    context = voice.segments(generator, speaker=0)
-    turn = generator.generate_segment(arguments.text, 0, context, arguments.max_audio_length_ms, seed=arguments.seed)
-    if not turn.frames:
-        raise ValueError("the model ended the turn before saying anything; try another --seed")
-    save_wav(arguments.out, turn.audio, generator.sample_rate)
-    print(f"{arguments.out}: {len(turn.audio) / generator.sample_rate:.2f} s")
-
-
 def _summary(voice: Voice) -> str:
     turns = f"{len(voice.texts)} turn{'s' if len(voice.texts) > 1 else ''}"
     return f"{turns}, {voice.seconds:.1f} s, codec {voice.codec.name} {voice.codec.weights_hash}"
@@ -67,25 +53,11 @@ def add_parser(commands: Any) -> None:
         choices=[kind.value for kind in SpeakerKind],
         help="speaker encoder that chooses the turns most like all others (default: the first turns)",
     )
-    new.add_argument("--folder", type=Path, default=Path("voices"), help="of the voices")
-    _add_codec(new)
+    new.add_argument("--folder", type=Path, default=FOLDER, help="of the voices")
+    new.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    new.add_argument("--device", default="cpu")
     new.set_defaults(run=make)
 
     listed = actions.add_parser("list", help="the voices of a folder")
-    listed.add_argument("--folder", type=Path, default=Path("voices"))
+    listed.add_argument("--folder", type=Path, default=FOLDER)
     listed.set_defaults(run=show)
-
-    spoken = actions.add_parser("say", help="a text in a voice")
-    spoken.add_argument("voice", type=Path, help="a file of `csm voice make`")
-    spoken.add_argument("--model", required=True)
-    spoken.add_argument("--text", required=True)
-    spoken.add_argument("--out", type=Path, default=Path("out.wav"), help="a WAV file")
-    spoken.add_argument("--max-audio-length-ms", type=float, default=30_000)
-    spoken.add_argument("--seed", type=int, help="makes sampling reproducible")
-    _add_codec(spoken)
-    spoken.set_defaults(run=say)
-
-
-def _add_codec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
-    parser.add_argument("--device", default="cpu")

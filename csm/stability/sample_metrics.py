@@ -19,7 +19,8 @@ METRICS = ("rate", "chars_per_second", "ended", "end_accuracy", "runaway", "empt
 """Names below `samples/`; the last two only with their judges."""
 
 _WELL_ENDED = (2 / 3, 4 / 3)  # of the recording's length
-_STEADY = (1 / 1.3, 1.3)  # speaking rates that are no drift
+STEADY = (1 / 1.3, 1.3)
+"""Speaking rates that are no drift."""
 _LOST_ENDS = 0.25  # share of samples
 
 
@@ -87,7 +88,7 @@ def drift(earlier: Sequence[tuple[int, dict[str, float]]], now: dict[str, float]
 
 
 def _is_steady(rate: float) -> bool:
-    return _STEADY[0] <= rate <= _STEADY[1]
+    return STEADY[0] <= rate <= STEADY[1]
 
 
 def _ratio(value: float, count: float) -> float:

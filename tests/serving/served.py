@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +66,13 @@ def speaking_generator(slots: int = 3) -> Generator:
     return Generator(model, ToneCodec(), ToyTokenizer(), slots=slots)
 
 
-def service_of(folder: Path, slots: int = 3, limits: Limits | None = None, **settings) -> Service:
+def service_of(
+    folder: Path,
+    slots: int = 3,
+    limits: Limits | None = None,
+    generator: Callable[[int], Generator] = speaking_generator,
+    **settings,
+) -> Service:
     options = {
         "names": ("tiny", "alias"),
         "data": folder,
@@ -74,7 +80,7 @@ def service_of(folder: Path, slots: int = 3, limits: Limits | None = None, **set
         "limits": limits or Limits(),
         **settings,
     }
-    return Service(lambda: speaking_generator(slots), Settings(**options))
+    return Service(lambda: generator(slots), Settings(**options))
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
