@@ -25,12 +25,13 @@ RATE = 16_000  # Hz, of both embedders
 MIN_SECONDS = 0.4
 """Less speech than this says nothing about a voice: it gets no embedding, and the report counts it."""
 
-# Of resemblyzer: frames of its spectrogram per second, dimension of an embedding, windows encoded at once, and the dBFS
-# that quiet speech is raised to, as in the encoder's training.
+# Of resemblyzer: frames of its spectrogram per second, dimension of an embedding, windows encoded at once, and the mean
+# square (-30 dBFS) that quiet speech is raised to, as in the encoder's training.
 FRAMES_PER_SECOND = 100
+_SAMPLES_IN_FRAME = RATE // FRAMES_PER_SECOND
 DIM = 256
 _BATCH = 64
-_LOUDNESS = -30.0
+_LOUDNESS = 1e-3
 
 
 class SpeakerEmbedder(Protocol):
@@ -87,11 +88,23 @@ class Resemblyzer:
             return None
         return torch.nn.functional.normalize(torch.from_numpy(self._encoder.embed_utterance(speech)).float(), dim=0)
 
-    def spectrogram(self, samples: np.ndarray) -> np.ndarray:
-        """The input of `embed_windows`: float32 [frames, 40], 100 a second, of speech (16 kHz) at one loudness."""
-        if np.any(samples):
-            samples = self._package.normalize_volume(samples, _LOUDNESS, increase_only=True)
-        return self._package.wav_to_mel_spectrogram(samples)
+    def windows(self, samples: np.ndarray, sizes: Sequence[int], hop: int) -> list[list[np.ndarray]]:
+        """The input of `embed_windows` for each of the sizes: spectrograms, float32 [size, 40], `hop` frames apart.
+
+        There are 100 frames a second; of less speech than a window, all is one shorter window. Each window is raised to
+        one loudness by itself: of two people in one room, one may be far from the microphone.
+
+        samples: speech, float32 [N] at 16 kHz
+        """
+        mel = self._package.wav_to_mel_spectrogram(samples)  # of power, so that loudness is a factor
+        energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+
+        def window(first: int, size: int) -> np.ndarray:
+            begin, end = (min(frame * _SAMPLES_IN_FRAME, len(samples)) for frame in (first, first + size))
+            power = float(energy[end] - energy[begin]) / max(1, end - begin)
+            return mel[first : first + size] * (max(1.0, _LOUDNESS / power) if power else 1.0)
+
+        return [[window(first, size) for first in range(0, max(1, len(mel) - size + 1), hop)] for size in sizes]
 
     @torch.inference_mode()
     def embed_windows(self, windows: Sequence[np.ndarray]) -> np.ndarray:

@@ -40,7 +40,10 @@ def options_of(service: Service, body: Sampled, speaker: int, param: str = "") -
     if not frame_ms <= length <= most:
         message = f"max_audio_length_ms={length:g}: must lie in {frame_ms:g}..{most:g}"
         raise invalid(message, f"{param}max_audio_length_ms")
-    return Options(speaker, body.temperature, body.top_k, body.seed, length)
+    if body.guidance > 1 and len(generator.engine.slots) < 2:
+        message = f"guidance={body.guidance:g}: needs two slots, and this server was started with one"
+        raise invalid(message, f"{param}guidance", "unsupported_parameter")
+    return Options(speaker, body.temperature, body.top_k, body.guidance, body.seed, length)
 
 
 async def context_of(

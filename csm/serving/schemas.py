@@ -50,6 +50,7 @@ class Sampled(_Body):
     temperature: float = Field(0.9, ge=0, le=10)
     top_k: int = Field(50, ge=0, le=1 << 20)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    guidance: float = Field(1.0, ge=1, le=10)
     max_audio_length_ms: float | None = Field(None, gt=0)
     num_codebooks: int | None = Field(None, ge=1)
 

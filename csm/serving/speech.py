@@ -36,6 +36,7 @@ class Options:
     speaker: int
     temperature: float
     top_k: int
+    guidance: float
     seed: int | None
     most_ms: float
 
@@ -155,7 +156,12 @@ class Speech:
         options, frame_ms = self.options, 1000 / self.generator.codec.frame_rate
         most = min(LONGEST_TURN_MS, self._frames_left() * frame_ms, math.ceil(1000 * text_seconds(text)) + frame_ms)
         seed = None if options.seed is None else options.seed + len(self.parts)
-        sampling = {"temperature": options.temperature, "topk": options.top_k, "seed": seed}
+        sampling = {
+            "temperature": options.temperature,
+            "topk": options.top_k,
+            "guidance": options.guidance,
+            "seed": seed,
+        }
         _, request, ended = self.dialogue.conversation.begin(
             text, options.speaker, {"max_audio_length_ms": most, **sampling}
         )

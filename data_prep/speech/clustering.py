@@ -141,14 +141,10 @@ def _short(span: Span) -> list[tuple[float, float]]:
 
 
 def _embedded(encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
-    mel = encoder.spectrogram(read(start, end))
-    coarse = [mel[first : first + WINDOW] for first in range(0, len(mel) - WINDOW + 1, HOP)]
-    if MIN_WINDOW <= len(mel) < WINDOW:
-        coarse = [np.resize(mel, (WINDOW, mel.shape[1]))]
-    if len(mel) < FINE_WINDOW:
-        fine = [mel]
-    else:
-        fine = [mel[first : first + FINE_WINDOW] for first in range(0, len(mel) - FINE_WINDOW + 1, HOP)]
+    coarse, fine = encoder.windows(read(start, end), (WINDOW, FINE_WINDOW), HOP)
+    frames = len(coarse[0])
+    if frames < WINDOW:
+        coarse = [np.resize(coarse[0], (WINDOW, coarse[0].shape[1]))] if frames >= MIN_WINDOW else []
     found, seconds = encoder.embed_windows(coarse), encoder.embed_windows(fine)
     last = (WINDOW - FINE_WINDOW) // HOP  # steps from the first to the last second of a window
     change = np.array(

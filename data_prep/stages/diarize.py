@@ -26,7 +26,7 @@ class DiarizeStage:
     """
 
     name = "diarize"
-    version = 2  # 1: speech shorter than 1.6 s made no speaker
+    version = 3  # 1: speech shorter than 1.6 s made no speaker; 2: a quiet voice beside a loud one was heard as it was
     reads: tuple[str, ...] = ("vad",)
     result = Speakers
     group_seconds = 0.0

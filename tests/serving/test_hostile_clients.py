@@ -74,7 +74,17 @@ JSON = st.recursive(
 )
 FIELDS = [
     *("model", "input", "voice", "response_format", "speed", "instructions", "stream_format", "stream", "speaker"),
-    *("context", "session_id", "temperature", "top_k", "seed", "max_audio_length_ms", "num_codebooks", "surprise"),
+    *(
+        "context",
+        "session_id",
+        "temperature",
+        "top_k",
+        "guidance",
+        "seed",
+        "max_audio_length_ms",
+        "num_codebooks",
+        "surprise",
+    ),
 ]
 SPEECH = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4).map(lambda fields: {**OPTIONS, **fields})
 MIXED = st.dictionaries(st.sampled_from(["model", "items", "voices", "turns", "response_format"]), JSON, max_size=4)

@@ -84,11 +84,13 @@ def test_events_carry_the_same_bytes_and_their_usage(served):
 
 def test_sampling_options_arrive(served):
     client, _ = served
-    changes = {"temperature": 0.5, "topk": 3, "seed": 8}
+    changes = {"temperature": 0.5, "topk": 3, "guidance": 1.5, "seed": 8}
     expected = expected_turn(**changes).audio.numpy()
-    fields = {"temperature": 0.5, "top_k": 3, "seed": 8, "voice": {"id": "speaker_1"}, "response_format": "pcm"}
+    fields = {"temperature": 0.5, "top_k": 3, "guidance": 1.5, "seed": 8, "response_format": "pcm"}
+    fields |= {"voice": {"id": "speaker_1"}}
     assert np.abs(heard_samples(speak(client, **fields).content, "pcm") - expected).max() < 1e-4
     assert speak(client, **fields).content != speak(client, **{**fields, "speaker": 2}).content
+    assert speak(client, **fields).content != speak(client, **{**fields, "guidance": 1}).content
     assert speak(client, **{**fields, "voice": "alloy"}).content == speak(client, **{**fields, "speaker": 2}).content
 
 
