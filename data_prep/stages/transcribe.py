@@ -4,7 +4,7 @@ Speech is recognized in clips of at most `max_clip_seconds`: neighboring spans o
 divided where they are quietest. Between the spans of a clip, recognizers hear silence, so that no word of the other
 side of a call, or of the background, becomes text. A batch holds clips of one recording only, so that a recording's
 text does not depend on what it is processed with. Given turns with texts are not recognized; those without are, each
-by itself.
+by itself. A clip whose text goes round in circles is recognized again in two parts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from csm.judges.faster_whisper import FasterWhisper
-from csm.judges.recognition import MAX_CLIP_SECONDS, Recognizer
+from csm.judges.recognition import MAX_CLIP_SECONDS, Recognized, Recognizer
 from csm.judges.transformers_whisper import TransformersWhisper
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import TranscribeBackend, TranscribeConfig
@@ -31,6 +31,11 @@ MAX_PAUSE_IN_CLIP = 3.0
 LANGUAGE_CLIPS = 5
 """Clips, evenly over the recording, from which its language is detected."""
 CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
+CIRCLING = 2.4
+"""Compression ratio from which a text repeats itself, as in Whisper's own code, which then draws at random. Here parts
+of the clip are recognized instead, with the same result each time."""
+SHORTEST_CUT = 4.0
+"""Shorter clips are not divided, in seconds."""
 
 
 class TranscribeStage:
@@ -41,7 +46,7 @@ class TranscribeStage:
     """
 
     name = "transcribe"
-    version = 2  # 1: the pauses between spans of speech were heard, too
+    version = 3  # 1: the pauses between spans of speech were heard, too; 2: circling texts stayed as they were
     reads: tuple[str, ...] = ("vad",)
     result = Transcript
     group_seconds = 0.0
@@ -86,13 +91,33 @@ class TranscribeStage:
         clips: list[Clip] = []
         for first in range(0, len(stretches), CLIPS_AT_ONCE):
             some = stretches[first : first + CLIPS_AT_ONCE]
-            heard = self._model.recognize([read(channel, span) for channel, span in some], lang)
-            for (channel, span), found in zip(some, heard, strict=True):
+            for channel, span, found in self._heard(some, read, lang, audio):
                 words = [_placed(word, span) for word in found.words if word.text]
                 ratio = compression_ratio(found.text)
                 scores = found.avg_logprob, found.no_speech_prob, ratio
                 clips.append(Clip(span.start, span.end, channel, found.text, words, lang, lang_prob, *scores))
         return Transcript(clips)
+
+    def _heard(
+        self,
+        stretches: list[tuple[int | None, Span]],
+        read: Callable[[int | None, Span], np.ndarray],
+        lang: str,
+        audio: RecordingAudio,
+    ) -> list[tuple[int | None, Span, Recognized]]:
+        """What is recognized in each stretch, or in its parts, in order."""
+        assert self._model is not None
+        texts = self._model.recognize([read(channel, span) for channel, span in stretches], lang)
+        heard = []
+        for (channel, span), found in zip(stretches, texts, strict=True):
+            seconds = span.end - span.start
+            if seconds < SHORTEST_CUT or compression_ratio(found.text) <= CIRCLING:
+                heard.append((channel, span, found))
+                continue
+            cut = quietest_moment(audio, channel, span.start + seconds / 4, span.end - seconds / 4)
+            parts = [(channel, Span(span.start, cut)), (channel, Span(cut, span.end))]
+            heard += self._heard(parts, read, lang, audio)
+        return heard
 
     def _stretches(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> list[tuple[int | None, Span]]:
         limit = self.options.max_clip_seconds

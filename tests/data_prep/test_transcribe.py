@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from csm.judges.hub import ModelUnavailable
+from csm.judges.recognition import Recognized, Word
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.reasons import RejectedRecording
 from data_prep.records import GivenTurn, Span, Speech, TrackSpeech, Transcript
@@ -198,3 +199,37 @@ def test_whisper_of_transformers_detects_the_language_and_times_words(tiny_whisp
 def test_clips_longer_than_whisper_hears_are_refused():
     with pytest.raises(ValueError, match=r"max_clip_seconds=45.0: Whisper hears 30 s at most"):
         TranscribeStage(TranscribeConfig(max_clip_seconds=45.0))
+
+
+class Circling:
+    """A recognizer that goes round in circles on clips of more than 5 s; it says how long each clip was."""
+
+    name = "circling"
+
+    def __init__(self) -> None:
+        self.clips: list[np.ndarray] = []
+
+    def recognize(self, clips, language):
+        self.clips += clips
+        texts = ["and so on " * 40 if len(clip) > 5 * RATE else f"part of {len(clip)}" for clip in clips]
+        return [
+            Recognized(text, [Word(text, 0.1, len(clip) / RATE - 0.1)], -0.5, 0.0)
+            for text, clip in zip(texts, clips, strict=True)
+        ]
+
+
+def test_a_clip_that_goes_round_in_circles_is_heard_in_parts(tmp_path):
+    demo = demo_recordings()["directory"]
+    demo = np.concatenate([demo, np.zeros(RATE, np.float32), demo])[: 14 * RATE]
+    stage = TranscribeStage(TranscribeConfig())
+    stage._model = Circling()
+    item = spoken(tmp_path / "a.wav", demo)
+    item.recording.lang = "en"
+    (transcript,) = stage.process([item])
+    clips = transcript.clips
+    assert len(clips) > 2 and all(clip.compression_ratio < 2.4 for clip in clips)
+    assert clips[0].start == 0.0 and clips[-1].end == pytest.approx(len(demo) / RATE)
+    assert all(a.end == b.start for a, b in pairwise(clips))
+    assert all(clip.start <= word.start < word.end <= clip.end for clip in clips for word in clip.words)
+    assert len(stage._model.clips[0]) == len(demo)  # the whole first, and no part twice
+    assert len(stage._model.clips) == 2 * len(clips) - 1
