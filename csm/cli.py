@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 from csm.audio import check_wav_name, save_wav
+from csm.curves import page as curves
 from csm.demo import command as demo
 from csm.errors import user_errors
 from csm.formats import commands as model_commands
@@ -44,7 +45,6 @@ from csm.planning.report import plan_json, print_plan
 from csm.planning.request import read_request
 from csm.quantization.schemes import PARTS, SCHEMES
 from csm.serving import command as serve_command
-from csm.training import curves
 from csm.watermark import command as watermark
 
 _ENDS = {

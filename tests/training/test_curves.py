@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from csm.cli import main
+from csm.curves.page import page, read_run, warnings
+from csm.curves.plots import MOST_POINTS, loss_plot
 from csm.training.build import train
-from csm.training.curve_plots import MOST_POINTS, loss_plot
-from csm.training.curves import page, read_run, warnings
 from csm.training.loggers import JsonLinesLogger
 from tests.conftest import compose_train
 

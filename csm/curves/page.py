@@ -16,9 +16,9 @@ from typing import Any
 
 import jinja2
 
+from csm.curves.plots import CurvePlot, gradient_plot, loss_plot, sample_plots
 from csm.files import write_atomically
 from csm.stability.sample_metrics import drift
-from csm.training.curve_plots import CurvePlot, gradient_plot, loss_plot, sample_plots
 
 _EVENTS = ("skipped_steps", "loss_spikes")
 """Files of steps that went wrong."""
@@ -78,7 +78,7 @@ def page(run: Run) -> str:
         *sample_plots(run.records, marked),
     ]
     template = jinja2.Environment(
-        loader=jinja2.PackageLoader("csm", "training"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("csm", "curves"), autoescape=True, undefined=jinja2.StrictUndefined
     ).get_template("curves.html.j2")
     return template.render(
         name=run.name,

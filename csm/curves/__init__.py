@@ -1,0 +1,1 @@
+"""`csm curves`: what a training logged, as one page of plots."""
