@@ -32,7 +32,7 @@ PCA_DIM = 96
 GRIFFIN_LIM_ITERATIONS = 32
 
 FIT_SHIFTS = (0, 2, 4, 6)  # fitting sees every clip several times, its blocks shifted by this many mel frames
-FIT_BLOCKS_PER_ENTRY = 64  # at most: more of them cost time and change little
+FIT_BLOCKS_PER_ENTRY = 64  # at most, which bounds the time of fitting
 FIT_ITERATIONS = 5  # Lloyd iterations per codebook
 _PIECE_FRAMES = 32  # frames encoded at once, see `encode`
 

@@ -29,7 +29,7 @@ def parse_chat(text: str, stem: str | None = None) -> dict[str, Annotation]:
     """The annotation of the recording that the file names as its media, or else `stem`.
 
     A line of which a part was not understood (xxx, yyy, www) has no text, so that it is transcribed. One without a time
-    has no length at the end of the line before: it is rejected by name, and ends a conversation, as untold speech does.
+    has no length at the end of the line before: it is rejected by name and ends the conversation.
     Lines in which nothing is said are no turns. Raises ValueError if it is no such file, or has no times.
     """
     media, lang = stem or "", None
