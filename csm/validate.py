@@ -135,7 +135,7 @@ def _validate_frozen(config: TrainConfig) -> None:
 def _validate_data(config: TrainConfig, num_devices: int) -> None:
     data = config.data
     predicted_speaker(data.loss_turns)  # raises ValueError
-    for name in ("context_dropout", "text_dropout", "frame_dropout", "codebook_dropout"):
+    for name in ("context_dropout", "text_dropout", "frame_dropout", "codebook_dropout", "code_noise"):
         value = getattr(data, name)
         if not 0 <= value <= 1:
             raise ValueError(f"data.{name}={value} is a probability: choose 0 to 1, such as 0.1")

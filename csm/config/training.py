@@ -60,6 +60,9 @@ class DataConfig:
     """Probability, for each document (a conversation, or a part that `context_dropout` leaves of it), that the model
     sees only the first n codebooks of its frames, ln(n) being uniform; all are predicted. It then also knows frames of
     fewer codebooks, as generation with `num_codebooks` makes them."""
+    code_noise: float = 0.0
+    """Probability, for each code of a frame, that the backbone reads another one drawn at random; what is predicted
+    stays. So it learns to go on after mistakes, its own included; ends of speech are read as they are."""
     loss_turns: str = "all"
     """Turns that are predicted, in training and validation: `all`, `last` of each conversation (or of the part that
     `context_dropout` leaves of it), or `speaker:N`, those of a stored speaker id. The others are read as context."""

@@ -29,6 +29,7 @@ class RowBatch:
     targets:       bool [B, S], positions whose frame is predicted
     slots:         int64 [B, N], positions of the frames the depth decoder sees
     slot_weights:  float32 [B, N], inverse sampling probabilities; 0 = empty slot
+    inputs:        int64 [B, S, K+1], tokens as the backbone reads them, with `data.code_noise`; None = `tokens`
     """
 
     tokens: Tensor
@@ -38,6 +39,7 @@ class RowBatch:
     targets: Tensor
     slots: Tensor
     slot_weights: Tensor
+    inputs: Tensor | None = None
 
     def attention_mask(self) -> Tensor:
         """bool [B, 1, S, S]: a position sees itself and earlier positions of its own document."""
@@ -66,7 +68,8 @@ class RowBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> RowBatch:
-        return RowBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RowBatch(**{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass
@@ -173,4 +176,5 @@ def stack_rows(rows: list[RowBatch]) -> RowBatch:
         targets=torch.cat([row.targets for row in rows]),
         slots=torch.cat([row.slots[:, :slots] for row in rows]),  # filled slots come first
         slot_weights=torch.cat([row.slot_weights[:, :slots] for row in rows]),
+        inputs=None if any(row.inputs is None for row in rows) else torch.cat([row.inputs for row in rows]),
     )

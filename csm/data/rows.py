@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from csm.config import DataConfig, LossConfig
@@ -14,7 +15,7 @@ from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_row
 from csm.data.plan import EpochPlan
 from csm.data.sample import Sample
 from csm.data.stream import StepSpec
-from csm.frames import Frames, TurnTokens, conversation_frames
+from csm.frames import Frames, TurnTokens, conversation_frames, is_eos_frame
 from csm.text import TextTokenizer
 
 
@@ -95,6 +96,18 @@ def drop_codebooks(document: Frames, chance: float, rng: np.random.Generator) ->
     document.mask[~document.eos, kept:num_codebooks] = False
 
 
+def noisy_codes(row: RowBatch, chance: float, codebook_size: int, rng: np.random.Generator) -> Tensor:
+    """`row.tokens [1, S, K+1]` with each code that is present replaced, with probability `chance`, by a random one of
+    0..codebook_size-1. End-of-speech frames stay."""
+    tokens = row.tokens.clone()
+    codes = tokens[..., :-1]
+    drawn = torch.from_numpy(rng.integers(codebook_size, size=codes.shape))
+    chosen = torch.from_numpy(rng.random(codes.shape) < chance)
+    chosen &= row.mask[..., :-1] & ~is_eos_frame(codes)[..., None]
+    codes[chosen] = drawn[chosen]
+    return tokens
+
+
 def permuted_speakers(sample: Sample, rng: np.random.Generator) -> dict[int, int]:
     """A random permutation of the conversation's speaker ids, so that neither the id nor the order of speaking reveals
     who speaks."""
@@ -120,7 +133,8 @@ class TrainRows(Dataset):
         self.datasets, self.tokenizer, self.data, self.seed = datasets, tokenizer, data, seed
         self.predicted = predicted_speaker(data.loss_turns)
         self.slots = num_slots(data.max_seq_len, loss.decoder_frame_ratio)
-        self.num_codebooks = next(iter(datasets.values())).codec.num_codebooks
+        codec = next(iter(datasets.values())).codec
+        self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
 
     def __getitem__(self, spec: StepSpec) -> StepBatch:
         per_pass = self.data.micro_batch_size
@@ -152,7 +166,10 @@ class TrainRows(Dataset):
                 drop_frames(document, data.frame_dropout, rng)
             if data.codebook_dropout:
                 drop_codebooks(document, data.codebook_dropout, rng)
-        return pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
+        row = pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
+        if data.code_noise:
+            row.inputs = noisy_codes(row, data.code_noise, self.codebook_size, rng)
+        return row
 
 
 class ValidationRows(Dataset):

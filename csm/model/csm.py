@@ -153,6 +153,7 @@ class CSM(nn.Module):
         slots: Tensor,
         slot_weights: Tensor,
         attention_mask: AttentionMask | None = None,
+        inputs: Tensor | None = None,
     ) -> LossSums:
         """Loss sums over packed rows, all decoder frames at once.
 
@@ -162,8 +163,11 @@ class CSM(nn.Module):
         slots:          [B, N] int, positions of the frames the depth decoder sees
         slot_weights:   [B, N] float, inverse sampling probabilities; 0 = empty slot
         attention_mask: [B, 1, S, S], block-diagonal and causal; None = one document per row
+        inputs:         [B, S, K+1], what the backbone reads in place of `tokens`
         """
-        backbone, frames = self.backbone_losses(tokens, mask, positions, targets, slots, slot_weights, attention_mask)
+        backbone, frames = self.backbone_losses(
+            tokens, mask, positions, targets, slots, slot_weights, attention_mask, inputs
+        )
         return join(backbone, self.decoder_losses(frames))
 
     def backbone_losses(
@@ -175,12 +179,13 @@ class CSM(nn.Module):
         slots: Tensor,
         slot_weights: Tensor,
         attention_mask: AttentionMask | None = None,
+        inputs: Tensor | None = None,
     ) -> tuple[BackboneSums, DecoderFrames]:
         """The half of `losses` that the backbone computes, and the frames that the depth decoder is to see."""
         rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
         codes = tokens[..., :-1]
         slot_codes = codes[rows, slots].flatten(0, 1)  # [B*N, K]
-        embedded, slot_embeddings = self.embed_rows(tokens, mask, slot_codes[:, :-1])
+        embedded, slot_embeddings = self.embed_rows(tokens if inputs is None else inputs, mask, slot_codes[:, :-1])
         states = self.backbone(embedded, positions, attention_mask)  # [B, S, D]
         c0_logits = self.codebook0_head(states[:, :-1])  # [B, S-1, V]: state p-1 predicts position p
         sums = backbone_sums(c0_logits, codes[:, 1:], targets[:, 1:], slots - 1, slot_weights)

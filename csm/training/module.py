@@ -125,7 +125,7 @@ class CSMTrainingModule(L.LightningModule):
     def shifted_losses(self, rows: RowBatch, engine: Engine) -> Tensor:
         """`CSM.shifted_losses` of one batch with the labels at `SHIFTS`; all ranks must take part."""
         inputs = self._inputs(rows)
-        for name in ("slots", "slot_weights"):
+        for name in ("slots", "slot_weights", "inputs"):
             del inputs[name]
         return engine(**inputs, shifts=SHIFTS, method="shifted_losses")
 
@@ -156,4 +156,5 @@ class CSMTrainingModule(L.LightningModule):
             "slots": rows.slots,
             "slot_weights": rows.slot_weights,
             "attention_mask": attention_mask(rows, self.config),
+            "inputs": rows.inputs,
         }

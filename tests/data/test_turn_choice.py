@@ -119,22 +119,60 @@ def test_documents_are_seen_with_their_first_codebooks_only(dataset):
     assert chosen <= set(range(1, codebooks)) and len(chosen) > 1, chosen
 
 
-def test_predictions_do_not_depend_on_hidden_frames(dataset):
-    """Other codes in a hidden frame change its own loss only."""
+def small_model(dataset):
     from csm.config import CSMConfig, TransformerConfig
     from csm.model.csm import CSM
 
-    batch = train_steps(dataset, 1, frame_dropout=0.5)[0].microbatches[0]
-    codebooks, codes = batch.tokens.shape[-1] - 1, int(batch.tokens[..., :-1].max()) + 1
     torch.manual_seed(0)
-    config = CSMConfig(
-        backbone=TransformerConfig(layers=2, dim=48, heads=6, kv_heads=3, ffn_dim=72),
-        decoder=TransformerConfig(layers=1, dim=32, heads=4, kv_heads=2, ffn_dim=56),
-        text_vocab_size=TOKENIZER.vocab_size,
-        codebook_size=codes,
-        num_codebooks=codebooks,
+    return CSM(
+        CSMConfig(
+            backbone=TransformerConfig(layers=2, dim=48, heads=6, kv_heads=3, ffn_dim=72),
+            decoder=TransformerConfig(layers=1, dim=32, heads=4, kv_heads=2, ffn_dim=56),
+            text_vocab_size=TOKENIZER.vocab_size,
+            codebook_size=dataset.codec.codebook_size,
+            num_codebooks=dataset.codec.num_codebooks,
+        )
     )
-    model = CSM(config)
+
+
+def test_codes_are_read_with_noise_and_predicted_without(dataset):
+    whole = train_steps(dataset, 3, micro_batch_size=4)[2].microbatches[0]
+    batch = train_steps(dataset, 3, micro_batch_size=4, code_noise=0.25)[2].microbatches[0]
+    for name in ("tokens", "mask", "positions", "documents", "targets", "slots"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+    assert whole.inputs is None and torch.equal(batch.inputs[..., -1], batch.tokens[..., -1]), "texts stay"
+    codes, read = batch.tokens[..., :-1], batch.inputs[..., :-1]
+    ends = batch.mask[..., 0] & (codes == 0).all(-1)
+    assert torch.equal(read[ends], codes[ends]) and torch.equal(read[~batch.mask[..., 0]], codes[~batch.mask[..., 0]])
+    size, speech = dataset.codec.codebook_size, batch.mask[..., 0] & ~ends
+    assert int(read.min()) >= 0 and int(read.max()) < size
+    expected, count = 0.25 * (1 - 1 / size), codes[speech].numel()  # a drawn code may be the one that was there
+    share = float((read != codes)[speech].float().mean())
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / count) ** 0.5, (share, count)
+    changed = (read != codes)[speech].float().mean(0)
+    assert (changed > 0.1).all(), "every codebook has noise"
+    parts = [train_steps(dataset, 3, rank, 2, micro_batch_size=2, code_noise=0.25)[2] for rank in (0, 1)]
+    assert torch.equal(batch.inputs, torch.cat([part.microbatches[0].inputs for part in parts]))
+
+    model = small_model(dataset)
+    rest = (batch.positions, batch.targets, batch.slots, batch.slot_weights, batch.attention_mask())
+    with torch.no_grad():
+        sums = model(batch.tokens, batch.mask, *rest, batch.inputs)
+        states = model.backbone_states(batch.inputs, batch.mask, batch.positions, batch.attention_mask())
+        logits = model.codebook0_head(states[:, :-1])[batch.targets[:, 1:]]
+        c0 = torch.nn.functional.cross_entropy(logits, codes[:, 1:, 0][batch.targets[:, 1:]], reduction="sum")
+        rows = torch.arange(len(batch.slots))[:, None]
+        frames = codes[rows, batch.slots].flatten(0, 1)
+        depth = model.decoder_logits(states[rows, batch.slots - 1].flatten(0, 1), frames[:, :-1])  # [K-1, M, V]
+        each = torch.nn.functional.cross_entropy(depth.permute(1, 2, 0), frames[:, 1:], reduction="none")
+    torch.testing.assert_close(sums.c0, c0)
+    torch.testing.assert_close(sums.decoder, (each.mean(1) * batch.slot_weights.flatten()).sum())
+
+
+def test_predictions_do_not_depend_on_hidden_frames(dataset):
+    """Other codes in a hidden frame change its own loss only."""
+    batch = train_steps(dataset, 1, frame_dropout=0.5)[0].microbatches[0]
+    model = small_model(dataset)
     hidden = batch.targets & ~batch.mask.any(-1)
     assert hidden.any()
     changed = batch.tokens.clone()
