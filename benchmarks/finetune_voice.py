@@ -1,19 +1,21 @@
 """Fine-tuning a base model to a voice that it has not heard: full, LoRA, decoder alone, each with and without replay.
 
     python benchmarks/finetune_voice.py runs/quickstart/export runs/demo-data --minutes 3 10 20
-    python benchmarks/finetune_voice.py BASE BASE_DATA --minutes 3 --arms full lora --steps 60 --voice awb
+    python benchmarks/finetune_voice.py runs/proving_desk/export data/desk --held-out data/desk_test_sentence \
+        --experiment proving_desk --shifts 4 --steps 200 data.num_workers=0
 
-The new voice is one of the program flite (or espeak-ng, with `--program espeak-ng`), which reads the lines of the
-base's dataset, and joined pairs of them until there are `--minutes` of audio. Every fifth line is held out: the base
-can say it in its own voices, and the new one never said it in training. The new voice is speaker 2, the base's are 0
-and 1.
+The new voice is one of the program flite (or espeak-ng, with `--program espeak-ng`), which reads lines of the base's
+dataset, and joined pairs of them where they do not make `--minutes` of audio. Lines that are judged were never said by
+the new voice in training: those of `--held-out`, or every fifth of the base's own, which it can say in its own voices.
+The new voice is speaker 2, the base's are 0 and 1. Words at the end are options of train.py for all arms.
 
 Prints for each arm, and for the base before it, with the mean over the held-out lines:
 
 new        cosine of speaker embeddings of generated speech and the new voice's recordings after the codec
 old        the same with the nearer of the base's two voices: below `new` where the voice was learned
 WER        word errors of the held-out lines in the new voice, and of the recordings after the codec for comparison
-own lines  WER of the base's own lines by speaker 0, and their cosine with its voice: what is forgotten
+own lines  WER of lines by speaker 0 and their cosine with its voice: what is forgotten. Lines that it said in training,
+           or the held-out ones with `--held-out`
 ended      share of all these turns that the model ended itself
 """
 
@@ -32,12 +34,13 @@ from torch import Tensor
 
 from csm import load_generator
 from csm.audio import load_audio
+from csm.codec import Codec
 from csm.compose import TRAIN
 from csm.config import CodecConfig, CodecKind, SpeakerKind
 from csm.data.dataset import ShardedDataset
 from csm.evaluation.text_norm import load_normalizer
 from csm.evaluation.wer import align_words, count_errors
-from csm.inference.generator import Generator
+from csm.inference.generator import Generator, SpeechRequest
 from csm.judges.faster_whisper import FasterWhisper
 from csm.judges.speaker import SpeakerEmbedder, cosine, load_embedder
 from csm.training.build import train
@@ -87,7 +90,7 @@ def record(program: str, voice: str, text: str, path: Path) -> float:
     return len(load_audio(path, 24_000)) / 24_000
 
 
-def make_dataset(folder: Path, lines: list[str], minutes: float, arguments: argparse.Namespace) -> float:
+def make_dataset(folder: Path, lines: list[str], minutes: float, codec: Codec, arguments: argparse.Namespace) -> float:
     """Recordings and dataset of the new voice below `folder`, encoded by the base's codec; returns the minutes made."""
     texts = list(lines)
     texts += [f"{first} {lines[(n * 7 + 3) % len(lines)]}" for n, first in enumerate(lines * 20)]
@@ -102,33 +105,48 @@ def make_dataset(folder: Path, lines: list[str], minutes: float, arguments: argp
         split = "val" if number % 20 == 19 else "train"
         records.append({"id": f"n{number}", "audio": f"{number}.wav", "split": split, "turns": [turn]})
     (folder / "manifest.jsonl").write_text("\n".join(json.dumps(entry) for entry in records))
-    codec = CodecConfig(
-        kind=CodecKind.spectral, path=str(Path(arguments.base) / "codec.safetensors"), codebook_size=256
-    )
     config = DataPrepConfig(
         input=str(folder / "manifest.jsonl"),
         output=str(folder / "data"),
         source="new",
         lang="en",
         licence="CC0-1.0",
-        codec=codec,
+        codec=CodecConfig(
+            kind=CodecKind.spectral,
+            path=str(Path(arguments.base) / "codec.safetensors"),
+            num_codebooks=codec.num_codebooks,
+            codebook_size=codec.codebook_size,
+        ),
         executor=ExecutorConfig(ExecutorKind.inline),
         work=str(folder / "work"),
     )
     config.transcribe.backend = TranscribeBackend.none
+    config.encode.shifts = arguments.shifts
     config.dedup.fingerprint = False  # joined lines hold single ones
     prepare(config)
     return seconds / 60
 
 
+def read_turns(path: str, split: str, limit: int | None = None) -> dict[int, dict[str, Tensor]]:
+    """Codes [K, T] of the turns of a dataset, by speaker and text, of its first `limit` conversations."""
+    dataset = ShardedDataset(path)
+    turns: dict[int, dict[str, Tensor]] = {0: {}, 1: {}}
+    for number in dataset.select(split)[:limit]:
+        sample = dataset.read(int(number))
+        for turn in sample.turns:
+            turns[turn.speaker].setdefault(turn.text, torch.from_numpy(sample.turn_codes(turn)))
+    return turns
+
+
 def speak(generator: Generator, texts: list[str], speaker: int) -> tuple[list[Tensor], int]:
     """(greedy speech of each text, how many turns the model ended)."""
-    turns = [generator.generate_segment(t, speaker, [], temperature=0, max_audio_length_ms=12_000) for t in texts]
+    requests = [SpeechRequest(text, speaker, (), 12_000, temperature=0) for text in texts]
+    turns = generator.generate_batch(requests)
     return [turn.audio for turn in turns], sum(turn.finish_reason == "stop" for turn in turns)
 
 
 def score(name: str, model: Path, judges: Judges, held: list[str], own: list[str], voices: dict[int, Tensor]) -> None:
-    generator = load_generator(model, "cpu", torch.float32, slots=1)
+    generator = load_generator(model, "cpu", torch.float32)
     rate = generator.sample_rate
     new, ended_new = speak(generator, held, NEW)
     old, ended_old = speak(generator, own, 0)
@@ -157,17 +175,19 @@ def main() -> None:
     parser.add_argument("--program", choices=["flite", "espeak-ng"], default="flite")
     parser.add_argument("--voice", default="awb")
     parser.add_argument("--lines", type=int, default=10, help="held-out and own lines that are spoken, each")
-    arguments = parser.parse_args()
+    parser.add_argument("--held-out", metavar="DATASET", help="dataset whose lines (split val) are judged")
+    parser.add_argument("--experiment", default="quickstart", help="that the base was trained with")
+    parser.add_argument("--shifts", type=int, default=1, help="encodings of each turn (encode.shifts of data_prep)")
+    arguments, words = parser.parse_known_args()
 
-    dataset = ShardedDataset(arguments.data)
-    turns: dict[int, dict[str, Tensor]] = {0: {}, 1: {}}
-    for number in dataset.select("train"):
-        sample = dataset.read(int(number))
-        for turn in sample.turns:
-            turns[turn.speaker][turn.text] = torch.from_numpy(sample.turn_codes(turn))
+    turns = read_turns(arguments.data, "train", 200)
     lines = [*turns[0], *turns[1]]
-    held, taught = lines[::HELD_OUT], [text for number, text in enumerate(lines) if number % HELD_OUT]
-    held, own = held[: arguments.lines], list(turns[0])[1 : 1 + 2 * arguments.lines : 2]
+    if arguments.held_out:
+        judged, taught = read_turns(arguments.held_out, "val"), lines
+        held, own = list(judged[0])[: arguments.lines], list(judged[0])[: arguments.lines]
+    else:
+        taught = [text for number, text in enumerate(lines) if number % HELD_OUT]
+        held, own = lines[::HELD_OUT][: arguments.lines], list(turns[0])[1 : 1 + 2 * arguments.lines : 2]
 
     judges = Judges(
         FasterWhisper("bundled", "cpu", option="--recognizer"), load_embedder(SpeakerKind.resemblyzer, None, "cpu")
@@ -175,7 +195,7 @@ def main() -> None:
     base = load_generator(arguments.base, "cpu", torch.float32, slots=1)
     rate, codec = base.sample_rate, base.codec
     voices = {
-        speaker: judges.voice([codec.decode(codes[None])[0, 0] for codes in found.values()], rate)
+        speaker: judges.voice([codec.decode(codes[None])[0, 0] for codes in list(found.values())[:50]], rate)
         for speaker, found in turns.items()
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,7 +214,7 @@ def main() -> None:
         score("base", Path(arguments.base), judges, held, own, voices)
         for minutes in arguments.minutes:
             folder = Path(scratch) / f"new-{minutes:g}"
-            made = make_dataset(folder, taught, minutes, arguments)
+            made = make_dataset(folder, taught, minutes, codec, arguments)
             for arm in arguments.arms:
                 for replay in arguments.replay:
                     name = f"{arm} {made:.1f} min" + (f" replay {replay:g}" if replay else "")
@@ -202,20 +222,21 @@ def main() -> None:
                     sources = f"new: {{path: {folder / 'data'}, weight: {1 - replay}}}"
                     if replay:
                         sources += f", base: {{path: {arguments.data}, weight: {replay}}}"
-                    words = [
+                    options = [
                         *(
-                            "experiment=quickstart",
-                            "data.prepare=null",
+                            f"experiment={arguments.experiment}",
                             "data.path=null",
+                            "data.prepare=null",
                             f"init_from={arguments.base}",
                         ),
                         f"+data.sources={{{sources}}}",
                         *(word.format(lr=arguments.lr, lora_lr=arguments.lora_lr) for word in ARMS[arm]),
-                        *("optim.warmup_steps=10", f"trainer.max_steps={arguments.steps}", "trainer.val_every_steps=0"),
-                        *("trainer.sample_every_steps=0", "trainer.log_every_steps=0", f"run_dir={run}"),
+                        *("optim.warmup_steps=10", "optim.schedule=cosine", f"trainer.max_steps={arguments.steps}"),
+                        *("trainer.val_every_steps=0", "trainer.sample_every_steps=0", "trainer.log_every_steps=0"),
+                        *(f"run_dir={run}", *words),
                     ]
                     started = time.monotonic()
-                    train(TRAIN.options(TRAIN.compose(words)))
+                    train(TRAIN.options(TRAIN.compose(options)))
                     seconds = time.monotonic() - started
                     score(f"{name} ({seconds:.0f} s)", run / "export", judges, held, own, voices)
 

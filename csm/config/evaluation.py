@@ -72,6 +72,8 @@ class EvalConfig:
     """Sample among this many most likely codes."""
     guidance: float = 1.0
     """Scale of classifier-free guidance towards the text, for models trained with `data.text_dropout`; 1: none."""
+    num_codebooks: int | None = None
+    """Codebooks generated per frame, the first ones of the model's; null: all."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every prompt is spoken once per seed."""
     asr: AsrKind = AsrKind.whisper_hf

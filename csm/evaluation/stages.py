@@ -63,7 +63,7 @@ def plan_takes(prompts: Sequence[EvalPrompt], generator: Generator, settings: Ev
         weights=weights, codec=codec, tokenizer=tokenizer, dtype=str(parameter.dtype), device=parameter.device.type
     )
     sampling = {"temperature": settings.temperature, "topk": settings.topk, "max_frames": max_frames}
-    sampling |= guidance_facts(settings)
+    sampling |= optional_facts(settings)
     levels = [CODEC_LEVELS[level] for level in settings.codec_levels if level < generator.codec.num_codebooks]
     takes = []
     for prompt in prompts:
@@ -135,9 +135,11 @@ def _recorded(take: Take, generator: Generator) -> Tensor:
         return codec.decode(codes[None, : _RESYNTHESIS[take.system]].to(codec.device))[0, 0].float().cpu()
 
 
-def guidance_facts(settings: EvalConfig) -> dict[str, Any]:
-    """Guidance, for keys and protocols; nothing where there is none: those of earlier reports stay what they are."""
-    return {} if settings.guidance == 1 else {"guidance": settings.guidance}
+def optional_facts(settings: EvalConfig) -> dict[str, Any]:
+    """Options of sampling that are not at their defaults, for keys and protocols: those of reports made before there
+    were such options stay what they are."""
+    facts: dict[str, Any] = {} if settings.guidance == 1 else {"guidance": settings.guidance}
+    return facts if settings.num_codebooks is None else facts | {"num_codebooks": settings.num_codebooks}
 
 
 def _speak(

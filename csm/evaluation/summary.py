@@ -15,7 +15,7 @@ from csm.evaluation.prompts import PromptSet
 from csm.evaluation.pronunciation import pronunciation_results
 from csm.evaluation.report import PublishedView, Report
 from csm.evaluation.scores import NotRun, SystemScores, score_system
-from csm.evaluation.stages import guidance_facts
+from csm.evaluation.stages import optional_facts
 from csm.evaluation.store import key_of
 from csm.evaluation.suites.suite import Suite, comparable
 from csm.evaluation.text_norm import TextNormalizer
@@ -144,7 +144,7 @@ def _protocol(
         "sampling": {
             "temperature": settings.temperature,
             "topk": settings.topk,
-            **guidance_facts(settings),
+            **optional_facts(settings),
             "seeds": list(settings.seeds),
             "sampling_seed": "hash of seed and prompt id",
             "max_audio_seconds": settings.max_audio_seconds,
@@ -231,6 +231,8 @@ def _subtitle(settings: EvalConfig, suite: Suite, prompts: PromptSet) -> str:
     sampling = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}, top-k {settings.topk}"
     if settings.guidance != 1:
         sampling += f", guidance {settings.guidance:g}"
+    if settings.num_codebooks is not None:
+        sampling += f", {settings.num_codebooks} codebooks"
     seeds = "1 seed" if len(settings.seeds) == 1 else f"{len(settings.seeds)} seeds"
     return f"{settings.name} ({suite.name}): {len(prompts.prompts)} prompts of {source}; {sampling}; {seeds}"
 

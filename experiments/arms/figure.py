@@ -31,7 +31,7 @@ def figure(results: Mapping[str, Any]) -> str:
             parts.append(f"<g transform='translate({x * WIDTH} {y * HEIGHT})'>{''.join(panel)}</g>")
     bottom, left = len(rows) * HEIGHT + 18, LEFT
     for number, arm in enumerate(results["experiment"]["arms"]):
-        parts.append(f"<circle cx='{left}' cy='{bottom - 4}' r='5' fill='{_color(number)}'/>")
+        parts.append(f"<circle cx='{left}' cy='{bottom - 4}' r='5' fill='{color_of(number)}'/>")
         parts.append(note(left + 10, bottom, arm))
         left += 40 + 8 * len(arm)
     return svg(max(columns * WIDTH, left), bottom + 14, *parts)
@@ -42,11 +42,11 @@ def _differences(measure: str, block: Mapping[str, Any], results: Mapping[str, A
     experiment = results["experiment"]
     differences = block["differences"]
     ends = [0.0, *(one[end] for one in differences.values() for end in ("low", "high"))]
-    parts, y = _axes(f"{read_measure(measure).title}, {TITLES[comparison]}", min(ends), max(ends))
+    parts, y = axes(f"{read_measure(measure).title}, {TITLES[comparison]}", min(ends), max(ends))
     width = (WIDTH - LEFT - RIGHT) / len(experiment["arms"])
     parts.append(f"<path d='M{LEFT} {y(0):.1f}H{WIDTH - RIGHT}' stroke='#555555' stroke-dasharray='4 3'/>")
     for number, arm in enumerate(experiment["arms"]):
-        x, color = LEFT + width * (number + 0.5), _color(number)
+        x, color = LEFT + width * (number + 0.5), color_of(number)
         parts.append(note(round(x, 1), HEIGHT - BOTTOM + 16, arm, 11, "middle"))
         if arm not in differences:
             parts.append(f"<circle cx='{x:.1f}' cy='{y(0):.1f}' r='4' fill='{color}'/>")
@@ -76,14 +76,14 @@ def _curve(metric: str, results: Mapping[str, Any], comparison: str) -> list[str
     if not points:
         return [note(LEFT, TOP - 14, f"{CURVES[metric]}: no validation", 12)]
     last = max(x for x, _ in points)
-    parts, y = _axes(CURVES[metric], min(v for _, v in points), max(v for _, v in points))
+    parts, y = axes(CURVES[metric], min(v for _, v in points), max(v for _, v in points))
 
     def place(point: tuple[float, float]) -> str:
         return f"{LEFT + (WIDTH - LEFT - RIGHT) * point[0] / last:.1f} {y(point[1]):.1f}"
 
     for number, line in enumerate(lines.values()):
         path = "L".join(map(place, line))
-        parts.append(f"<path d='M{path}' stroke='{_color(number)}' stroke-width='1.8' fill='none'/>")
+        parts.append(f"<path d='M{path}' stroke='{color_of(number)}' stroke-width='1.8' fill='none'/>")
     for share in (0.0, 0.5, 1.0):
         x = LEFT + (WIDTH - LEFT - RIGHT) * share
         parts.append(note(round(x, 1), HEIGHT - BOTTOM + 16, f"{last * share:.0f}", 10, "middle"))
@@ -91,7 +91,7 @@ def _curve(metric: str, results: Mapping[str, Any], comparison: str) -> list[str
     return parts
 
 
-def _axes(title: str, low: float, high: float) -> tuple[list[str], Scale]:
+def axes(title: str, low: float, high: float) -> tuple[list[str], Scale]:
     """Title and grid of a panel over values from low to high, and their places."""
     step = _step(high - low)
     first, last = math.floor(low / step), math.ceil(high / step)
@@ -116,5 +116,5 @@ def _step(span: float) -> float:
     return next(step for step in steps if span / step <= 5)
 
 
-def _color(number: int) -> str:
+def color_of(number: int) -> str:
     return COLORS[number % len(COLORS)]

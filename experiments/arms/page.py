@@ -96,7 +96,7 @@ def _made(results: Mapping[str, Any], name: str) -> str:
     first = next(iter(next(iter(results["comparisons"].values()))["measures"].values()))["means"]
     conversations = first[experiment["reference"]]["conversations"]
     frames = sum(row[0] for row in next(iter(runs[0]["scores"].values())).values())
-    machines = sorted({_machine(run["hardware"]) for run in runs})
+    machines = sorted({machine_of(run["hardware"]) for run in runs})
     seeds = ", ".join(map(str, experiment["seeds"]))
     options = ["--steps", str(experiment["steps"]), "--seeds", *map(str, experiment["seeds"])]
     command = shlex.join(["python", "-m", "experiments.arms", name, *experiment["words"], *options])
@@ -130,7 +130,7 @@ def _wrapped(words: list[str], width: int = 110) -> list[str]:
     return lines
 
 
-def _machine(hardware: Mapping[str, Any]) -> str:
+def machine_of(hardware: Mapping[str, Any]) -> str:
     threads = hardware["threads"]
     return f"{hardware['processor']}, {threads} thread{'s' * (threads > 1)}, PyTorch {hardware['torch']}"
 
