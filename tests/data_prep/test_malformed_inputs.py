@@ -57,6 +57,74 @@ def test_rows_with_times_and_without_speakers_are_remarked(tmp_path):
     assert remark == "transcripts that name no speaker: taken as one speaker each"
 
 
+def test_lines_of_ljspeech_find_their_files_by_folder_too(tmp_path):
+    for name in ("s1/001", "s2/001", "s2/002"):
+        wav(tmp_path / "wavs" / f"{name}.wav")
+    text(tmp_path / "metadata.csv", "s1/001|One.\nother/s2/001.wav|Two.\n002|Three.\n001|Which?\n")
+    source = Source(tmp_path)
+    assert {name: turns[0][3] for name, turns in source.said.items()} == {
+        "wavs/s1/001.wav": "One.",
+        "wavs/s2/001.wav": "Two.",
+        "wavs/s2/002.wav": "Three.",
+    }
+    message = "metadata.csv, line 4 describes it, but wavs/s1/001.wav and wavs/s2/001.wav have this name"
+    assert source.rejected["001"].message == message
+
+
+# ------------------------------------------------------------------------------------------- speech recognition
+
+COMMANDS = {
+    "sox -t wav a.wav -t wav - speed 0.9 |": None,  # as Kaldi's own script perturbs a folder
+    "ffmpeg -ss 10 -i a.wav -f wav - |": None,
+    "sph2pipe -f wav -t 10:20 a.wav |": None,
+    "sox a.wav -t wav - remix 1 2 |": None,
+    "sox a.wav -r 8000 -t wav - remix 2 |": 1,
+    "sph2pipe -f wav -p -c 1 a.wav |": 0,
+    "ffmpeg -i a.wav -ac 1 -ar 8000 -f wav - |": "mixed",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_kaldi_that_change_times_are_refused(tmp_path, command):
+    wav(tmp_path / "a.wav", channels=2)
+    text(tmp_path / "wav.scp", f"r {command}\n"), text(tmp_path / "text", "r so what\n")
+    source = Source(tmp_path, format="kaldi")
+    if COMMANDS[command] is None:
+        assert source.reasons == {"r": "audio_missing"} and "command that is not run" in source.rejected["r"].message
+    else:
+        (recording,) = source.recordings.values()
+        assert recording.turns[0].channel == (None if COMMANDS[command] == "mixed" else COMMANDS[command])
+
+
+RECORDING = {"id": "a", "sources": [{"type": "file", "source": "a.wav"}], "sampling_rate": 8000}
+LHOTSE = {
+    "a supervision without its start": [{"id": "s", "recording_id": "a", "duration": 1}],
+    "a supervision of nothing": [{"id": "s", "recording_id": "a", "start": 0, "duration": 1}, {"id": "t", "start": 1}],
+    "times that are none": [{"id": "s", "recording_id": "a", "start": "soon", "duration": 1}],
+    "a row that is none": [{"id": "s", "recording_id": "a", "start": 0, "duration": 1}, 5],
+    "a cut": [{"id": "c", "type": "MonoCut", "recording": RECORDING, "supervisions": [{"text": "hi"}]}],
+}
+
+
+@pytest.mark.parametrize("case", LHOTSE)
+def test_malformed_lhotse_rows_are_errors_with_their_line(tmp_path, case):
+    wav(tmp_path / "a.wav"), text(tmp_path / "recordings.jsonl", [RECORDING])
+    text(tmp_path / "x.jsonl", [{"id": "s", "recording_id": "a", "start": 0, "duration": 1}, *LHOTSE[case]])
+    if case == "a cut":
+        text(tmp_path / "x.jsonl", LHOTSE[case])
+    with pytest.raises(ValueError, match=r"x\.jsonl, line \d"):
+        Source(tmp_path, format="lhotse")
+
+
+def test_broken_lines_of_kaldi(tmp_path):
+    wav(tmp_path / "a.wav"), text(tmp_path / "wav.scp", "a a.wav\n"), text(tmp_path / "text", "u hi\n")
+    text(tmp_path / "reco2file_and_channel", "a\n"), text(tmp_path / "segments", "u a 0 0.5\n")
+    assert Source(tmp_path).said == {"a": [("a", 0.0, 0.5, "hi")]}
+    text(tmp_path / "segments", "u a nan 0.5\n")
+    with pytest.raises(ValueError, match="segments: u: expected recording, start, end"):
+        Source(tmp_path)
+
+
 # -------------------------------------------------------------------------------------------------- transcripts
 
 WORD = {"word": "hi", "start": 0, "end": 1}
