@@ -127,6 +127,45 @@ def test_broken_lines_of_kaldi(tmp_path):
 
 # -------------------------------------------------------------------------------------------------- transcripts
 
+SCROLLING = """WEBVTT
+Kind: captions
+
+00:00:00.160 --> 00:00:01.310 align:start position:0%
+ \nhello<00:00:00.400><c> world</c>
+
+00:00:01.310 --> 00:00:01.320 align:start position:0%
+hello world
+ \n
+00:00:01.320 --> 00:00:02.550 align:start position:0%
+hello world
+how<00:00:01.500><c> are</c><c> you</c>
+
+00:00:02.550 --> 00:00:02.560 align:start position:0%
+how are you
+ \n
+"""
+
+
+def test_lines_of_scrolling_captions_count_once_and_without_their_times(tmp_path):
+    """As video platforms write them, and as they are when converted to SRT."""
+    wav(tmp_path / "a.wav", 3.0), text(tmp_path / "a.en.vtt", SCROLLING)
+    wav(tmp_path / "b.wav", 3.0)
+    times = ["00,160 --> 00:00:01,310", "01,310 --> 00:00:01,320", "01,320 --> 00:00:02,550", "02,550 --> 00:00:02,560"]
+    said = ["hello world", "hello world", "hello world\nhow are you", "how are you"]
+    cues = zip(range(1, 5), times, said, strict=True)
+    text(tmp_path / "b.srt", "".join(f"{n}\n00:00:{time}\n{lines}\n\n" for n, time, lines in cues))
+    turns = [("0", 0.16, 1.31, "hello world"), ("0", 1.32, 2.55, "how are you")]
+    assert Source(tmp_path).said == {"a.wav": turns, "b.wav": turns}
+
+
+def test_a_line_that_is_said_twice_stays(tmp_path):
+    cues = "".join(
+        f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n{said}\n\n" for n, said in enumerate(["No.", "No.", "Yes."])
+    )
+    wav(tmp_path / "a.wav", 3.0), text(tmp_path / "a.srt", cues)
+    assert [turn[3] for turn in Source(tmp_path).said["a.wav"]] == ["No.", "No.", "Yes."]
+
+
 WORD = {"word": "hi", "start": 0, "end": 1}
 TRANSCRIPTS = [
     {"turns": [{"speaker": "a", "text": "hi", "start": 0, "end": 1}]},
