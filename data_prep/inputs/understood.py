@@ -64,6 +64,7 @@ class Understood:
         left_out = sum(len(found) for reason, found in self.left_out.items() if reason not in _MEANT)
         counts = {
             "annotations without audio": len(self.notes.without_audio),
+            "annotations that are not used in full": sum(map(len, self.notes.unused.values())),
             "recordings without annotation": len(self.with_nothing) if self.with_turns or self.with_text else 0,
             "left out": left_out,
         }

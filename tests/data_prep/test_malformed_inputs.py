@@ -158,12 +158,23 @@ def test_lines_of_scrolling_captions_count_once_and_without_their_times(tmp_path
     assert Source(tmp_path).said == {"a.wav": turns, "b.wav": turns}
 
 
+def test_lines_on_a_recording_that_another_file_describes_already_have_a_line(tmp_path):
+    wav(tmp_path / "call.wav"), wav(tmp_path / "a.wav"), wav(tmp_path / "b.wav")
+    text(tmp_path / "c1.ctm", "call 1 0.0 0.5 hi\n"), text(tmp_path / "c2.ctm", "call 1 0.5 0.4 you\n")
+    text(tmp_path / "a.stm", "a 1 x 0 0.5 hello\nb 1 y 0 0.5 bye\n")
+    source = Source(tmp_path)
+    assert source.said == {"a.wav": [("x", 0.0, 0.5, "hello")], "b.wav": None, "call.wav": [("1", 0.0, 0.5, "hi")]}
+    assert source.notes.losses == [
+        "further annotations of one recording: 1: c2.ctm: call.wav",
+        "lines on other recordings in an annotation of this name: 1: a.wav",
+    ]
+
+
 def test_a_line_that_is_said_twice_stays(tmp_path):
-    cues = "".join(
-        f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n{said}\n\n" for n, said in enumerate(["No.", "No.", "Yes."])
-    )
-    wav(tmp_path / "a.wav", 3.0), text(tmp_path / "a.srt", cues)
-    assert [turn[3] for turn in Source(tmp_path).said["a.wav"]] == ["No.", "No.", "Yes."]
+    said = ["No.", "No.", "Yes."]
+    wav(tmp_path / "a.wav", 3.0)
+    text(tmp_path / "a.srt", "".join(f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n{said[n]}\n\n" for n in range(3)))
+    assert [turn[3] for turn in Source(tmp_path).said["a.wav"]] == said
 
 
 WORD = {"word": "hi", "start": 0, "end": 1}
