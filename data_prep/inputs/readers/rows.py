@@ -2,7 +2,8 @@
 
     nemo          audio_filepath, text, offset, duration, speaker
     emilia        wav, text, speaker, language, dnsmos
-    common_voice  path, sentence, client_id, locale; train.tsv, dev.tsv and test.tsv are splits
+    common_voice  path, sentence, client_id, locale; train.tsv, dev.tsv and test.tsv are splits, of invalidated.tsv
+                  nothing is used
     audiofolder   file_name and any column of text: metadata.csv, .tsv or .jsonl
     spans         a path or URL, start and end; with a text they are turns, without one recordings of their own
 
@@ -28,6 +29,8 @@ from data_prep.records import GivenTurn, Locator, Made, Rejection
 LAYOUTS = ("nemo", "emilia", "common_voice", "audiofolder", "spans")
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
+
+_INVALID = "invalidated.tsv"  # of Common Voice
 
 _AUDIO = (
     "audio_filepath",
@@ -143,6 +146,10 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
             raise ValueError(f"{at}: names no audio file")
         audio, locator = pile.find(audio, name)
         pile.take([audio])
+        if name.rpartition("/")[2] == _INVALID and "sentence" in row:
+            message = f"{name}: listeners have found that it is not its text"
+            yield Rejection(audio=audio, reason=Reason.text_mismatch, message=message)
+            continue
         try:
             entry = _entry(row, audio, locator, pile, at)
         except ValueError as error:
