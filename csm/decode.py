@@ -186,11 +186,13 @@ class _SoundfileReader:
         return self.header.samples
 
 
-class _Clock:
-    """The times of a container's frames against the samples before them."""
+class Clock:
+    """The times of a container's frames against the samples before them; `label` is for messages."""
 
-    def __init__(self, label: str, start: Fraction) -> None:
-        self._label, self._start = label, start  # of the container, in seconds: of the video, too
+    def __init__(self, label: str, container: av.container.InputContainer) -> None:
+        self._label = label
+        # of the video, too; a stream may start before 0 with what the decoder drops
+        self._start = max(Fraction(0), Fraction(container.start_time or 0, av.time_base))
 
     def pause(self, stamp: Fraction, place: Fraction) -> Fraction:
         """Seconds of silence between `place`, seconds into the audio, and a frame of time stamp `stamp`.
@@ -230,15 +232,12 @@ class _FfmpegReader:
         if kind in _FFMPEG_KNOWS_LENGTH and not self._container.streams.video and not joined:
             if stream.duration and stream.time_base:
                 samples = round(stream.duration * stream.time_base * rate)
-            elif self._container.duration:
+            elif self._container.duration and (self._container.start_time or 0) < PAUSE_SECONDS * av.time_base:
+                # one that starts later counts its length from 0, or from there: nobody knows
                 samples = round(self._container.duration * rate / av.time_base)
         name = kind if codec.startswith(kind) else f"{kind}/{codec}"
         self.header = Header(rate, channels, name, samples)
-        self._clock: _Clock | None = None
-        if kind in _FFMPEG_HAS_CLOCK and not joined:
-            # a stream may start before 0 with what the decoder drops
-            start = max(Fraction(0), Fraction(self._container.start_time or 0, av.time_base))
-            self._clock = _Clock(file.label, start)
+        self._clock = Clock(file.label, self._container) if kind in _FFMPEG_HAS_CLOCK and not joined else None
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         place = 0

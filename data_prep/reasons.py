@@ -44,7 +44,7 @@ class Reason(str, Enum):
     speech_rate = "speech_rate"
     clipping = "clipping"
     bandwidth = "bandwidth"
-    text_mismatch = "text_mismatch"  # the given text is not what is said
+    text_mismatch = "text_mismatch"  # the given text is not what is said; from the data themselves, of whole recordings
     speaker = "speaker"  # another voice in the turn, or not its speaker's
     # encode
     end_frame = "end_frame"  # a frame of zero codes, which means end of speech

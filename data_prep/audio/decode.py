@@ -16,7 +16,7 @@ from data_prep.reasons import Reason, RejectedRecording
 
 def open_audio(file: BinaryIO, name: str) -> AudioReader:
     """`csm.decode.open_audio`; it and the reader's methods raise `RejectedRecording` instead of `UnreadableAudio`."""
-    with _rejected():
+    with rejected():
         return _Reader(open_any(file, name))
 
 
@@ -26,16 +26,16 @@ class _Reader:
         self.header, self.skips = reader.header, reader.skips
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        with _rejected():
+        with rejected():
             yield from self._reader.blocks(start, stop)
 
     def count(self) -> int:
-        with _rejected():
+        with rejected():
             return self._reader.count()
 
 
 @contextmanager
-def _rejected() -> Iterator[None]:
+def rejected() -> Iterator[None]:
     try:
         yield
     except UnreadableAudio as error:

@@ -7,7 +7,7 @@ machine, so that everything else reads it like a recording that was stored so.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from fractions import Fraction
 from typing import BinaryIO, cast
 
 import av
@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from csm.decode import BLOCK
-from data_prep.audio.decode import open_audio
+from csm.decode import BLOCK, Clock
+from data_prep.audio.decode import open_audio, rejected
 from data_prep.audio.storage import open_path
 from data_prep.audio.stretches import read_stretch
 from data_prep.reasons import Reason, RejectedRecording
@@ -92,12 +92,12 @@ def _streams(path: str) -> list[tuple[int, np.ndarray]]:
     """Rate and samples, float32 [N], of each audio stream, placed by the container's clock."""
     tracks = []
     try:
-        with open_path(path) as file:
+        with open_path(path) as file, rejected():
             count = count_streams(path)
             for number in range(count):
                 file.seek(0)
                 with av.open(file) as container:
-                    tracks.append(_stream(container, number))
+                    tracks.append(_stream(container, number, Clock(path, container)))
     except (av.FFmpegError, ValueError) as error:
         raise RejectedRecording(Reason.audio_corrupt, f"{path}: cannot be decoded as audio ({error})") from error
     if not any(len(track) for _, track in tracks):
@@ -105,25 +105,18 @@ def _streams(path: str) -> list[tuple[int, np.ndarray]]:
     return tracks
 
 
-def _stream(container: av.container.InputContainer, number: int) -> tuple[int, np.ndarray]:
+def _stream(container: av.container.InputContainer, number: int, clock: Clock) -> tuple[int, np.ndarray]:
     stream = container.streams.audio[number]
     rate = stream.rate
     to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
     pieces: list[np.ndarray] = []
     filled = 0
-    for time, piece in _frames(container, stream, to_mono):
-        silence = round(time * rate) - filled
-        if silence > rate // 20:  # a stretch without packets; less is rounding and priming
+    for frame in container.decode(stream):
+        if frame.pts is not None and frame.time_base is not None:
+            silence = round(clock.pause(frame.pts * frame.time_base, Fraction(filled, rate)) * rate)
             pieces.append(np.zeros(silence, np.float32))
             filled += silence
-        pieces.append(piece)
-        filled += len(piece)
-    return rate, np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-
-def _frames(
-    container: av.container.InputContainer, stream: av.AudioStream, to_mono: av.AudioResampler
-) -> Iterator[tuple[float, np.ndarray]]:
-    for frame in container.decode(stream):
         for out in to_mono.resample(frame):
-            yield float(frame.time or 0.0), out.to_ndarray().reshape(-1)
+            pieces.append(out.to_ndarray().reshape(-1))
+            filled += len(pieces[-1])
+    return rate, np.concatenate(pieces) if pieces else np.zeros(0, np.float32)

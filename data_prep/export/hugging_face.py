@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
-from data_prep.export.originals import UNREADABLE, Originals, channels_of, flac
+from data_prep.export.originals import UNREADABLE, Originals, by_recording, channels_of, flac
 
 _ROWS = 100  # of a row group
 _FILE_BYTES = 500_000_000
@@ -57,23 +57,25 @@ def export_hugging_face(dataset: ShardedDataset, work: Path, to: Path, final: Pa
     originals = Originals(dataset, work)
     (to / "data").mkdir()
     schema = _SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _features()}})})
-    splits = sorted(set(dataset.column("split").tolist()))
-    for split in splits:
+    written = []
+    for split in sorted(set(dataset.column("split").tolist())):
         writer, number = None, 0
         rows: list[dict[str, Any]] = []
         size = 0
-        for index in dataset.select(split).tolist():
+        for index in by_recording(dataset, dataset.select(split).tolist()):
             sample = dataset.read(index)
             found = originals.of(sample)
             content = None
             try:
-                if found.recording is not None:
-                    content = flac(found.recording, channels_of(sample), sample.start, sample.end)
+                if found.audio is not None:
+                    content = flac(found.audio, channels_of(sample), sample.start, sample.end)
             except UNREADABLE as error:
                 found.message = str(error)
             if content is None:
                 yield f"{sample.key}: {found.message}"
                 continue
+            if split not in written:
+                written.append(split)
             rows.append(_row(sample, content))
             size += len(content)
             if len(rows) >= _ROWS or size >= _FILE_BYTES:
@@ -88,7 +90,8 @@ def export_hugging_face(dataset: ShardedDataset, work: Path, to: Path, final: Pa
             writer.write_table(pa.Table.from_pylist(rows, schema))
         if writer is not None:
             writer.close()
-    (to / "README.md").write_text(_card(splits), encoding="utf-8")
+    originals.close()
+    (to / "README.md").write_text(_card(written), encoding="utf-8")
 
 
 def _row(sample: Sample, content: bytes) -> dict[str, Any]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
+from data_prep.audio.recording import RecordingAudio
 from data_prep.audio.storage import is_url
-from data_prep.export.originals import UNREADABLE, Originals, channels_of, flac
-from data_prep.records import Locator, Recording
+from data_prep.export.originals import UNREADABLE, Originals, by_recording, channels_of, flac
+from data_prep.packing.conversation import key_stem
+from data_prep.records import Locator
 
 
 def export_lhotse(dataset: ShardedDataset, work: Path, to: Path, final: Path) -> Iterator[str]:
@@ -29,15 +30,15 @@ def export_lhotse(dataset: ShardedDataset, work: Path, to: Path, final: Path) ->
     files: dict[str, Any] = {}
     written: dict[str, dict[str, Any]] = {}
     try:
-        for number in range(len(dataset)):
+        for number in by_recording(dataset, range(len(dataset))):
             sample = dataset.read(number)
             found = originals.of(sample)
-            if found.recording is None:
+            if found.audio is None:
                 yield f"{sample.key}: {found.message}"
                 continue
             try:
                 if sample.recording not in written:
-                    written[sample.recording] = _recording(found.recording, to, final)
+                    written[sample.recording] = _recording(found.audio, to, final)
             except UNREADABLE as error:
                 yield f"{sample.key}: {error}"
                 continue
@@ -47,18 +48,19 @@ def export_lhotse(dataset: ShardedDataset, work: Path, to: Path, final: Path) ->
                 )
             files[sample.split].write(json.dumps(_cut(sample, written[sample.recording]), ensure_ascii=False) + "\n")
     finally:
+        originals.close()
         for file in files.values():
             file.close()
 
 
-def _recording(recording: Recording, to: Path, final: Path) -> dict[str, Any]:
+def _recording(audio: RecordingAudio, to: Path, final: Path) -> dict[str, Any]:
     """A recording in Lhotse's form, whose audio is written below `to` if it is no file of its own."""
+    recording = audio.recording
     path = recording.locator.path
     if recording.locator != Locator(path):
-        name = re.sub(r"[^\w.-]+", "_", recording.id)
-        file = to / "audio" / f"{name}.flac"
+        file = to / "audio" / f"{key_stem(recording)}.flac"
         file.parent.mkdir(exist_ok=True)
-        file.write_bytes(flac(recording, list(range(recording.channels)), 0.0, None))
+        file.write_bytes(flac(audio, list(range(recording.channels)), 0.0, None))
         path = str(final.absolute() / "audio" / file.name)
     elif not is_url(path) and not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such audio file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,18 @@ from data_prep.records import Locator, Recording
 
 @dataclass
 class Original:
-    """The recording of a conversation, or the reason why there is none."""
+    """The recording of a conversation with its audio, or the reason why there is none."""
 
     recording: Recording | None
     message: str = ""
+    audio: RecordingAudio | None = None
 
 
 class Originals:
-    """Looks recordings up in the plan in `work`, or without one by the path that samples keep."""
+    """Looks recordings up in the plan in `work`, or without one by the path that samples keep.
+
+    The last one stays decoded: conversations are best asked for in the order of `by_recording`.
+    """
 
     def __init__(self, dataset: ShardedDataset, work: Path) -> None:
         self._dataset = dataset
@@ -36,8 +41,16 @@ class Originals:
 
     def of(self, sample: Sample) -> Original:
         if self._last is None or self._last[0] != sample.recording:
-            self._last = (sample.recording, self._find(sample))
+            self.close()
+            found = self._find(sample)
+            found.audio = RecordingAudio(found.recording) if found.recording is not None else None
+            self._last = (sample.recording, found)
         return self._last[1]
+
+    def close(self) -> None:
+        """Frees the decoded audio."""
+        if self._last is not None and self._last[1].audio is not None:
+            self._last[1].audio.close()
 
     def _find(self, sample: Sample) -> Original:
         if self._plan is not None:
@@ -67,19 +80,27 @@ class Originals:
         return Original(recording)
 
 
-def flac(recording: Recording, channels: list[int] | None, start: float, end: float | None) -> bytes:
+def by_recording(dataset: ShardedDataset, chosen: Iterable[int]) -> list[int]:
+    """Numbers of conversations, those of a recording one after another, by key: in the order in which they are said."""
+    recordings, keys = dataset.column("recording"), dataset.column("key")
+    return sorted(chosen, key=lambda number: (recordings[number], keys[number]))
+
+
+def flac(audio: RecordingAudio, channels: list[int] | None, start: float, end: float | None) -> bytes:
     """A stretch of a recording as FLAC of 16 bits at the recording's rate; channels None: mixed to one.
 
-    Raises `RejectedRecording` or OSError if it cannot be read.
+    Raises `RejectedRecording` or OSError if it cannot be read, or written.
     """
-    audio = RecordingAudio(recording)
     wanted: list[int | None] = [*channels] if channels else [None]
+    tracks = [audio.track(channel, audio.rate, start, end) for channel in wanted]
+    file = io.BytesIO()
     try:
-        tracks = [audio.track(channel, audio.rate, start, end) for channel in wanted]
-        file = io.BytesIO()
         soundfile.write(file, np.clip(np.stack(tracks, axis=1), -1, 1), audio.rate, "PCM_16", format="FLAC")
-    finally:
-        audio.close()
+    except soundfile.LibsndfileError as error:  # of more than 8 channels
+        name = audio.recording.audio
+        raise OSError(
+            f"{name}: {len(tracks)} channels of {audio.rate} Hz cannot be written as FLAC ({error})"
+        ) from error
     return file.getvalue()
 
 

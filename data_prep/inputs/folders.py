@@ -102,6 +102,8 @@ def _annotated(name: str, files: dict[str, Locator], sides: dict[str, str], note
 def _entry(name: str, files: dict[str, Locator], found: Annotation, notes: Notes) -> Entry:
     if found.remark:
         notes.remark(found.remark, name)
+    if found.unused:
+        notes.not_used(found.unused, name)
     return Entry(
         audio=name,
         locator=files[name],
@@ -136,10 +138,10 @@ def _read_files_of_many(
             continue
         used.add(side)
         for file, names in found.items():
-            if len(names) == 1:
-                annotated.setdefault(names.pop(), rows[file])
-            else:
+            if len(names) != 1:
                 notes.without_audio.append(f"{side}: {file}")
+            elif annotated.setdefault(name := names.pop(), rows[file]) is not rows[file]:
+                notes.not_used("further annotations of one recording", f"{side}: {name}")
     return annotated, used
 
 

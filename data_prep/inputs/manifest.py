@@ -18,7 +18,6 @@ turns    optional, in any order: they are sorted by `start`; without them, speak
 from __future__ import annotations
 
 import json
-import math
 import os.path
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from data_prep.records import GivenTurn, Locator
 KEYS = ("audio", "id", "group", "split", "turns")
 TURN_KEYS = ("speaker", "text", "start", "end", "channel")
 SPLITS = ("train", "val")
+_ENDLESS = 1e9  # seconds, 30 years; neither NaN nor an integer beyond all floats is less
 
 
 @dataclass(kw_only=True)
@@ -152,4 +152,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _ENDLESS

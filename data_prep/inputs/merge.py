@@ -35,30 +35,38 @@ def merge_lines(entries: Iterable[Entry | Rejection], where: str) -> Iterator[En
             if not any(entry is used for used in annotated):
                 message = f"listed again, without turns; {annotated[0].id} is the same file"
                 yield Rejection(audio=entry.id, reason=Reason.duplicate_file, message=message)
-        merged = annotated[0] if len(annotated) == 1 else _merged(annotated, where)
+        merged = same[0] if len(same) == 1 else _merged(annotated, same, where)
         if merged.id in seen:
             raise ValueError(f"{where}: two recordings have the id {merged.id!r}; give each its own")
         seen.add(merged.id)
         yield merged if merged.turns is None else replace(merged, turns=_once(merged))
 
 
-def _merged(entries: list[Entry], where: str) -> Entry:
+def _merged(entries: list[Entry], same: list[Entry], where: str) -> Entry:
+    """The annotated `entries` of a file as one; those of `same`, all that name it, give group and split."""
     first = entries[0]
-    for name in ("group", "split"):
-        values = {getattr(entry, name) for entry in entries}
-        if len(values) > 1:
-            listed = ", ".join(sorted(map(repr, values)))
-            raise ValueError(
-                f"{where}: the lines of {first.audio} give it the {name} {listed}; one file has one {name}"
-            )
+    turns = first.turns if len(entries) == 1 else numbered([turn for entry in entries for turn in entry.turns or []])
     return replace(
         first,
         id=_common([entry.id for entry in entries]) or first.audio,
+        group=_agreed("group", same, where),
+        split=_agreed("split", same, where),
         default_group=_common([entry.default_group for entry in entries]),
         lang=_common([entry.lang for entry in entries]),
         dnsmos=min((entry.dnsmos for entry in entries if entry.dnsmos is not None), default=None),
-        turns=numbered([turn for entry in entries for turn in entry.turns or []]),
+        turns=turns,
     )
+
+
+def _agreed(name: str, entries: list[Entry], where: str) -> str | None:
+    """The group or the split of a file: lines that give none (a table of all files beside train.tsv) follow others."""
+    values = sorted({value for entry in entries if (value := getattr(entry, name)) is not None})
+    if len(values) > 1:
+        listed = ", ".join(map(repr, values))
+        raise ValueError(
+            f"{where}: the lines of {entries[0].audio} give it the {name} {listed}; one file has one {name}"
+        )
+    return values[0] if values else None
 
 
 def _once(entry: Entry) -> list:
@@ -74,4 +82,6 @@ def _once(entry: Entry) -> list:
 
 
 def _common(values: list[_T]) -> _T | None:
-    return values[0] if all(value == values[0] for value in values) else None
+    """The value of all that have one, if it is the same."""
+    given = [value for value in values if value is not None]
+    return given[0] if given and all(value == given[0] for value in given) else None

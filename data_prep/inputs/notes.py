@@ -17,6 +17,7 @@ class Notes:
     set_aside: dict[str, list[str]] = field(default_factory=dict)  # kind of file, in words -> names
     without_audio: list[str] = field(default_factory=list)  # annotations that found no audio
     remarks: dict[str, list[str]] = field(default_factory=dict)  # remark -> names of what it concerns
+    unused: dict[str, list[str]] = field(default_factory=dict)  # part of annotations, in words -> names
 
     def put_aside(self, names: Iterable[str], kind: str | None = None) -> None:
         for name in names:
@@ -25,12 +26,16 @@ class Notes:
     def remark(self, text: str, name: str) -> None:
         self.remarks.setdefault(text, []).append(name)
 
+    def not_used(self, part: str, name: str) -> None:
+        self.unused.setdefault(part, []).append(name)
+
     @property
     def losses(self) -> list[str]:
         """Whatever of the source is not used, one line for each kind."""
         lines = [f"set aside: {listed(names)}, {kind}" for kind, names in sorted(self.set_aside.items())]
         if self.without_audio:
             lines.append(f"annotations without audio: {listed(self.without_audio)}")
+        lines += [f"{part}: {listed(names)}" for part, names in sorted(self.unused.items())]
         return lines
 
 

@@ -55,7 +55,7 @@ def make_plan(cfg: DataPrepConfig) -> Plan:
     listed, rejections, notes = _list(cfg)
     usable = _probe_all(cfg, work / "probed", listed, rejections)
     known = _known(before)
-    recordings = _without_duplicates(usable, set(known), rejections)
+    recordings = _with_splits_of_groups(_without_duplicates(usable, set(known), rejections))
     understood = understand(notes, recordings, rejections, cfg.transcribe.backend is not TranscribeBackend.none)
     losses = [f"{source.source}: {line}" for source in understood for line in source.losses()]
     if cfg.plan.strict and losses:
@@ -213,6 +213,19 @@ def _without_duplicates(recordings: list[Recording], known: set[str], rejections
             other = "" if recording.turns in (None, first.turns) else ", whose annotation is used instead of this one's"
             rejections.append(_rejection(recording, Reason.duplicate_file, f"the same file as {first.id}{other}"))
     return list(kept.values())
+
+
+def _with_splits_of_groups(recordings: list[Recording]) -> list[Recording]:
+    """Recordings to which the data give no split take the one that they give to others of the group, if it is one."""
+    given: dict[str, set[str]] = {}
+    for recording in recordings:
+        if recording.split is not None:
+            given.setdefault(recording.group, set()).add(recording.split)
+    of_group = {group: splits.pop() for group, splits in given.items() if len(splits) == 1}
+    return [
+        recording if recording.split else replace(recording, split=of_group.get(recording.group))
+        for recording in recordings
+    ]
 
 
 def _annotation(recording: Recording) -> tuple[int, int, str]:

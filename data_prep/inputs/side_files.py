@@ -31,6 +31,8 @@ SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".eaf", ".cha", "
 OF_MANY = (".stm", ".ctm", ".rttm", ".trn", ".cha")
 """Formats that name the recording, so that the file may have another name, and all but CHAT may describe many."""
 
+_OTHERS = "lines on other recordings in an annotation of this name"
+
 _NIST = {".stm": parse_stm, ".ctm": parse_ctm, ".rttm": parse_rttm, ".trn": parse_trn}
 
 
@@ -40,7 +42,8 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
     if suffix == ".json":
         return parse_json(text)
     if suffix in _NIST:
-        return Annotation(of_recording(_NIST[suffix](text, stem), stem))
+        rows = _NIST[suffix](text, stem)
+        return Annotation(of_recording(rows, stem), unused=_OTHERS if len(rows) > 1 else None)
     if suffix == ".textgrid":
         from data_prep.inputs.transcripts.textgrid import parse_textgrid  # slow to import
 

@@ -28,12 +28,15 @@ class Understood:
     seconds: float = 0.0
     languages: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    splits_of_group: dict[str, set[str]] = field(default_factory=dict)
     left_out: dict[Reason, list[Rejection]] = field(default_factory=dict)
 
     def add(self, recording: Recording) -> None:
         self.seconds += recording.seconds
         self.languages[recording.lang or f"{UNKNOWN_LANGUAGE} (detected later)"] += 1
         self.splits[recording.split or "not given"] += 1
+        if recording.split:
+            self.splits_of_group.setdefault(recording.group, set()).add(recording.split)
         turns = recording.turns or []
         self.turns += len(turns)
         self.turns_without_text += sum(turn.text is None for turn in turns)
@@ -64,6 +67,7 @@ class Understood:
         left_out = sum(len(found) for reason, found in self.left_out.items() if reason not in _MEANT)
         counts = {
             "annotations without audio": len(self.notes.without_audio),
+            "annotations that are not used in full": sum(map(len, self.notes.unused.values())),
             "recordings without annotation": len(self.with_nothing) if self.with_turns or self.with_text else 0,
             "left out": left_out,
         }
@@ -83,6 +87,9 @@ class Understood:
             lines.append(f"  to be transcribed: {len(self.with_nothing)} recordings, and {wordless}")
         if set(self.splits) - {"not given"}:
             lines.append(f"  splits: {_counts(self.splits)}")
+        torn = [group for group, splits in self.splits_of_group.items() if len(splits) > 1]
+        if torn:
+            lines.append(f"  groups on both sides of the split, as the data give it: {listed(torn)}")
         lines += [f"  {text}: {listed(names)}" for text, names in sorted(self.notes.remarks.items())]
         lines += [
             f"  left out as the data say, {reason}: {len(self.left_out[reason])}"

@@ -318,9 +318,9 @@ def _planned_loss(cfg: DataPrepConfig, rejection: Rejection) -> LedgerRow:
 def _audio_root(cfg: DataPrepConfig) -> str:
     """The folder that the samples' `audio` is relative to; empty for several sources, or a remote one."""
     inputs: list[str | None] = [source.input for source in cfg.sources.values()] or [cfg.input]
-    if len(inputs) != 1 or inputs[0] is None or not Path(inputs[0]).exists():
+    if len(inputs) != 1 or inputs[0] is None or not Path(inputs[0]).expanduser().exists():
         return ""
-    path = Path(inputs[0]).resolve()
+    path = Path(inputs[0]).expanduser().resolve()  # ~ stays in a YAML file, and in a dictionary of sources
     return str(path if path.is_dir() else path.parent)
 
 

@@ -210,7 +210,10 @@ def given_turns(
 
 
 def given_backchannels(turns: Sequence[DraftTurn], cfg: TurnsConfig) -> list[Event]:
-    """Events for the given turns that are backchannels, by the rule for recognized ones; the turns are rejected."""
+    """Events for the given turns that are backchannels, by the rule for recognized ones; the turns are rejected.
+
+    A turn without a length, of which only the moment is known, can be no turn, but such an event.
+    """
 
     def is_short(turn: DraftTurn) -> bool:
         seconds = turn.end - turn.start
@@ -219,7 +222,8 @@ def given_backchannels(turns: Sequence[DraftTurn], cfg: TurnsConfig) -> list[Eve
     events: list[Event] = []
     talking: list[DraftTurn] = []  # longer turns that have not ended
     for turn in turns:
-        if turn.rejection is not None:
+        moment = turn.start == turn.end and turn.rejection is not None and turn.rejection.reason == Reason.bad_times
+        if turn.rejection is not None and not moment:
             continue
         talking = [other for other in talking if other.end > turn.start]
         if not is_short(turn):

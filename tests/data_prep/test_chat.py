@@ -41,8 +41,8 @@ def test_a_call(tmp_path):
     text(tmp_path / "x.cha", CALL)
     source = Source(tmp_path)
     assert source.said == {"x.wav": TURNS}
-    assert source.recordings["x.wav"].lang == "en" and not source.rejected and not source.notes.losses
-    assert source.notes.remarks == {"lines without a time, which are left out by name": ["x.wav"]}
+    assert source.recordings["x.wav"].lang == "en" and not source.rejected and not source.notes.remarks
+    assert source.notes.losses == ["lines without a time, which are left out by name: 1: x.wav"]
 
 
 def test_a_transcript_of_another_name_finds_its_media(tmp_path):
@@ -51,8 +51,16 @@ def test_a_transcript_of_another_name_finds_its_media(tmp_path):
     text(tmp_path / "cha" / "lone.cha", CALL.replace("4093", "4095"))
     source = Source(tmp_path)
     assert source.said == {"audio/4093.wav": TURNS, "audio/4094.wav": None}
-    assert source.recordings["audio/4093.wav"].lang == "en" and len(source.notes.remarks) == 1
+    assert source.recordings["audio/4093.wav"].lang == "en" and len(source.notes.unused) == 1
     assert source.notes.without_audio == ["cha/lone.cha"] and source.reasons == {"cha/lone": "audio_missing"}
+
+
+def test_what_another_says_within_a_line_is_a_turn_without_length_at_its_place(tmp_path):
+    lines = "*A:\tso I &*B:mhm_yes said &*C:xxx no . \x150_900\x15\n*A:\t0 &*B:ha . \x15900_960\x15\n"
+    wav(tmp_path / "x.wav"), text(tmp_path / "x.cha", lines)
+    assert Source(tmp_path).said == {
+        "x.wav": [("A", 0.0, 0.9, "so I said no."), ("B", 0.338, 0.338, "mhm yes"), ("B", 0.93, 0.93, "ha")]
+    }
 
 
 LINES = {

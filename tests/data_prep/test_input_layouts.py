@@ -485,8 +485,8 @@ def test_tracks_with_one_annotation_of_the_conversation(tmp_path):
         "call1": [("spk1", 0.1, 0.4, "Hi.", 0), ("spk2", 0.5, 0.9, "Yes?", 1)],
         "call2": [("agent", 0.1, 0.4, "Hello.", 0)],
     }
-    assert source.notes.remarks == {
-        "files of speakers without an annotation: what they say is not used": ["call2-customer.flac"]
+    assert source.notes.unused == {
+        "files of speakers without an annotation, whose speech is not used": ["call2-customer.flac"]
     }
     text(tmp_path / "call1.json", json.dumps({"segments": [rows[0] | {"speaker": "else"}]}))
     assert "speaker 'else' is none of the files' spk1, spk2" in Source(tmp_path).rejected["call1"].message

@@ -245,6 +245,22 @@ def test_given_backchannels_are_events(stage, silent):
     assert outer.overlap == pytest.approx(0.45)
 
 
+def test_given_turns_of_a_moment_are_events_within_another_turn_and_never_turns(stage, silent):
+    silent.recording.turns = [
+        GivenTurn(0, "A", 1.0, 4.0, "So what do you think?"),
+        GivenTurn(1, "B", 2.5, 2.5, "mhm"),
+        GivenTurn(2, "A", 3.0, 3.0, "well"),  # the same speaker
+        GivenTurn(3, "B", 3.5, 3.5, "that is what you say"),  # five words
+        GivenTurn(4, "B", 5.0, 5.0, "yes"),  # within no turn
+    ]
+    silent.results = {"vad": Speech([]), "diarize": Speakers([]), "transcribe": Transcript([])}
+    turns = run(stage, silent)
+    assert turns.events == [Event(2.5, "B", "backchannel", "mhm")]
+    assert [str(turn.rejection and turn.rejection.reason) for turn in turns.turns] == [
+        "None", "backchannel", "bad_times", "bad_times", "bad_times"
+    ]  # fmt: skip
+
+
 def test_given_texts_are_cleaned_and_what_is_no_speech_or_listed_twice_is_rejected(stage, silent):
     silent.recording.turns = [
         GivenTurn(0, "a", 1.0, 3.0, "Well,\x00 that\u200b's\nit."),

@@ -1,12 +1,13 @@
 """Kaldi data directories: wav.scp names recordings, segments their utterances, text and utt2spk texts and speakers.
 
 A pipe in wav.scp is not run: of the usual converters (sph2pipe, flac, cat, sox, ffmpeg) the file itself is read, and
-the channel that sph2pipe picks; another command is refused, with a reason.
+the channel that sph2pipe or sox picks. Another command, and one that changes times (a stretch, another speed), are
+refused, with a reason.
 """
 
 from __future__ import annotations
 
-import re
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -20,6 +21,13 @@ from data_prep.records import GivenTurn, Rejection
 _NEEDED = ("wav.scp", "segments", "text", "utt2spk", "reco2file_and_channel")
 _USED = (*_NEEDED, "spk2utt", "spk2gender", "utt2dur", "reco2dur")  # the others say the same again
 _CONVERTERS = ("sph2pipe", "flac", "cat", "sox", "ffmpeg")
+_PICKS = {"sph2pipe": "-c", "sox": "remix"}  # before the number, from 1, of the only channel that is read
+_RETIMES = {  # words of a command whose times are not those of the file
+    "sph2pipe": ("-t", "-s"),
+    "flac": ("--skip", "--until"),
+    "sox": ("speed", "tempo", "stretch", "trim", "pad", "silence", "vad", "reverse", "splice", "repeat", "delay"),
+    "ffmpeg": ("-ss", "-sseof", "-t", "-to", "-af", "-filter:a", "-filter_complex", "-map", "-map_channel"),
+}
 
 
 def read(pile: Pile) -> Iterator[Entry | Rejection]:
@@ -34,14 +42,18 @@ def _read(pile: Pile, scp: str) -> Iterator[Entry | Rejection]:
     pile.take(files.values())
     tables = {name: _table(pile, path) for name, path in files.items() if name in _NEEDED}
     texts, speakers = tables.get("text", {}), tables.get("utt2spk", {})
-    channels = {name: _channel(line.split()[-1]) for name, line in tables.get("reco2file_and_channel", {}).items()}
+    channels = {
+        name: _channel(line.rpartition(" ")[2]) for name, line in tables.get("reco2file_and_channel", {}).items()
+    }
     utterances: dict[str, list[tuple[str, float, float | None]]] = {}
     for utterance, line in tables.get("segments", {}).items():
         parts = line.split()
         try:
             recording, start, end = parts[0], float(parts[1]), float(parts[2])
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"{pile.path(files['segments'])}: {utterance}: expected recording, start, end") from error
+        except (IndexError, ValueError):
+            recording, start, end = "", math.nan, math.nan
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"{pile.path(files['segments'])}: {utterance}: expected recording, start, end")
         utterances.setdefault(recording, []).append((utterance, start, end if end >= 0 else None))
     for recording, source in tables["wav.scp"].items():
         path, channel = _source(source)
@@ -85,18 +97,26 @@ def _table(pile: Pile, name: str) -> dict[str, str]:
 
 
 def _source(line: str) -> tuple[str | None, int | None]:
-    """The audio file of a line of wav.scp and the channel it takes; None for a command that is not known."""
+    """The audio file of a line of wav.scp and the channel it takes; None for a command that does not give all of it."""
     if not line.endswith("|"):
         return line, None
     try:
         words = shlex.split(line[:-1])
     except ValueError:
         return None, None
+    program = PurePosixPath(words[0]).name if words else ""
     files = [word for word in words[1:] if is_audio(word)]
-    if not words or PurePosixPath(words[0]).name not in _CONVERTERS or len(files) != 1 or "|" in words:
+    if program not in _CONVERTERS or len(files) != 1 or "|" in words:
         return None, None
-    channel = re.search(r"-c (\d)", line) if "sph2pipe" in words[0] else None
-    return files[0], int(channel[1]) - 1 if channel else None
+    if any(word.partition("=")[0] in _RETIMES.get(program, ()) for word in words):
+        return None, None
+    place = words.index(_PICKS[program]) if _PICKS.get(program) in words else None
+    if place is None:
+        return files[0], None
+    picked, following = [*words[place + 1 :], "", ""][:2]
+    if not picked.isdigit() or picked == "0" or following[:1].isdigit():  # sox mixes several
+        return None, None
+    return files[0], int(picked) - 1
 
 
 def _channel(name: str) -> int | None:

@@ -1,7 +1,7 @@
 """Lhotse manifests, as JSON lines (also .gz): recordings with supervisions, or cuts, which hold both.
 
 The package `lhotse` is not needed. A cut is a stretch of a recording: its supervisions are turns of that recording.
- Sources that are commands, and cuts mixed from several, are refused with a reason.
+Sources that are commands, and cuts mixed from several, are refused with a reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.inputs.kinds import suffix_of
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
+from data_prep.inputs.transcripts.json_text import seconds
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Rejection
 
@@ -25,7 +26,7 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
     pile.take(kinds)
     cuts = [name for name, kind in kinds.items() if kind == "cut"]
     for name in cuts:
-        for cut in manifest(pile, name):
+        for cut in manifest(pile, name, "cut"):
             yield _of_cut(pile, cut, name)
     recordings = [name for name, kind in kinds.items() if kind == "recording"]
     supervisions = [name for name, kind in kinds.items() if kind == "supervision"]
@@ -34,10 +35,10 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
         return
     of_recording: dict[str, list[dict[str, Any]]] = {}
     for name in supervisions:
-        for row in manifest(pile, name):
+        for row in manifest(pile, name, "supervision"):
             of_recording.setdefault(str(row["recording_id"]), []).append(row)
     for name in recordings:
-        for row in manifest(pile, name):
+        for row in manifest(pile, name, "recording"):
             yield _of_recording(pile, row, of_recording.pop(str(row["id"]), []), name, 0.0)
     for recording, rows in of_recording.items():
         pile.notes.without_audio.append(f"{supervisions[0]}: {recording} ({len(rows)} supervisions)")
@@ -68,30 +69,49 @@ def is_manifest(pile: Pile, name: str) -> bool:
     return kind_of(pile, name) is not None
 
 
-def manifest(pile: Pile, name: str) -> Iterator[dict[str, Any]]:
+def manifest(pile: Pile, name: str, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of a manifest of "recording"s, "supervision"s or "cut"s. Raises ValueError for one that is none."""
     for number, line in enumerate(pile.text(name).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{pile.path(name)}, line {number}: not valid JSON ({error})") from error
+        if not line.strip():
+            continue
+        at = f"{pile.path(name)}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{at}: not valid JSON ({error})") from error
+        _check_row(row, "recording_id" if kind == "supervision" else "id", at)
+        supervisions = [row] if kind == "supervision" else row.get("supervisions") or []
+        for supervision in supervisions:
+            _check_row(supervision, "start", f"{at}, supervision")
+            for key in ("start", "duration"):
+                seconds(supervision, (key,), f"{at}, supervision")
+        yield row
+
+
+def _check_row(row: Any, key: str, at: str) -> None:
+    if not isinstance(row, dict) or key not in row:
+        raise ValueError(f"{at}: expected a JSON object with {key!r}")
 
 
 def _of_cut(pile: Pile, cut: dict[str, Any], name: str) -> Entry | Rejection:
     if not isinstance(cut.get("recording"), dict):
         message = f"{name}: a {cut.get('type', 'cut')} of several recordings, or without audio; save it as a file"
         return Rejection(audio=str(cut["id"]), reason=Reason.audio_missing, message=message)
-    return _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, float(cut.get("start") or 0.0))
+    entry = _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, float(cut.get("start") or 0.0))
+    custom = cut.get("custom")
+    if isinstance(entry, Entry) and isinstance(custom, dict) and isinstance(custom.get("group"), str):
+        entry.group = custom["group"]  # as our own export writes it
+    return entry
 
 
 def _of_recording(
     pile: Pile, recording: dict[str, Any], supervisions: list[dict[str, Any]], name: str, offset: float
 ) -> Entry | Rejection:
     sources = recording.get("sources") or []
-    if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
+    if len(sources) != 1 or sources[0].get("type") not in ("file", "url") or "source" not in sources[0]:
         kinds = ", ".join(str(source.get("type")) for source in sources) or "no"
         message = f"{name}: has {kinds} sources, of which only a single file or URL is read"
-        return Rejection(audio=str(recording["id"]), reason=Reason.audio_missing, message=message)
+        return Rejection(audio=str(recording.get("id")), reason=Reason.audio_missing, message=message)
     audio, locator = pile.find(str(sources[0]["source"]), name)
     pile.take([audio])
     several = len(recording.get("channel_ids") or sources[0].get("channels") or []) > 1

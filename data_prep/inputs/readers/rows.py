@@ -2,7 +2,8 @@
 
     nemo          audio_filepath, text, offset, duration, speaker
     emilia        wav, text, speaker, language, dnsmos
-    common_voice  path, sentence, client_id, locale; train.tsv, dev.tsv and test.tsv are splits
+    common_voice  path, sentence, client_id, locale; train.tsv, dev.tsv and test.tsv are splits, of invalidated.tsv
+                  nothing is used
     audiofolder   file_name and any column of text: metadata.csv, .tsv or .jsonl
     spans         a path or URL, start and end; with a text they are turns, without one recordings of their own
 
@@ -21,13 +22,15 @@ from data_prep.inputs.kinds import suffix_of
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
 from data_prep.inputs.splits import split_named
-from data_prep.inputs.transcripts.json_text import SPEAKER_KEYS, first_of, language, seconds
+from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, SPEAKER_KEYS, finite, first_of, language, seconds
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Made, Rejection
 
 LAYOUTS = ("nemo", "emilia", "common_voice", "audiofolder", "spans")
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
+
+_INVALID = "invalidated.tsv"  # of Common Voice
 
 _AUDIO = (
     "audio_filepath",
@@ -88,8 +91,17 @@ def _layout(head: str, suffix: str) -> str | None:
 
 def parse_rows(text: str, suffix: str) -> Iterator[Any]:
     """Rows of a table as dictionaries. Raises ValueError, with the line, for a line that is none."""
-    if suffix.startswith((".csv", ".tsv")):
-        yield from csv.DictReader(io.StringIO(text), delimiter="\t" if suffix.startswith(".tsv") else ",")
+    if suffix.startswith(".tsv"):
+        yield from _tab_separated(text)
+        return
+    if suffix.startswith(".csv"):
+        table = csv.DictReader(io.StringIO(text), strict=True)
+        try:
+            yield from table
+        except csv.Error as error:
+            raise ValueError(
+                f"after line {table.line_num}: not CSV ({error}); are its quotation marks doubled?"
+            ) from error
         return
     if text.lstrip()[:1] == "[":
         yield from json.loads(text)
@@ -100,6 +112,26 @@ def parse_rows(text: str, suffix: str) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: not valid JSON ({error})") from error
+
+
+def _tab_separated(text: str) -> Iterator[dict[str | None, Any]]:
+    """Rows of one line each, so that a quotation mark which opens a text never swallows the lines behind it.
+
+    Some programs write quotation marks as they are (Common Voice), others double them and quote the field. What is
+    behind the last column has the key None, as in `csv.DictReader`.
+    """
+    lines = (line.rstrip("\r") for line in text.split("\n"))
+    rows = ([_unquoted(field) for field in line.split("\t")] for line in lines if line.strip())
+    header = next(rows, [])
+    for row in rows:
+        surplus: dict[str | None, Any] = {None: row[len(header) :]} if len(row) > len(header) else {}
+        yield surplus | dict(zip(header, row, strict=False))
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1].replace('""', "")
+    quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+    return field[1:-1].replace('""', '"') if quoted else field
 
 
 def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
@@ -114,6 +146,10 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
             raise ValueError(f"{at}: names no audio file")
         audio, locator = pile.find(audio, name)
         pile.take([audio])
+        if name.rpartition("/")[2] == _INVALID and "sentence" in row:
+            message = f"{name}: listeners have found that it is not its text"
+            yield Rejection(audio=audio, reason=Reason.text_mismatch, message=message)
+            continue
         try:
             entry = _entry(row, audio, locator, pile, at)
         except ValueError as error:
@@ -125,6 +161,8 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
 
 def _entry(row: dict[str, Any], audio: str, locator: Locator, pile: Pile, at: str) -> Entry:
     """A row as an entry with one turn, or without turns if it has neither text nor times."""
+    if any(row.get(None, ())):  # type: ignore[call-overload]
+        raise ValueError(f"{at}: has more fields than the first line has names; quote a text that holds the separator")
     text = first_of(row, (pile.text_column, *TEXTS) if pile.text_column else TEXTS)
     who = first_of(row, _SPEAKERS)
     speaker = None if who in (None, "", []) or isinstance(who, (list, dict)) else str(who)
@@ -144,11 +182,13 @@ def _entry(row: dict[str, Any], audio: str, locator: Locator, pile: Pile, at: st
         default_group=speaker,
         split=split_named(f"{split}/") if isinstance(split, str) and split else None,
         lang=language(row),
-        dnsmos=float(quality) if quality not in (None, "") else None,
+        dnsmos=None if quality in (None, "") else finite(quality, "'dnsmos' must be a number", at),
     )
     if text is not None and str(text).strip():
         turn = GivenTurn(0, speaker or "0", start, end, str(text).strip(), speaker_id=None if speaker else 0)
         entry.turns = [turn]
+        if timed and speaker is None:
+            pile.notes.remark(ONE_SPEAKER, audio)
     elif timed:  # a part of a file of which nothing is known: a recording of its own
         entry.locator = Locator(locator.path, made=Made([locator.path], start=start, end=end))
         entry.id = f"{audio}@{start:g}-{'' if end is None else f'{end:g}'}"

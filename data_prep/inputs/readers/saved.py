@@ -40,13 +40,8 @@ def _read(pile: Pile, name: str) -> Iterator[Entry | Rejection]:
         except pa.ArrowInvalid:
             reader = pa.ipc.open_file(whole)
         columns = Columns(path, reader.schema, pile.text_column)
-        batches = (
-            reader
-            if isinstance(reader, pa.RecordBatchStreamReader)
-            else map(reader.get_batch, range(reader.num_record_batches))
-        )
         number = 0
-        for batch in batches:
+        for batch in _batches(reader):
             audio = batch.column("audio")
             places = _places(audio, whole.address, path) if columns.has_bytes else [None] * len(audio)
             rest = batch.select(columns.used).to_pylist()

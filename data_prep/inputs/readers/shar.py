@@ -40,7 +40,7 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
         audio = {
             str(PurePosixPath(name).with_suffix("")).removeprefix(f"{tar}/"): name for name in members if is_audio(name)
         }
-        for cut in manifest(pile, cuts):
+        for cut in manifest(pile, cuts, "cut"):
             name = audio.pop(str(cut["id"]), None)
             if name is None:
                 message = f"{cuts} describes it, but {tar} does not hold it"

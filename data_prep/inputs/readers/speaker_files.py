@@ -79,7 +79,7 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
             continue
         if turns:
             for audio in bare:
-                pile.notes.remark("files of speakers without an annotation: what they say is not used", audio)
+                pile.notes.not_used("files of speakers without an annotation, whose speech is not used", audio)
         paths = [pile.path(name) for name in conversation.audio.values()]
         yield Entry(
             audio=conversation.id,

@@ -18,3 +18,4 @@ class Annotation:
     lang: str | None = None
     dnsmos: float | None = None  # quality as the data's makers measured it
     remark: str | None = None  # a limitation that the user should know
+    unused: str | None = None  # what of the transcript is not used

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from csm.languages import language_code
 from data_prep.inputs.transcripts.annotation import Annotation
-from data_prep.inputs.transcripts.chat_text import spoken_text
+from data_prep.inputs.transcripts.chat_text import interposed, spoken_text
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.records import GivenTurn
 
@@ -29,12 +29,13 @@ def parse_chat(text: str, stem: str | None = None) -> dict[str, Annotation]:
     """The annotation of the recording that the file names as its media, or else `stem`.
 
     A line of which a part was not understood (xxx, yyy, www) has no text, so that it is transcribed. One without a time
-    has no length at the end of the line before: it is rejected by name and ends the conversation.
+    has no length at the end of the line before: it is rejected by name and ends the conversation. Nor has a word of
+    another speaker within a line (&*MOT:mhm), of which only the line is known: inside a kept turn it becomes an event.
     Lines in which nothing is said are no turns. Raises ValueError if it is no such file, or has no times.
     """
     media, lang = stem or "", None
     turns: list[GivenTurn] = []
-    untimed, last = 0, 0.0
+    lines, untimed, last = 0, 0, 0.0
     for number, line in _lines(text):
         if line.startswith("@Media:"):
             media = line.removeprefix("@Media:").split(",")[0].strip().strip('"') or media
@@ -46,23 +47,26 @@ def parse_chat(text: str, stem: str | None = None) -> dict[str, Annotation]:
         if main is None:
             raise ValueError(f"line {number}: expected *SPEAKER: and what is said, got {line[:40]!r}")
         try:
-            said, understood = spoken_text(_BULLET.sub(" ", main[2]))
+            spoken = _BULLET.sub(" ", main[2])
+            said, understood = spoken_text(spoken)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
         times = [(int(start) / 1000, int(end) / 1000) for start, end in _BULLET.findall(main[2])]
-        if not said and understood:
-            continue
-        untimed += not times
         start, end = (times[0][0], times[-1][1]) if times else (last, last)
-        turns.append(GivenTurn(0, main[1], start, end, said if understood else None))
+        if said or not understood:
+            lines, untimed = lines + 1, untimed + (not times)
+            turns.append(GivenTurn(0, main[1], start, end, said if understood else None))
+        for who, words, share in interposed(spoken):
+            moment = round(start + share * (end - start), 3)
+            turns.append(GivenTurn(0, who, moment, moment, words))
         last = max(last, end)
-    if not turns:
+    if not lines:
         raise ValueError("holds no lines of speech (*SPEAKER: ...)")
-    if untimed == len(turns):
+    if untimed == lines:
         raise ValueError(
             "its lines have no times (bullets); align it with the audio, or give the recording another text"
         )
-    return {media: Annotation(numbered(turns), lang=lang, remark=_UNTIMED if untimed else None)}
+    return {media: Annotation(numbered(turns), lang=lang, unused=_UNTIMED if untimed else None)}
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -20,6 +20,7 @@ _CA = re.compile(
     "[\u2308\u2309\u230a\u230b][0-9]?|[\u2190-\u21ff\u2206\u2207\u2219\u221e\u222b-\u222e\u2248\u224b\u2261\u2581\u2594"
     "\u25c9\u263a\u264b\u266a\u204e\u2047\u00a7\u00b0\u02c8\u02cc\u201c\u201d^]"
 )
+_INTERPOSED = re.compile(r"&\*([^\s:]+):(\S+)")  # &*MOT:mhm, said by another while the line goes on
 _BLOCKED = re.compile("\u21ab([^\u21ab]*)\u21ab")  # a stutter: what is between the arrows is said before the word
 
 
@@ -58,6 +59,18 @@ def spoken_text(line: str) -> tuple[str, bool]:
     for word in words:
         text += word if word in _SIGNS or not text else f" {word}"
     return text.lstrip(",;:. "), understood
+
+
+def interposed(line: str) -> list[tuple[str, str, float]]:
+    """What others say during a main line: speaker, words, and how far into the line, as a share of its tokens."""
+    tokens = _TOKEN.findall(line)
+    found = []
+    for number, token in enumerate(tokens, start=1):
+        match = _INTERPOSED.fullmatch(token)
+        said = _word(match[2]) if match else ""
+        if match and said and said.lower() not in _NOT_UNDERSTOOD:
+            found.append((match[1], said, number / (len(tokens) + 1)))
+    return found
 
 
 def _word(token: str) -> str:

@@ -143,12 +143,14 @@ def _words(rows: Any, at: str) -> list[SaidWord]:
 def _moshi(rows: Any) -> Annotation:
     """Words with [start, end] and a speaker; the main one is on the left channel."""
     words = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        at, expected = f"alignments, entry {number}", "expected [word, [start, end], speaker]"
         try:
             text, (start, end), speaker = row
-            words.append(SaidWord(str(text).strip(), float(start), float(end), str(speaker)))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"alignments, entry {number}: expected [word, [start, end], speaker]") from error
+            raise ValueError(f"{at}: {expected}") from error
+        times = finite(start, expected, at), finite(end, expected, at)
+        words.append(SaidWord(str(text).strip(), *times, str(speaker)))
     names = sorted({word.speaker for word in words}, key=lambda name: (name != "SPEAKER_MAIN", name))
     for word in words:
         word.channel = names.index(word.speaker) if len(names) <= 2 else None
@@ -160,7 +162,7 @@ def _moshi(rows: Any) -> Annotation:
 def _deepgram(results: Any) -> Annotation:
     if not isinstance(results, dict):
         raise ValueError("results: expected a JSON object")
-    channels = results.get("channels") or []
+    channels = _list(results.get("channels") or [], "results.channels")
     if results.get("utterances"):
         turns = _segments(results["utterances"], "results.utterances")
         if len(channels) < 2:
@@ -168,8 +170,9 @@ def _deepgram(results: Any) -> Annotation:
         return _named_by_channel(turns) if len(channels) > 1 else _with_speakers(turns)
     turns = []
     for number, channel in enumerate(channels):
-        best = (channel.get("alternatives") or [{}])[0]
-        words = _words(best["words"], f"results.channels[{number}]") if best.get("words") else []
+        place = f"results.channels[{number}]"
+        best = next(iter(_list(channel.get("alternatives") or [], place)), {})
+        words = _words(best["words"], place) if best.get("words") else []
         for word in words:
             word.channel = number if len(channels) > 1 else None
         turns += turns_of_words(words)
@@ -204,11 +207,15 @@ def _end(row: dict[str, Any], at: str) -> float:
 
 def seconds(record: dict[str, Any], keys: tuple[str, ...], at: str) -> float:
     """The number of seconds under the first of `keys`. Raises ValueError, beginning with `at`, if it is none."""
-    value = first_of(record, keys)
+    return finite(first_of(record, keys), f"{keys[0]!r} must be a number of seconds", at)
+
+
+def finite(value: Any, expected: str, at: str) -> float:
+    """A finite number, which may be written as text. Raises ValueError, which says what is `expected`, otherwise."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or isinstance(value, bool):
-        raise ValueError(f"{at}: {keys[0]!r} must be a number of seconds, got {json.dumps(value, default=str)}")
-    return number
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found) or isinstance(value, bool):
+        raise ValueError(f"{at}: {expected}, got {json.dumps(value, default=str)}")
+    return found

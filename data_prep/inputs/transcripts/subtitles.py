@@ -1,4 +1,7 @@
-"""SRT and WebVTT: a turn for each cue. Speakers come from `<v Ann>`, or from "Ann:" at the start of most cues."""
+"""SRT and WebVTT: a turn for each cue. Speakers come from `<v Ann>`, or from "Ann:" at the start of most cues.
+
+Automatic captions scroll: each cue shows the last line once more, above the new one. Each line counts once.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,39 @@ ONE = "0"
 
 _VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _PREFIX = re.compile(rf"\s*[-\[(]?\s*([^\W\d][\w{MARKS} .'-]{{0,30}}|SPEAKER_\d+)[\])]?\s*:\s+(?=\S)")
+_MOMENT = re.compile(r"<(?:\d+:)?\d{2}:\d{2}\.\d{3}>")  # when the word behind it appears
 _DASH = re.compile(r"^\s*[-\u2013]\s+(?=\S)")
 
 
 def parse_subtitles(text: str, kind: str) -> list[GivenTurn]:
     """The cues of an SRT ("srt") or WebVTT ("vtt") file as turns, by start."""
     try:
-        cues = pysubs2.SSAFile.from_string(_VOICE.sub(r"\1: ", text), format_=kind)
+        cues = pysubs2.SSAFile.from_string(_VOICE.sub(r"\1: ", _MOMENT.sub("", text)), format_=kind)
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise ValueError(f"not {kind.upper()} subtitles ({error})") from error
     rows = [(cue.start / 1000, cue.end / 1000, cue.plaintext.strip()) for cue in cues if cue.plaintext.strip()]
     if not rows:
         raise ValueError("holds no cues")
+    rows = _unscrolled(rows)
     return numbered(
         [
             GivenTurn(0, who, start, end, said)
             for (start, end, _), (who, said) in zip(rows, speakers([r[2] for r in rows]), strict=True)
         ]
     )
+
+
+def _unscrolled(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Start, end and text of cues without the lines that repeat the end of the cue before, if most cues do so."""
+    found, repeating, shown = [], 0, list[str]()
+    for start, end, said in rows:
+        lines = [line.strip() for line in said.split("\n") if line.strip()]
+        again = next((n for n in range(min(len(shown), len(lines)), 0, -1) if shown[-n:] == lines[:n]), 0)
+        repeating += again > 0
+        if lines[again:]:
+            found.append((start, end, "\n".join(lines[again:])))
+        shown = lines
+    return found if 2 * repeating > len(rows) else rows
 
 
 def speakers(texts: list[str]) -> list[tuple[str, str]]:
