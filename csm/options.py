@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum, EnumMeta
+from enum import Enum
 from functools import lru_cache
 from textwrap import TextWrapper
 from types import NoneType
@@ -119,7 +119,8 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 def _enumeration(declared: Any) -> type[Enum] | None:
     """The enumeration that an option's values are of, if it has one; it may also be null."""
-    return next((part for part in (declared, *get_args(declared)) if isinstance(part, EnumMeta)), None)
+    parts = (declared, *get_args(declared))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Enum)), None)
 
 
 def _choices(declared: Any) -> tuple[tuple[str, str], ...]:
