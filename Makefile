@@ -32,7 +32,8 @@ quickstart: $(VENV)/installed ## prepare, train, evaluate and export the demo (C
 	@echo "  speak          $(BIN)/csm generate $(RUN)/export --text 'The leader has left the conference.' --temperature 0"
 	@echo "  your data      $(BIN)/python -m data_prep input=manifest.jsonl output=data/mine codec=spectral"
 	@echo "                 $(BIN)/python train.py experiment=quickstart data=shards data.path=data/mine name=mine"
-	@echo "  the 1B model   python train.py model=csm_1b data.path=data/mine trainer.devices=8 strategy=ddp   (GPUs)"
+	@echo "  the 1B model   $(BIN)/python train.py experiment=pretrain_1b data.path=DATASET trainer.devices=8"
+	@echo "                 (8 GPUs, and a dataset made with Mimi, data_prep's default codec)"
 
 check: $(VENV)/installed ## lint, formatting, spelling and types
 	$(BIN)/ruff check .

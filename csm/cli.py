@@ -10,7 +10,7 @@ csm plan model=csm_1b gpus=8 ...     memory, time and storage of a training run
 csm curves RUN_DIR                   losses, gradient norms and sample metrics of a training on one page
 csm models [NAME]                    published models of this architecture
 csm extend-vocabulary MODEL --tokens FILE --out DIR    more text tokens, or another tokenizer
-csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context
+csm voice make NAME --model MODEL --turns FILE    a voice: reference turns for every context; csm voice list
 """
 
 from __future__ import annotations
@@ -138,26 +138,31 @@ def build_parser() -> argparse.ArgumentParser:
         "generate", help="speech from an exported model", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     speak.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
-    speak.add_argument("--text", required=True)
-    speak.add_argument("--speaker", type=int, default=0)
+    speak.add_argument("--text", required=True, help="what to say")
+    speak.add_argument("--speaker", type=int, default=0, help="number of the speaker who says it")
     speak.add_argument(
-        "--voice", metavar="NAME|PATH", help="of `csm voice make`: its turns come first in the context, as --speaker"
+        "--voice", metavar="NAME|PATH", help="a voice of `csm voice make`, for --speaker: its turns begin the context"
     )
     speak.add_argument("--context", type=Path, help="JSON Lines of earlier turns: speaker, text, audio")
     speak.add_argument("--out", type=Path, default=Path("out.wav"), help="a WAV file")
-    speak.add_argument("--max-audio-length-ms", type=float, default=30_000)
+    speak.add_argument("--max-audio-length-ms", type=float, default=30_000, help="longest turn, in milliseconds")
     speak.add_argument("--temperature", type=float, default=0.9, help="0: greedy")
     speak.add_argument("--topk", type=int, default=50, help="0: draw from all codes")
     speak.add_argument("--seed", type=int, help="makes sampling reproducible")
     speak.add_argument(
-        "--guidance", type=float, default=1.0, help="towards the text, for models trained with text_dropout; 1: none"
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="towards the text, for models trained with data.text_dropout; 1: none",
     )
     speak.add_argument("--long", action="store_true", help="a text longer than a turn, spoken sentence by sentence")
-    speak.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
+    speak.add_argument(
+        "--num-codebooks", type=int, help="generate only the first codebooks: faster, coarser; None: all"
+    )
     speak.add_argument("--no-guards", action="store_true", help="only the model and --max-audio-length-ms end the turn")
     speak.add_argument("--watermark", default="auto", help="auto, required, none, or a backend: perth ...")
-    speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)")
-    speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    speak.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights; None: bf16 on CUDA, else as stored")
+    speak.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     _add_parts(speak)
     speak.set_defaults(run=generate)
 
@@ -213,7 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")
     parser.add_argument("--tokenizer", metavar="PATH", help="for a checkpoint in Sesame's layout without one")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from textwrap import TextWrapper
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING as REQUIRED
@@ -116,16 +117,22 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
+def _enumeration(declared: Any) -> type[Enum] | None:
+    """The enumeration that an option's values are of, if it has one; it may also be null."""
+    parts = (declared, *get_args(declared))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Enum)), None)
+
+
 def _choices(declared: Any) -> tuple[tuple[str, str], ...]:
-    if not (isinstance(declared, type) and issubclass(declared, Enum)):
-        return ()
-    docs = field_docs(declared)
-    return tuple((member.name, docs[member.name]) for member in declared)
+    found = _enumeration(declared)
+    docs = field_docs(found) if found else {}
+    return tuple((member.name, docs[member.name]) for member in found or ())
 
 
 def _type_name(declared: Any) -> str:
-    if isinstance(declared, type) and issubclass(declared, Enum):
-        return " | ".join(member.name for member in declared)
+    if found := _enumeration(declared):
+        null = ["null"] if NoneType in get_args(declared) else []
+        return " | ".join([*(member.name for member in found), *null])
     if get_origin(declared) is dict:
         return "dict"
     name = declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)

@@ -215,6 +215,18 @@ def test_help_lists_groups_documents_options_and_does_not_import_torch(words, pr
     assert seconds < 10, "1.3 s on an idle core"
 
 
+def test_the_values_of_an_enumeration_are_listed_even_if_none_is_chosen():
+    options = {
+        option.key: option
+        for section in sections(TrainConfig, TRAIN.compose(["data.path=x"]))
+        for option in section.options
+    }
+    similarity = options["trainer.sample_similarity"]
+    assert similarity.value == "null" and similarity.type == "wavlm | wavlm_ecapa | resemblyzer | null"
+    assert [value for value, _ in similarity.choices] == ["wavlm", "wavlm_ecapa", "resemblyzer"]
+    assert options["strategy.name"].type.endswith("deepspeed_zero3") and options["init_from"].choices == ()
+
+
 def test_help_shows_the_values_that_the_command_line_gives():
     done = run("train.py", "experiment=quickstart", "name=été (1)", "--help")
     assert "\n  name=été (1)\n" in done.stdout and "\n  optim.lr=0.003\n" in done.stdout

@@ -42,9 +42,10 @@ class DataConfig:
     max_seq_len: int = 2048
     """Length S of a row (a packed sequence), in positions."""
     global_batch_size: int = 8
-    """Rows per optimizer step, over all ranks and microbatches."""
+    """Rows per optimizer step, over all ranks and microbatches; a multiple of `micro_batch_size` x data-parallel
+    ranks."""
     micro_batch_size: int = 8
-    """Rows per forward and backward pass on one rank."""
+    """Rows per forward and backward pass on one rank; `csm plan` says how many fit."""
     window_shards: int = 16
     """Shards whose samples are shuffled together; only these are read at a time."""
     permute_speakers: bool = True
@@ -54,8 +55,8 @@ class DataConfig:
     text_dropout: float = 0.0
     """Probability, for each turn, that its text is empty ("[speaker]" alone): for classifier-free guidance."""
     frame_dropout: float = 0.0
-    """Probability, for each frame, that the model does not see it: it is predicted all the same, and later frames have
-    the text and the frames that are left. Against memorizing in small datasets; validation sees all frames."""
+    """Probability, for each frame, that it is hidden from the input: it is still predicted, and later frames have to be
+    predicted from the text and the other frames. Against memorizing small datasets; validation sees all frames."""
     codebook_dropout: float = 0.0
     """Probability, for each document (a conversation, or a part that `context_dropout` leaves of it), that the model
     sees only the first n codebooks of its frames, ln(n) being uniform; all are predicted. It then also knows frames of
@@ -85,7 +86,7 @@ class LossConfig:
     decoder_weight: float = 1.0
     """Weight of the depth decoder's mean loss (codebooks 1 to K-1)."""
     eos_weight: float = 1.0
-    """Weight of end-of-speech frames among the frames of both terms; validation has no weights."""
+    """Weight of end-of-speech frames in both terms; validation has no weights."""
     decoder_frame_ratio: int = 16
     """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame."""
     decoder_chunk: int = 512
@@ -181,7 +182,7 @@ class EarlyStopConfig:
     higher_is_better: bool = False
     """For metrics such as samples/similarity."""
     patience: int = 5
-    """The run ends after so many values in a row that are no better than the best; the export is then the best."""
+    """The run ends after this many values in a row that are no better than the best; the export is then the best."""
 
 
 @dataclass
@@ -211,7 +212,7 @@ class TrainerConfig:
     requeue: bool = True
     """Under Slurm: on SIGUSR1, put the job back into the queue once it has saved."""
     sample_every_steps: int = 0
-    """Steps between two sets of audio samples, generated during validation; 0: none."""
+    """Steps between two sets of audio samples, generated during validation, so with a split "val" only; 0: none."""
     sample_prompts: int = 2
     """Validation prompts that are spoken for audio samples."""
     sample_asr: str | None = None
@@ -231,7 +232,7 @@ class TrainerConfig:
     validate_ema: bool = False
     """Use the averaged weights for validation, audio samples and the final export."""
     deterministic: bool = False
-    """Restrict PyTorch to deterministic algorithms."""
+    """Restrict PyTorch to deterministic algorithms: on CUDA, resumed runs then repeat bit for bit."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     """Activation checkpointing in the blocks of both stacks."""
     compile: bool = False
@@ -280,7 +281,8 @@ class TrainConfig:
     ckpt_path: str | None = None
     """Checkpoint to resume from; "last": the newest one in `run_dir`, if any; null: start anew."""
     resume_anyway: list[str] = field(default_factory=list)
-    """Options that may differ from the checkpoint's, such as [optim.lr]; any other difference is refused."""
+    """Options that may differ from the checkpoint's although a resumed run refuses that, such as
+    [data.global_batch_size]; see docs/checkpoints.md for those that may always change, and never."""
     init_from: str | None = None
     """Weights to start from: a CSM in any format, or a Llama for the backbone; a path or hub id."""
     model: CSMConfig = field(default_factory=CSMConfig)

@@ -26,15 +26,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
     parser.add_argument("--voices", type=Path, help="folder of voices to choose from: name.wav and name.txt each")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: all who reach this machine")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--slots", type=int, default=2, help="visitors that are spoken to at the same time")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all who reach this machine")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument("--slots", type=int, default=2, help="visitors served at the same time; others wait")
     parser.add_argument("--watermark", default="auto", help="auto, required, none, or a backend: perth ...")
-    parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights; None: bf16 on CUDA, else as stored")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")
     parser.add_argument("--tokenizer", metavar="PATH", help="for a checkpoint in Sesame's layout without one")
     parser.set_defaults(run=demo)
 

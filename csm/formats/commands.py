@@ -50,7 +50,7 @@ def _read_lines(file: Path) -> list[str]:
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     known = commands.add_parser("models", help="published models of this architecture, and what was verified of each")
-    known.add_argument("name", nargs="?", help="one of them, in full")
+    known.add_argument("name", nargs="?", help="show everything about this one")
     known.set_defaults(run=models)
 
     longer = commands.add_parser("extend-vocabulary", help="more text tokens, or another tokenizer, to train on with")
@@ -60,5 +60,5 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     source.add_argument("--tokenizer", metavar="PATH", help="another tokenizer: directory, tokenizer.json or hub id")
     longer.add_argument("--out", type=Path, required=True, help="directory to write, in the native layout")
     longer.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
-    longer.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    longer.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")
     longer.set_defaults(run=extend)

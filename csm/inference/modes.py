@@ -10,8 +10,9 @@ import torch
 from csm.inference.frame_step import FrameStep, StepShape
 
 Mode = Literal["eager", "compiled", "cuda_graph"]
-"""eager: for short runs, and wherever there is no compiler. compiled: faster after a minute of compiling. cuda_graph:
-compiled, then captured once for each `StepShape`, so that a frame costs one launch; not yet run on a GPU."""
+"""eager: operation by operation, wherever there is no compiler. compiled: after a minute of compiling; hardly faster on
+CPUs (docs/inference.md). cuda_graph: compiled, then captured once for each `StepShape`, so that a frame costs one
+launch; not yet run on a GPU."""
 RunStep = Callable[[StepShape], list[list[int]]]
 """Runs a step and returns the frames `[batch][n]` on the host: the one copy of a frame."""
 

@@ -1,4 +1,4 @@
-"""A voice: a few turns of one speaker as codes, which come first in every context and keep the voice what it is.
+"""A voice: a few turns of one speaker as codes, which come first in every context, so that the voice stays the same.
 
     voice = Voice.load("voices/anna.safetensors")
     conversation = Conversation(generator, voice.segments(generator, speaker=0))     # pinned, whatever is dropped

@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
 
     new = actions.add_parser("make", help="a voice from recorded turns of one speaker")
-    new.add_argument("name")
+    new.add_argument("name", help="of the voice, and of its file")
     new.add_argument("--model", required=True, help="checkpoint whose codec encodes the turns")
     new.add_argument("--turns", type=Path, required=True, help="JSON Lines of candidates: speaker, text, audio")
     new.add_argument("--seconds", type=float, default=15.0, help="most audio that the voice takes (default 15)")
@@ -53,11 +53,11 @@ def add_parser(commands: Any) -> None:
         choices=[kind.value for kind in SpeakerKind],
         help="speaker encoder that chooses the turns most like all others (default: the first turns)",
     )
-    new.add_argument("--folder", type=Path, default=FOLDER, help="of the voices")
-    new.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
-    new.add_argument("--device", default="cpu")
+    new.add_argument("--folder", type=Path, default=FOLDER, help="folder of the voices (default %(default)s)")
+    new.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")
+    new.add_argument("--device", default="cpu", help="cuda or cpu (default %(default)s)")
     new.set_defaults(run=make)
 
     listed = actions.add_parser("list", help="the voices of a folder")
-    listed.add_argument("--folder", type=Path, default=FOLDER)
+    listed.add_argument("--folder", type=Path, default=FOLDER, help="folder of the voices (default %(default)s)")
     listed.set_defaults(run=show)

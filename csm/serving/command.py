@@ -23,31 +23,36 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint in any layout, or hub id")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others need --api-key-env or --open")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--slots", type=int, default=8, help="turns spoken at the same time; others wait")
     parser.add_argument("--queue", type=int, default=32, help="responses that wait for a slot; more are refused")
-    parser.add_argument("--name", action="append", help="of the model in requests; several are aliases")
+    parser.add_argument(
+        "--name", action="append", help="name of the model in requests, several: aliases; None: MODEL's"
+    )
     parser.add_argument(
         "--voice", action="append", default=[], metavar="NAME=SPEAKER", help="a name for a speaker of the model"
     )
     parser.add_argument("--data", type=Path, default=Path("csm_data"), help="folder of voices and conversations")
-    parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable that holds the API key")
+    parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with the API key")
     parser.add_argument("--open", action="store_true", help="serve other machines without a key")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="web pages that may call")
-    parser.add_argument("--num-codebooks", type=int, help="generate only the first ones of a frame: faster, coarser")
     parser.add_argument(
-        "--mode", choices=("eager", "compiled", "cuda_graph"), default="eager", help="docs/inference.md"
+        "--num-codebooks", type=int, help="generate only the first codebooks: faster, coarser; None: all"
     )
     parser.add_argument(
-        "--watermark", default="auto", help="of all speech: auto, required, none, or a backend (docs/watermark.md)"
+        "--mode",
+        choices=("eager", "compiled", "cuda_graph"),
+        default="eager",
+        help="how a frame is computed, see docs/inference.md",
+    )
+    parser.add_argument(
+        "--watermark", default="auto", help="of all speech: auto, required, none, or a backend, see docs/watermark.md"
     )
     parser.add_argument("--quantize", help="int8, int8-dynamic, int4 or fp8, see docs/quantization.md")
-    parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), help="of the weights (default: bf16 on CUDA, else as stored)"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format (default: the hub's)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights; None: bf16 on CUDA, else as stored")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")
     parser.add_argument("--tokenizer", metavar="PATH", help="for a checkpoint in Sesame's layout without one")
     parser.set_defaults(run=serve)
 

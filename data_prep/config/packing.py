@@ -57,7 +57,8 @@ class PackConfig:
     shard_mb: float = 512.0
     """Close a shard once it holds this many 10^6 bytes."""
     val_fraction: float = 0.0
-    """Share of groups (by hash of the group's name) that go to split "val"."""
+    """Share of groups (by a hash of the group's name) that go to split "val", where the data give no splits. Without
+    "val", training neither validates nor speaks samples."""
     workers: int = 0
     """Processes; 0: one per processor, or a single one for little work."""
 

@@ -51,7 +51,7 @@ class DiarizeConfig:
     max_speakers: int = 8
     """Largest number of speakers in a recording."""
     cluster_threshold: float = 0.18
-    """Cosine distance between two speakers' mean embeddings; lower it if both speak a lot."""
+    """Least cosine distance between the mean embeddings of two speakers; lower it if both speak a lot."""
     device: str = "cpu"
     """Device of the diarizer, such as `cpu` or `cuda`."""
 
@@ -96,7 +96,7 @@ class TurnsConfig:
     max_given_seconds: float = 60.0
     """Reject longer given turns."""
     trim_given_seconds: float | None = None
-    """Cut given turns off so long after their last sound, 40 dB below their loudest; null: they end as given."""
+    """End given turns this long after their last sound, the last above -40 dB of their loudest; null: as given."""
     min_seconds: float = 0.2
     """Reject shorter turns."""
     pad_start_seconds: float = 0.1
@@ -114,7 +114,7 @@ class ScoreConfig:
     """Quality measures and fingerprints of turns."""
 
     dnsmos: bool = False
-    """Compute DNSMOS P.835 (package speechmos): 16 times real time on a CPU core."""
+    """Compute DNSMOS P.835 (package speechmos): 16 times real time on a CPU core, about 7 on short turns."""
     dnsmos_hop_seconds: float = 9.01
     """Hop between DNSMOS windows; at least 4.5."""
     fingerprint: bool = True
@@ -179,7 +179,7 @@ class EncodeConfig:
     max_gain_db: float = 12.0
     """Largest change of loudness, in dB."""
     shifts: int = 1
-    """Times that each turn is encoded, begun earlier by another 1/shifts of a frame each time: the codec's frames then
-    fall differently. Training has every conversation so often, in other codes; validation has it once."""
+    """Times that each turn is encoded, starting another 1/shifts of a frame earlier each time, which gives other frames
+    and codes. Training has every conversation that many times; validation has it once."""
     fit_minutes: float = 60.0
     """Minutes of audio a spectral codec is fitted to if codec.path is null."""
