@@ -22,7 +22,7 @@ from csm.inference.guards import text_seconds
 from csm.inference.long_text import split_text
 from csm.inference.segments import Segment
 from csm.serving.dialogues import Dialogue, DialogueTurn
-from csm.serving.engine_thread import EngineFailed, Turn
+from csm.serving.engine_thread import EngineFailed, Store, Turn
 from csm.serving.errors import ApiError, invalid
 from csm.serving.service import Service
 
@@ -75,6 +75,7 @@ class Speech:
         self.input_tokens = 0
         self.left = False
         self._speaking: Turn | None = None
+        self._store = Store()
         self._begun: tuple[str, _Begun] | None = None
 
     @property
@@ -116,7 +117,7 @@ class Speech:
         self.parts.append(part)
         self.input_tokens += begun.tokens
         before = list(self.dialogue.conversation.turns)
-        turn = self.engine.speak(begun.request, self.pieces.put_nowait, begun.ended)
+        turn = self.engine.speak(begun.request, self.pieces.put_nowait, begun.ended, self._store)
         self._speaking = turn
         if self.left:
             self.engine.leave(turn)
