@@ -72,9 +72,10 @@ class Request:
 
 
 class Slot:
-    """A request in its place. arrival: grows from one to the next; `cached` positions are prefilled; `noise`: its random
-    numbers, None if it is greedy; `held`: what the backbone reads next `[D]`, while it is held, see `Engine.hold`. A
-    guided request has two: `leader` is the number of the other one, in the slot that reads the prompt without text."""
+    """A request in its place. arrival: grows from one to the next; `cached` positions are prefilled; `noise`: its
+    random numbers, None if it is greedy; `held`: what the backbone reads next `[D]`, while it is held, see
+    `Engine.hold`. A guided request has two: `leader` is the number of the other one, in the slot that reads the prompt
+    without text."""
 
     def __init__(
         self, request: Request, inputs: Tensor, device: torch.device, arrival: int, leader: int | None = None

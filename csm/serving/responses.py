@@ -22,7 +22,7 @@ class SpeechFile:
     """The encoded bytes of one response. Marks and encoders run in threads: some take longer than a frame."""
 
     def __init__(self, service: Service, audio_format: AudioFormat) -> None:
-        rate = service.model.generator.sample_rate
+        rate = service.loaded.generator.sample_rate
         self._mark = service.marking.new(rate)
         try:
             self._encoder = open_encoder(audio_format, rate)
@@ -39,9 +39,9 @@ class SpeechFile:
 
 
 async def pieces(speech: Speech) -> AsyncIterator[Tensor]:
-    """Audio until the end of the response. Raises what `Speech.say` raised."""
+    """Audio until the end of the response. Raises the error that ended it."""
     while (piece := await speech.pieces.get()) is not None:
-        if isinstance(piece, BaseException):
+        if isinstance(piece, ApiError):
             raise piece
         yield piece
 
@@ -100,7 +100,7 @@ def headers(service: Service, segment: str) -> dict[str, str]:
     return {
         "Cache-Control": "no-cache",
         "X-Accel-Buffering": "no",
-        "X-Sample-Rate": str(service.model.generator.sample_rate),
+        "X-Sample-Rate": str(service.loaded.generator.sample_rate),
         "X-Segment-Id": segment,
         "X-Watermark": service.marking.name,
     }

@@ -90,9 +90,16 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """Raises ApiError 503 if there is nobody to speak."""
+        """For what begins. Raises ApiError 503 if there is nobody to speak, and while the server drains."""
+        if self.state == "draining":
+            raise ApiError(503, "the server is draining", code="server_draining")
+        return self.loaded
+
+    @property
+    def loaded(self) -> Model:
+        """For what began before the server was told to stop. Raises ApiError 503 if there is nobody to speak."""
         state = self.state
-        if state != "ready" or self._model is None:
+        if self._model is None or state == "failed":
             retry = 5 if state == "loading" else None
             raise ApiError(503, f"the server is {state}", code=f"server_{state}", retry_after=retry)
         return self._model
@@ -128,7 +135,7 @@ class Service:
 
     async def lock_dialogue(self, name: str) -> Dialogue:
         """The conversation of this name, locked. Raises ApiError 404, and 409 if it stays busy."""
-        dialogues = self.model.dialogues
+        dialogues = self.loaded.dialogues
         while True:
             dialogue = await self.prepare(dialogues.get, name)
             try:

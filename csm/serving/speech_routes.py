@@ -36,11 +36,12 @@ def speech_routes(service: Service) -> APIRouter:
                 spoken, texts = await prepared(service, body)
             else:
                 spoken, texts = await in_session(service, body, body.session_id, held)
-            segment, rest = service.new_segment(), held.pop_all()
-        about = {
-            **headers(service, segment),
-            "Content-Disposition": f'inline; filename="speech.{body.response_format}"',
-        }
+            segment = service.new_segment()
+            about = {
+                **headers(service, segment),
+                "Content-Disposition": f'inline; filename="speech.{body.response_format}"',
+            }
+            rest = held.pop_all()
         service.keep(spoken.run(texts, finished(service, spoken, segment, rest)))
         if body.stream_format == "sse":
             content, media_type = events(spoken, file), "text/event-stream"
@@ -96,8 +97,7 @@ async def in_session(service: Service, body: SpeechBody, name: str, held: ExitSt
         raise invalid(message, "context")
     dialogue = await service.lock_dialogue(name)
     held.callback(dialogue.lock.release)
-    if len(dialogue.turns) >= service.limits.turns:
-        raise invalid(f"session_id: the conversation has {service.limits.turns} turns, the most", "session_id")
+    dialogue.check_room(service.limits)
     options = options_of(service, body, speaker_in(service, dialogue, body.voice, body.speaker))
     return await begun(service, dialogue, options, texts), texts
 
