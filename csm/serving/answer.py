@@ -140,7 +140,7 @@ class Answer:
         sending = asyncio.ensure_future(self._send_pieces(speech))
         try:
             await self._try_send({"type": "audio.start", "answer": self.number})
-            while not self.left and (text := await self._texts.get()) is not None:
+            while not self.left and (text := await self._next_text()) is not None:
                 await self._try_send({"type": "audio.sentence", "answer": self.number, "text": text})
                 await speech.say(text)
             speech.pieces.put_nowait(None)
@@ -151,6 +151,17 @@ class Answer:
         if not self.left:
             done = {"finish_reason": speech.finish_reason, "usage": speech.usage}
             await self._try_send({"type": "audio.done", "answer": self.number, **done})
+
+    async def _next_text(self) -> str | None:
+        """None at the end; an answer whose client writes nothing for long ends with what there is."""
+        seconds = self.service.limits.text_wait
+        try:
+            return await asyncio.wait_for(self._texts.get(), seconds)
+        except asyncio.TimeoutError:
+            message = f"no text and no input.done came for {seconds:g} s: the answer ends here"
+            await self._refuse(ApiError(408, message, "text", "text_timeout"))
+            self.flush(done=True)
+            return self._texts.get_nowait()
 
     async def _send_pieces(self, speech: Speech) -> None:
         async for piece in pieces(speech):

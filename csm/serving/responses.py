@@ -72,27 +72,29 @@ def _event(values: Mapping[str, object]) -> bytes:
 class SpeechStream(StreamingResponse):
     """A streamed response whose speech ends with it, whatever ends it.
 
-    left: called when nobody listens any more; longest_send: seconds that a client may take to read what was sent
+    left: called when nobody listens any more
     """
 
     def __init__(
         self,
+        service: Service,
         content: AsyncIterator[bytes],
         media_type: str,
         headers: dict[str, str],
         left: Callable[[], None],
-        longest_send: float,
     ) -> None:
         super().__init__(content, 200, headers, media_type)
-        self._left, self._longest_send = left, longest_send
+        self._service, self._left = service, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_soon(message: Message) -> None:
-            await asyncio.wait_for(send(message), self._longest_send)
+            await asyncio.wait_for(send(message), self._service.limits.send)
 
+        self._service.listening += 1
         try:
             await super().__call__(scope, receive, send_soon)
         finally:
+            self._service.listening -= 1
             self._left()
 
 

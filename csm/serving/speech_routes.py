@@ -51,7 +51,7 @@ def speech_routes(service: Service) -> APIRouter:
             work = whole(spoken, file, body.response_format)
             data = await unless_gone(request, work, spoken.leave)
             return whole_response(spoken, data, body.response_format, about)
-        return SpeechStream(content, media_type, about, spoken.leave, service.limits.send)
+        return SpeechStream(service, content, media_type, about, spoken.leave)
 
     @router.post("/v1/audio/speech/batch")
     async def batch(body: BatchBody, request: Request) -> dict[str, Any]:
@@ -145,12 +145,15 @@ async def item_result(service: Service, speech: Speech, texts: list[str], audio_
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], left: Callable[[], object]) -> T:
-    """The result of `work`; calls `left`, which ends it soon, if the client disconnects before."""
+    """The result of `work`; calls `left`, which ends it soon, if the client disconnects before, or it fails."""
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone(request))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             left()
         return await task
+    except Exception:
+        left()
+        raise
     finally:
         watch.cancel()
