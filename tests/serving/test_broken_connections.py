@@ -150,7 +150,8 @@ def test_a_draining_server_ends_what_it_began(tmp_path):
         assert turns_of(client, session)[1] == ("Then this.", 0.08)
 
 
-def test_a_server_told_to_stop_while_it_prepares_frees_what_it_took(tmp_path):
+def test_a_server_told_to_stop_while_it_prepares_speaks(tmp_path):
+    """The request was taken before the signal came."""
     service = service_of(tmp_path)
     with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
         session = begun(client)
@@ -162,9 +163,8 @@ def test_a_server_told_to_stop_while_it_prepares_frees_what_it_took(tmp_path):
             return await prepare(function, *arguments, **options)
 
         service.prepare = stopped
-        client.post("/v1/audio/speech", json={**OPTIONS, "voice": None, "session_id": session})
-        wait_for(lambda: service.live == 0)
-        assert not any(one.lock.locked() for one in service.loaded.dialogues._loaded.values())
+        answer = client.post("/v1/audio/speech", json={**OPTIONS, "voice": None, "session_id": session})
+        assert answer.status_code == 200 and answer.content
 
 
 def test_conversations_of_another_codec_can_be_deleted(tmp_path):
