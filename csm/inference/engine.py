@@ -276,8 +276,8 @@ class Engine:
                 rope = self.weights.backbone.rotations(torch.arange(start, end, device=self.weights.device))
                 self.weights.backbone(slot.inputs[start:end], rope, self.cache.chunk(number, start, end - start))
                 slot.cached, room = end, room - (end - start)
-        for slot in self.slots:
-            if slot is not None and slot.leader is None and not slot.speaking:
+        for _, slot in reading:
+            if slot.leader is None:
                 places = self._places(slot.request)
                 if all(place.prefilled for _, place in places):
                     self._begin(places)
