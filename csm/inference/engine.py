@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class Request:
         """int64 `[n, T]`."""
         return torch.tensor(self.frames, dtype=torch.int64).T
 
+    @property
+    def places(self) -> int:
+        """Slots that it takes."""
+        return 1 if self.without_text is None else 2
+
     def twin(self) -> Request | None:
         """The request that reads the prompt without text, and goes on with the same frames; None without guidance."""
         if self.without_text is None:
@@ -66,12 +72,15 @@ class Request:
 
 
 class Slot:
-    """A request in its place. `cached` positions are prefilled; `noise`: its random numbers, None if it is greedy;
-    `held`: what the backbone reads next `[D]`, while it is held, see `Engine.hold`. A guided request has two: `leader`
-    is the number of the other one, in the slot that reads the prompt without text."""
+    """A request in its place. arrival: grows from one to the next; `cached` positions are prefilled; `noise`: its
+    random numbers, None if it is greedy; `held`: what the backbone reads next `[D]`, while it is held, see
+    `Engine.hold`. A guided request has two: `leader` is the number of the other one, in the slot that reads the prompt
+    without text."""
 
-    def __init__(self, request: Request, inputs: Tensor, device: torch.device, leader: int | None = None) -> None:
-        self.request, self.leader = request, leader
+    def __init__(
+        self, request: Request, inputs: Tensor, device: torch.device, arrival: int, leader: int | None = None
+    ) -> None:
+        self.request, self.arrival, self.leader = request, arrival, leader
         self.inputs = inputs  # [S, D]
         self.cached = 0
         self.speaking = False
@@ -113,6 +122,7 @@ class Engine:
         self._usual_candidates = Sampling().candidates(config.codebook_size)
         self.slots: list[Slot | None] = [None] * slots
         self.waiting: deque[Request] = deque()
+        self._arrivals = count()
         self._turn = threading.RLock()
 
     @torch.inference_mode()
@@ -220,6 +230,12 @@ class Engine:
                 f"text ids in 0..{config.text_vocab_size - 1}"
             )
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the first request that waits has to wait for slots, and those behind it as well."""
+        free = sum(slot is None for slot in self.slots)
+        return bool(self.waiting) and free < self.waiting[0].places
+
     # -------------------------------------------------------------------------------------------- rounds
 
     def _places(self, request: Request) -> list[tuple[int, Slot]]:
@@ -230,21 +246,18 @@ class Engine:
 
     def _admit(self) -> None:
         free = [n for n, slot in enumerate(self.slots) if slot is None]  # lowest first: a step computes all below
-        while self.waiting:
-            request = self.waiting[0]
-            twin = request.twin()
-            if len(free) < (1 if twin is None else 2):
-                return  # nobody overtakes
-            self.waiting.popleft()
+        while self.waiting and not self.blocked:  # nobody overtakes
+            request = self.waiting.popleft()
             number = free.pop(0)
             self._place(number, request)
-            if twin is not None:
+            if (twin := request.twin()) is not None:
                 self._place(free.pop(0), twin, leader=number)
 
     def _place(self, number: int, request: Request, leader: int | None = None) -> None:
         device = self.weights.device
         tokens, mask = request.tokens.to(device), request.mask.to(device)
-        slot = self.slots[number] = Slot(request, self.weights.embed(tokens, mask), device, leader)
+        inputs = self.weights.embed(tokens, mask)
+        slot = self.slots[number] = Slot(request, inputs, device, next(self._arrivals), leader)
         if request.prefix is not None:
             # The last position is the first step's: it has to be computed for its state.
             slot.cached = min(request.prefix.length, len(tokens) - 1)
@@ -253,18 +266,18 @@ class Engine:
         self.step.state.positions[number] = slot.position
 
     def _prefill(self) -> None:
-        """The next positions of prompts, PREFILL_CHUNK in all."""
+        """The next positions of prompts, PREFILL_CHUNK in all: of those first that came first. In the order of slots, a
+        stream of requests in the lower ones would leave nothing for the last one, as long as it lasts."""
         room = PREFILL_CHUNK
-        for number, slot in enumerate(self.slots):
-            if slot is None or slot.speaking:
-                continue
+        reading = [(n, slot) for n, slot in enumerate(self.slots) if slot is not None and not slot.speaking]
+        for number, slot in sorted(reading, key=lambda place: place[1].arrival):
             start, end = slot.cached, min(slot.cached + room, len(slot.inputs) - 1)
             if end > start:
                 rope = self.weights.backbone.rotations(torch.arange(start, end, device=self.weights.device))
                 self.weights.backbone(slot.inputs[start:end], rope, self.cache.chunk(number, start, end - start))
                 slot.cached, room = end, room - (end - start)
-        for slot in self.slots:
-            if slot is not None and slot.leader is None and not slot.speaking:
+        for _, slot in reading:
+            if slot.leader is None:
                 places = self._places(slot.request)
                 if all(place.prefilled for _, place in places):
                     self._begin(places)

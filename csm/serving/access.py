@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import logging
-import traceback
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from csm.serving.errors import ApiError
+from csm.serving.errors import ApiError, server_error
 from csm.serving.service import Service
-
-logger = logging.getLogger(__name__)
 
 OPEN = ("/health", "/ready")
 """Paths that need no key: a balancer asks for them."""
@@ -58,12 +54,9 @@ class Access:
             metrics.refusals.labels(error.code).inc()
             await refuse(error, scope, receive, counted)
         except Exception as error:
-            # Without its message, which may quote what a client sent.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("%s while answering %s\n%s", type(error).__name__, scope["path"], place)
+            failed = server_error(error, f"answering {scope['path']}")
             if begun:
                 raise ConnectionAbortedError("a response was broken off") from None
-            failed = ApiError(500, f"the server met an error of its own ({type(error).__name__})", code="server_error")
             await refuse(failed, scope, receive, counted)
         finally:
             self.connections -= 1

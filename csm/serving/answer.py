@@ -17,10 +17,10 @@ import sentencex
 from csm.inference.long_text import LONGEST_PART, split_text
 from csm.serving.dialogues import Dialogue
 from csm.serving.encoders import AudioFormat
-from csm.serving.errors import ApiError, invalid
+from csm.serving.errors import ApiError, invalid, server_error
 from csm.serving.responses import SpeechFile, pieces
 from csm.serving.service import Service
-from csm.serving.speech import Options, Speech
+from csm.serving.speech import Options, Part, Speech
 
 SendEvent = Callable[[Mapping[str, Any]], Awaitable[None]]
 SendAudio = Callable[[bytes], Awaitable[None]]
@@ -75,9 +75,10 @@ class Answer:
         if len(sentences) > 1:  # the last one may go on
             self._put("".join(sentences[:-1]))
             self._rest = sentences[-1]
-        elif len(self._rest) > LONGEST_PART:
-            *whole, self._rest = split_text(self._rest)
-            self._put(" ".join(whole))
+        elif len(self._rest) > LONGEST_PART and len(parts := split_text(self._rest)) > 1:
+            self._put(" ".join(parts[:-1]))
+            space = self._rest[len(self._rest.rstrip()) :]  # without it, the next piece goes on with the last word
+            self._rest = parts[-1] + space
 
     def flush(self, done: bool) -> None:
         """Speaks what was written so far; done: and the answer ends with it."""
@@ -108,13 +109,21 @@ class Answer:
                 if self.before is not None:
                     await self.before.wait()
                 if not self.left:
-                    await self._speak(await self._dialogue(held))
+                    dialogue = await self._dialogue(held)
+                    if dialogue.folder is not None:
+                        dialogue.check_room(self.service.limits)
+                    await self._speak(dialogue)
         except ApiError as error:
-            self.service.metrics.refusals.labels(error.code).inc()
-            await self._try_send({"type": "error", "answer": self.number, **error.envelope})
+            await self._refuse(error)
+        except Exception as error:
+            await self._refuse(server_error(error, "answering on a WebSocket"))
         finally:
             self.closed = True
             self.ended.set()
+
+    async def _refuse(self, error: ApiError) -> None:
+        self.service.metrics.refusals.labels(error.code).inc()
+        await self._try_send({"type": "error", "answer": self.number, **error.envelope})
 
     async def _dialogue(self, held: ExitStack) -> Dialogue:
         if self.session.own is not None:
@@ -131,7 +140,7 @@ class Answer:
         sending = asyncio.ensure_future(self._send_pieces(speech))
         try:
             await self._try_send({"type": "audio.start", "answer": self.number})
-            while not self.left and (text := await self._texts.get()) is not None:
+            while not self.left and (text := await self._next_text()) is not None:
                 await self._try_send({"type": "audio.sentence", "answer": self.number, "text": text})
                 await speech.say(text)
             speech.pieces.put_nowait(None)
@@ -143,9 +152,23 @@ class Answer:
             done = {"finish_reason": speech.finish_reason, "usage": speech.usage}
             await self._try_send({"type": "audio.done", "answer": self.number, **done})
 
+    async def _next_text(self) -> str | None:
+        """None at the end; an answer whose client writes nothing for long ends with what there is."""
+        seconds = self.service.limits.text_wait
+        try:
+            return await asyncio.wait_for(self._texts.get(), seconds)
+        except asyncio.TimeoutError:
+            message = f"no text and no input.done came for {seconds:g} s: the answer ends here"
+            await self._refuse(ApiError(408, message, "text", "text_timeout"))
+            self.flush(done=True)
+            return self._texts.get_nowait()
+
     async def _send_pieces(self, speech: Speech) -> None:
         async for piece in pieces(speech):
-            await self._try_audio(await self.file.push(piece))
+            data = await self.file.push(piece)
+            if self.left:  # what is not sent is not heard
+                return
+            await self._try_audio(data)
             self._sent_ms += 1000 * len(piece) / speech.generator.sample_rate
         await self._try_audio(await self.file.finish())
 
@@ -172,15 +195,15 @@ class Answer:
         speech = self.speech
         if speech is not None:
             with ExitStack() as held:
-                await self._dialogue(held)
-                heard = await self.service.prepare(self._cut, speech, played)
+                heard = await self.service.prepare(self._cut, await self._dialogue(held), speech, played)
         return {"answer": self.number, "played_ms": round(played), "heard": heard}
 
     @staticmethod
-    def _cut(speech: Speech, played: float) -> list[dict[str, Any]]:
+    def _cut(dialogue: Dialogue, speech: Speech, played: float) -> list[dict[str, Any]]:
         frame_ms = 1000 / speech.generator.codec.frame_rate
         left = math.ceil(played / frame_ms - 1e-6)
-        heard, first = [], None
+        heard: list[dict[str, Any]] = []
+        first: tuple[Part, int] | None = None
         for part in speech.parts:
             frames = min(left, part.frames)
             left -= frames
@@ -189,7 +212,11 @@ class Answer:
                 about = {"text": part.text, "played_ms": round(frames * frame_ms)}
                 heard.append({**about, "spoken_ms": round(part.frames * frame_ms), "complete": whole})
             if part.turn is not None and frames < part.frames and first is None:
-                first = (part.turn, frames)
+                first = part, frames
         if first is not None:
-            speech.dialogue.cut(*first)
+            part, frames = first
+            assert part.turn is not None
+            part.turn = dialogue.find(part.turn)  # the conversation may have left the memory since
+            if part.turn is not None:
+                dialogue.cut(part.turn, frames)
         return heard

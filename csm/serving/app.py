@@ -42,6 +42,8 @@ def create_app(service: Service) -> FastAPI:
             allow_origins=service.settings.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Segment-Id", "X-Sample-Rate", "X-Watermark", "Retry-After"],
+            expose_headers=[
+                *("X-Segment-Id", "X-Sample-Rate", "X-Watermark", "X-Finish-Reason", "X-Audio-Seconds", "Retry-After")
+            ],
         )
     return app

@@ -28,6 +28,9 @@ def conversation_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/conversations", status_code=201)
     async def begun(body: ConversationBody) -> dict[str, Any]:
+        if len(body.voices) > service.limits.context_turns:
+            message = f"voices: has {len(body.voices)}; at most {service.limits.context_turns} are taken"
+            raise invalid(message, "voices")
         voices = voices_of(service, body.voices)
         heard = await segments_of(service, body.turns, "turns")
         try:
@@ -51,6 +54,7 @@ def conversation_routes(service: Service) -> APIRouter:
     @router.post("/v1/conversations/{name}/turns", status_code=201)
     async def heard(name: str, body: ContextTurn) -> dict[str, Any]:
         """A turn that somebody else said."""
+        rate = service.model.generator.codec.frame_rate
         segments = await segments_of(service, [body], "turns")
 
         def hear() -> list[DialogueTurn]:
@@ -59,21 +63,21 @@ def conversation_routes(service: Service) -> APIRouter:
         with ExitStack() as held:
             dialogue = await service.lock_dialogue(name)
             held.callback(dialogue.lock.release)
-            if len(dialogue.turns) >= service.limits.turns:
-                raise invalid(f"the conversation has {service.limits.turns} turns, the most", code="too_many_turns")
+            dialogue.check_room(service.limits)
             try:
                 turns = await service.prepare(hear)
             except ValueError as error:
                 raise invalid(str(error), "turns") from error
-        rate = service.model.generator.codec.frame_rate
         return {"object": "list", "data": [turn.public(rate) for turn in turns]}
 
     @router.delete("/v1/conversations/{name}")
     async def deleted(name: str) -> dict[str, Any]:
+        dialogues = service.model.dialogues
         with ExitStack() as held:
-            dialogue = await service.lock_dialogue(name)
-            held.callback(dialogue.lock.release)
-            await service.prepare(service.model.dialogues.delete, name)
+            if not await service.prepare(dialogues.foreign, name):  # nobody speaks in one of another codec
+                dialogue = await service.lock_dialogue(name)
+                held.callback(dialogue.lock.release)
+            await service.prepare(dialogues.delete, name)
         return {"id": name, "object": "conversation", "deleted": True}
 
     return router

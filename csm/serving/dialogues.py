@@ -25,8 +25,8 @@ from csm.files import remove, sync, write_atomically, write_tensors
 from csm.inference.conversation import Conversation, Turn
 from csm.inference.generator import Generator
 from csm.inference.segments import Segment
-from csm.serving.errors import ApiError
-from csm.serving.settings import Settings
+from csm.serving.errors import ApiError, invalid
+from csm.serving.settings import Limits, Settings
 
 _ID = re.compile(r"conv_[0-9a-f]{24}")
 
@@ -42,6 +42,11 @@ class DialogueTurn:
     codes: Tensor  # int64 [K, T]
     ended: str | None = None
     turn: Turn | None = None
+
+    def same(self, other: DialogueTurn) -> bool:
+        """Whether `other` is this turn: numbers are taken again where turns were cut off."""
+        alike = self.number == other.number and self.text == other.text
+        return alike and torch.equal(self.codes, other.codes)
 
     def public(self, frame_rate: float) -> dict[str, Any]:
         return {
@@ -68,6 +73,11 @@ class Dialogue:
         for voice, turn in zip(voices, self.conversation.turns, strict=True):
             self._append("voice", voice.speaker, voice.text, turn)
 
+    def check_room(self, limits: Limits) -> None:
+        """Raises ApiError if it has the most turns that are kept."""
+        if len(self.turns) >= limits.turns:
+            raise invalid(f"the conversation has {limits.turns} turns, the most", "session_id", "too_many_turns")
+
     def hear(self, segment: Segment) -> DialogueTurn:
         """Adds a turn that somebody else said. Raises ValueError if it cannot be read."""
         self.conversation.hear(segment)
@@ -92,6 +102,10 @@ class Dialogue:
             self._write(turn)
         elif self.folder is not None:
             sync(self.folder)
+
+    def find(self, turn: DialogueTurn) -> DialogueTurn | None:
+        """A turn of this conversation as it was before it was loaded anew; None if it is no longer there."""
+        return next((one for one in self.turns if one is turn or one.same(turn)), None)
 
     def _append(self, kind: str, speaker: int, text: str, turn: Turn, ended: str | None = None) -> DialogueTurn:
         number = self.turns[-1].number + 1 if self.turns else 0
@@ -171,13 +185,13 @@ class Dialogues:
         return name, dialogue
 
     def get(self, name: str) -> Dialogue:
-        """Raises ApiError 404 if there is none of this name, and ValueError if its codes are another codec's."""
+        """Raises ApiError 404 if there is none of this name, and 409 if its codes are another codec's."""
         dialogue = self._loaded.get(name)
         if dialogue is None:
-            folder = self._existing(name)
-            if json.loads((folder / "conversation.json").read_text())["codec"] != self.generator.codec.identity:
-                raise ValueError(f"conversation {name} was made with another codec")
-            dialogue = Dialogue.restored(self.generator, folder)
+            if self.foreign(name):
+                message = "this conversation was made with another codec than this server's; begin a new one"
+                raise ApiError(409, message, "session_id", "conversation_of_another_codec")
+            dialogue = Dialogue.restored(self.generator, self._existing(name))
         self._keep(name, dialogue)
         return dialogue
 
@@ -186,7 +200,11 @@ class Dialogues:
         return self._loaded.get(name) is dialogue
 
     def created(self, name: str) -> int:
-        return json.loads((self._existing(name) / "conversation.json").read_text())["created"]
+        return self._about(name)["created"]
+
+    def foreign(self, name: str) -> bool:
+        """Whether its codes are another codec's. Raises ApiError 404 if there is none of this name."""
+        return self._about(name)["codec"] != self.generator.codec.identity
 
     def delete(self, name: str) -> None:
         folder = self._existing(name)
@@ -195,6 +213,9 @@ class Dialogues:
         self._loaded.pop(name, None)
         remove(gone)
         sync(self.folder)
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return json.loads((self._existing(name) / "conversation.json").read_text())
 
     def _existing(self, name: str) -> Path:
         folder = self.folder / name

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -34,26 +35,45 @@ class EngineFailed(RuntimeError):
     """The engine met an error of its own; all turns have ended with it."""
 
 
+@dataclass
+class Store:
+    """What the listener of a response has and has not yet played, from one turn to the next.
+
+    first: when it began to play; None: it has not, or has run dry between two turns; seconds: handed out since then
+    """
+
+    first: float | None = None
+    seconds: float = 0.0
+
+    def left(self, now: float) -> float:
+        """Seconds of audio; negative where the listener ran dry so long ago."""
+        return 0.0 if self.first is None else self.seconds - (now - self.first)
+
+
 class Turn:
     """A turn in the engine's care. `done` is resolved in the event loop when it has ended and `ended` was called.
 
     sound: called in the event loop with each piece of audio, float32 `[num_samples]`
     ended: called in the engine's thread with the finished request
+    store: of its listener, who may still be playing the turn before
     """
 
-    def __init__(self, request: Request, sound: Callable[[Tensor], None], ended: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        sound: Callable[[Tensor], None],
+        ended: Callable[[Request], None],
+        store: Store,
+    ) -> None:
         self.request, self.sound, self.ended = request, sound, ended
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
         self.listener: Listener | None = None
         self.submitted = time.perf_counter()
-        self.first: float | None = None  # when its first sound was handed out
-        self.seconds = 0.0  # handed out
         self.held = False
-
-    def in_store(self, now: float) -> float:
-        """Seconds of audio that its listener has not yet played, having begun with the first sound."""
-        return 0.0 if self.first is None else self.seconds - (now - self.first)
+        self.store = store
+        if store.left(self.submitted) <= 0:
+            store.first, store.seconds = None, 0.0
 
 
 class EngineThread:
@@ -76,9 +96,15 @@ class EngineThread:
         self._commands.put(None)
         self._thread.join()
 
-    def speak(self, request: Request, sound: Callable[[Tensor], None], ended: Callable[[Request], None]) -> Turn:
-        """Submits a request that `Engine.check` has passed, from the event loop."""
-        turn = Turn(request, sound, ended)
+    def speak(
+        self,
+        request: Request,
+        sound: Callable[[Tensor], None],
+        ended: Callable[[Request], None],
+        store: Store,
+    ) -> Turn:
+        """Submits a request that `Engine.check` has passed, from the event loop; see `Turn`."""
+        turn = Turn(request, sound, ended, store)
         self._commands.put(lambda: self._begin(turn))
         return turn
 
@@ -134,16 +160,16 @@ class EngineThread:
             self._end(turn)
 
     def _balance(self, now: float) -> None:
-        full = all(slot is not None for slot in self.engine.slots)
+        blocked = self.engine.blocked  # those who wait for a slot get it the sooner the less is held
         urgent = any(
-            turn.in_store(now) < RUNNING_DRY and not (full and turn.request in self.engine.waiting)
+            turn.store.left(now) < RUNNING_DRY and not (blocked and turn.request in self.engine.waiting)
             for turn in self._turns
         )
         for turn in self._turns:
-            hold = urgent and turn.in_store(now) > FAR_AHEAD
-            if hold and not turn.held:
-                self.engine.hold(turn.request)
-            elif turn.held and not hold:
+            hold = urgent and turn.store.left(now) > FAR_AHEAD
+            if hold:
+                self.engine.hold(turn.request)  # from when it speaks on
+            elif turn.held:
                 self.engine.resume(turn.request)
             turn.held = hold
 
@@ -157,13 +183,13 @@ class EngineThread:
                 self._end(turn)
 
     def _sound(self, turn: Turn, chunk: Tensor, now: float) -> None:
-        if turn.first is None:
-            turn.first = now
+        if turn.store.first is None:
+            turn.store.first = now
             self.metrics.ttfa.observe(now - turn.submitted)
-        elif turn.in_store(now) < 0:
+        elif turn.store.left(now) < 0:
             self.metrics.late.inc()
         self.metrics.chunks.inc()
-        turn.seconds += len(chunk) / self.generator.sample_rate
+        turn.store.seconds += len(chunk) / self.generator.sample_rate
         self.metrics.audio.inc(len(chunk) / self.generator.sample_rate)
         self._post(turn, turn.sound, chunk)
 

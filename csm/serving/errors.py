@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from csm.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -54,6 +58,14 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 def busy(what: str) -> ApiError:
     return ApiError(429, f"{what}; try again later", code="server_busy", retry_after=1)
+
+
+def server_error(error: Exception, doing: str) -> ApiError:
+    """The refusal that an error of the server's own becomes. Logged without its message, which may quote what a client
+    sent."""
+    place = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s while %s\n%s", type(error).__name__, doing, place)
+    return ApiError(500, f"the server met an error of its own ({type(error).__name__})", code="server_error")
 
 
 def validation_error(errors: Any) -> ApiError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from csm.watermark.base import UNMARKED, MarkStream
 
 
@@ -14,3 +16,10 @@ class Marking:
 
     name: str = UNMARKED.name
     new: Callable[[int], MarkStream] = UNMARKED.stream
+
+    def try_out(self, rate: int) -> None:
+        """Marks a second of noise. Backends load their weights when they are first used: that takes seconds, or fails,
+        and is not to be met by the first responses, some at the same time."""
+        mark = self.new(rate)
+        mark.push(0.1 * torch.randn(rate, generator=torch.Generator().manual_seed(0)))
+        mark.flush()

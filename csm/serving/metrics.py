@@ -21,7 +21,7 @@ class Metrics:
         self.queue = Gauge("csm_queue", "Turns that wait for a slot", registry=registry)
         self.ttfa = Histogram(
             "csm_ttfa_seconds",
-            "From a turn's submission to its first sound",
+            "From a turn's submission to its first sound, for turns that no sound of the same response precedes",
             buckets=_SECONDS,
             registry=registry,
         )

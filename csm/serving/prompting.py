@@ -58,7 +58,17 @@ async def context_of(
     found = None if name is None else service.model.voices.get(name, f"{param}voice")
     number = speaker if speaker is not None else found.speaker if found is not None else 0
     recording = found.context(number) if found is not None else []
-    return number, [*recording, *await segments_of(service, context, f"{param}context")]
+    segments = [*recording, *await segments_of(service, context, f"{param}context")]
+    generator = service.model.generator
+    # Said now: to encode an hour of audio only to refuse it would keep all other requests waiting.
+    frames, most = sum(map(generator.segment_frames, segments)), generator.model.config.max_seq_len
+    if frames >= most:
+        rate = generator.codec.frame_rate
+        message = (
+            f"voice and context last {frames / rate:.0f} s, more than the {most / rate:.0f} s that the model reads"
+        )
+        raise invalid(f"{param}context: {message}", f"{param}context", "context_too_long")
+    return number, segments
 
 
 def speaker_in(service: Service, dialogue: Dialogue, voice: Name | VoiceId | None, speaker: int | None) -> int:

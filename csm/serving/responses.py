@@ -22,7 +22,7 @@ class SpeechFile:
     """The encoded bytes of one response. Marks and encoders run in threads: some take longer than a frame."""
 
     def __init__(self, service: Service, audio_format: AudioFormat) -> None:
-        rate = service.model.generator.sample_rate
+        rate = service.loaded.generator.sample_rate
         self._mark = service.marking.new(rate)
         try:
             self._encoder = open_encoder(audio_format, rate)
@@ -39,9 +39,9 @@ class SpeechFile:
 
 
 async def pieces(speech: Speech) -> AsyncIterator[Tensor]:
-    """Audio until the end of the response. Raises what `Speech.say` raised."""
+    """Audio until the end of the response. Raises the error that ended it."""
     while (piece := await speech.pieces.get()) is not None:
-        if isinstance(piece, BaseException):
+        if isinstance(piece, ApiError):
             raise piece
         yield piece
 
@@ -72,27 +72,29 @@ def _event(values: Mapping[str, object]) -> bytes:
 class SpeechStream(StreamingResponse):
     """A streamed response whose speech ends with it, whatever ends it.
 
-    left: called when nobody listens any more; longest_send: seconds that a client may take to read what was sent
+    left: called when nobody listens any more
     """
 
     def __init__(
         self,
+        service: Service,
         content: AsyncIterator[bytes],
         media_type: str,
         headers: dict[str, str],
         left: Callable[[], None],
-        longest_send: float,
     ) -> None:
         super().__init__(content, 200, headers, media_type)
-        self._left, self._longest_send = left, longest_send
+        self._service, self._left = service, left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_soon(message: Message) -> None:
-            await asyncio.wait_for(send(message), self._longest_send)
+            await asyncio.wait_for(send(message), self._service.limits.send)
 
+        self._service.listening += 1
         try:
             await super().__call__(scope, receive, send_soon)
         finally:
+            self._service.listening -= 1
             self._left()
 
 
@@ -100,7 +102,7 @@ def headers(service: Service, segment: str) -> dict[str, str]:
     return {
         "Cache-Control": "no-cache",
         "X-Accel-Buffering": "no",
-        "X-Sample-Rate": str(service.model.generator.sample_rate),
+        "X-Sample-Rate": str(service.loaded.generator.sample_rate),
         "X-Segment-Id": segment,
         "X-Watermark": service.marking.name,
     }

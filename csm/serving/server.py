@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         until = self._drain_until
-        if until is not None and (self.service.live == 0 or time.monotonic() > until):
+        if until is not None and (self.service.idle or time.monotonic() > until):
             self.should_exit = True
         if self.service.failure is not None:
             self.should_exit = True

@@ -10,9 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
 
+from csm.files import exclusive
 from csm.inference.generator import Generator
 from csm.inference.segments import Segment
 from csm.serving.dialogues import Dialogue, Dialogues
@@ -56,8 +57,10 @@ class Service:
         self.draining = False
         self.failure: BaseException | None = None
         self.live = 0  # responses that wait or are being spoken
+        self.listening = 0  # streams that are being read, also after they were spoken
         self._load = load
         self._model: Model | None = None
+        self._held = ExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparer = ThreadPoolExecutor(1, "csm-prepare")
         self._segments: OrderedDict[str, list[Segment]] = OrderedDict()
@@ -69,16 +72,30 @@ class Service:
 
     def _start(self) -> None:
         try:
-            model = Model(self._load(), self.settings, self.metrics)
+            self._hold_data()
+            generator = self._load()
+            self.marking.try_out(generator.sample_rate)
+            model = Model(generator, self.settings, self.metrics)
             model.engine.start()
             self._model = model
         except BaseException as error:
             self.failure = error
 
+    def _hold_data(self) -> None:
+        """Keeps other servers away, which would take what this one is writing for what a killed one left."""
+        folder = self.settings.data
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._held.enter_context(exclusive(folder))
+        except BlockingIOError:
+            message = f"--data {folder}: another server is using this folder; end it, or give each server its own"
+            raise ValueError(message) from None
+
     def stop(self) -> None:
         if self._model is not None:
             self._model.engine.stop()
         self._preparer.shutdown(cancel_futures=True)
+        self._held.close()
 
     @property
     def state(self) -> Literal["loading", "ready", "draining", "failed"]:
@@ -90,14 +107,26 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """Raises ApiError 503 if there is nobody to speak."""
+        """For what begins. Raises ApiError 503 if there is nobody to speak, and while the server drains."""
+        if self.state == "draining":
+            raise ApiError(503, "the server is draining", code="server_draining")
+        return self.loaded
+
+    @property
+    def loaded(self) -> Model:
+        """For what began before the server was told to stop. Raises ApiError 503 if there is nobody to speak."""
         state = self.state
-        if state != "ready" or self._model is None:
+        if self._model is None or state == "failed":
             retry = 5 if state == "loading" else None
             raise ApiError(503, f"the server is {state}", code=f"server_{state}", retry_after=retry)
         return self._model
 
     # -------------------------------------------------------------------------------------------- resources
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is spoken, waits or is still being read."""
+        return self.live == 0 and self.listening == 0
 
     @property
     def room(self) -> int:
@@ -128,7 +157,7 @@ class Service:
 
     async def lock_dialogue(self, name: str) -> Dialogue:
         """The conversation of this name, locked. Raises ApiError 404, and 409 if it stays busy."""
-        dialogues = self.model.dialogues
+        dialogues = self.loaded.dialogues
         while True:
             dialogue = await self.prepare(dialogues.get, name)
             try:

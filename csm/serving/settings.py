@@ -23,6 +23,7 @@ class Limits:
     session_wait:  for the turn that is being spoken in the same conversation
     drain:         for responses that are being spoken when the server is told to stop
     send:          for a client that reads nothing
+    text_wait:     for the next piece of text of an answer on a WebSocket, which holds a place for a response meanwhile
     """
 
     queue: int = 32
@@ -41,6 +42,7 @@ class Limits:
     session_wait: float = 30.0
     drain: float = 60.0
     send: float = 30.0
+    text_wait: float = 60.0
 
 
 @dataclass(frozen=True)

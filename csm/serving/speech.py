@@ -22,8 +22,8 @@ from csm.inference.guards import text_seconds
 from csm.inference.long_text import split_text
 from csm.inference.segments import Segment
 from csm.serving.dialogues import Dialogue, DialogueTurn
-from csm.serving.engine_thread import EngineFailed, Turn
-from csm.serving.errors import ApiError, invalid
+from csm.serving.engine_thread import EngineFailed, Store, Turn
+from csm.serving.errors import ApiError, invalid, server_error
 from csm.serving.service import Service
 
 LONGEST_TURN_MS = 30_000.0
@@ -63,18 +63,19 @@ class _Begun:
 class Speech:
     """Speaks in `dialogue`, whose lock its maker holds.
 
-    pieces: audio, float32 `[num_samples]` on the CPU; then None, or the exception that ended it
+    pieces: audio, float32 `[num_samples]` on the CPU; then None, or the error that ended it
     """
 
     def __init__(self, service: Service, dialogue: Dialogue, options: Options) -> None:
         self.service, self.dialogue, self.options = service, dialogue, options
-        self.generator: Generator = service.model.generator
-        self.engine = service.model.engine
-        self.pieces: asyncio.Queue[Tensor | BaseException | None] = asyncio.Queue()
+        self.generator: Generator = service.loaded.generator
+        self.engine = service.loaded.engine
+        self.pieces: asyncio.Queue[Tensor | ApiError | None] = asyncio.Queue()
         self.parts: list[Part] = []
         self.input_tokens = 0
         self.left = False
         self._speaking: Turn | None = None
+        self._store = Store()
         self._begun: tuple[str, _Begun] | None = None
 
     @property
@@ -116,7 +117,7 @@ class Speech:
         self.parts.append(part)
         self.input_tokens += begun.tokens
         before = list(self.dialogue.conversation.turns)
-        turn = self.engine.speak(begun.request, self.pieces.put_nowait, begun.ended)
+        turn = self.engine.speak(begun.request, self.pieces.put_nowait, begun.ended, self._store)
         self._speaking = turn
         if self.left:
             self.engine.leave(turn)
@@ -134,12 +135,14 @@ class Speech:
 
     async def run(self, texts: list[str], finished: Callable[[], None]) -> None:
         """Says all texts, calls `finished` and ends the queue: the body of a response's task."""
-        end: BaseException | None = None
+        end: ApiError | None = None
         try:
             for text in texts:
                 await self.say(text)
-        except Exception as error:
+        except ApiError as error:
             end = error
+        except Exception as error:
+            end = server_error(error, "speaking")
         finished()
         self.pieces.put_nowait(end)
 

@@ -36,11 +36,12 @@ def speech_routes(service: Service) -> APIRouter:
                 spoken, texts = await prepared(service, body)
             else:
                 spoken, texts = await in_session(service, body, body.session_id, held)
-            segment, rest = service.new_segment(), held.pop_all()
-        about = {
-            **headers(service, segment),
-            "Content-Disposition": f'inline; filename="speech.{body.response_format}"',
-        }
+            segment = service.new_segment()
+            about = {
+                **headers(service, segment),
+                "Content-Disposition": f'inline; filename="speech.{body.response_format}"',
+            }
+            rest = held.pop_all()
         service.keep(spoken.run(texts, finished(service, spoken, segment, rest)))
         if body.stream_format == "sse":
             content, media_type = events(spoken, file), "text/event-stream"
@@ -50,7 +51,7 @@ def speech_routes(service: Service) -> APIRouter:
             work = whole(spoken, file, body.response_format)
             data = await unless_gone(request, work, spoken.leave)
             return whole_response(spoken, data, body.response_format, about)
-        return SpeechStream(content, media_type, about, spoken.leave, service.limits.send)
+        return SpeechStream(service, content, media_type, about, spoken.leave)
 
     @router.post("/v1/audio/speech/batch")
     async def batch(body: BatchBody, request: Request) -> dict[str, Any]:
@@ -96,8 +97,7 @@ async def in_session(service: Service, body: SpeechBody, name: str, held: ExitSt
         raise invalid(message, "context")
     dialogue = await service.lock_dialogue(name)
     held.callback(dialogue.lock.release)
-    if len(dialogue.turns) >= service.limits.turns:
-        raise invalid(f"session_id: the conversation has {service.limits.turns} turns, the most", "session_id")
+    dialogue.check_room(service.limits)
     options = options_of(service, body, speaker_in(service, dialogue, body.voice, body.speaker))
     return await begun(service, dialogue, options, texts), texts
 
@@ -145,12 +145,15 @@ async def item_result(service: Service, speech: Speech, texts: list[str], audio_
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], left: Callable[[], object]) -> T:
-    """The result of `work`; calls `left`, which ends it soon, if the client disconnects before."""
+    """The result of `work`; calls `left`, which ends it soon, if the client disconnects before, or it fails."""
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone(request))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             left()
         return await task
+    except Exception:
+        left()
+        raise
     finally:
         watch.cancel()

@@ -64,6 +64,9 @@ class Voices:
     def __init__(self, settings: Settings, sample_rate: int) -> None:
         self.folder, self.sample_rate, self.limits = settings.data / "voices", sample_rate, settings.limits
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What a server that was killed had begun to write or to delete.
+        for unfinished in [*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")]:
+            remove(unfinished)
         self.own = {name: Voice(name, speaker) for name, speaker in settings.voices.items()}
         self.uploaded = {path.parent.name: self._load(path.parent) for path in sorted(self.folder.glob("*/voice.json"))}
 
@@ -105,8 +108,10 @@ class Voices:
     def delete(self, name: str) -> None:
         if name not in self.uploaded:
             raise ApiError(404, f"there is no uploaded voice {name!r}", "name", "voice_not_found")
+        gone = self.folder / f"{name}.deleted"
+        (self.folder / name).rename(gone)
         del self.uploaded[name]
-        remove(self.folder / name)
+        remove(gone)
         sync(self.folder)
 
     def _load(self, folder: Path) -> Voice:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -35,7 +34,7 @@ _EVENTS: TypeAdapter[InputText | InputDone | Cancel | SessionClose] = TypeAdapte
 )
 _CONFIG = TypeAdapter(SessionConfig)
 KEPT_ANSWERS = 8
-"""Answers that can be cut after they are spoken, since their listener may still be playing them."""
+"""Answers that can be cut after they are sent, since their listener may still be playing them."""
 
 
 def speech_socket(service: Service) -> APIRouter:
@@ -53,7 +52,7 @@ class _Connection:
     def __init__(self, service: Service, socket: WebSocket) -> None:
         self.service, self.socket = service, socket
         self.session: Session | None = None
-        self.answers: deque[Answer] = deque(maxlen=KEPT_ANSWERS)
+        self.answers: list[Answer] = []
         self.count = 0
 
     async def serve(self) -> None:
@@ -140,11 +139,12 @@ class _Connection:
             return self.answers[-1]
         assert self.session is not None
         before = self.answers[-1].ended if self.answers else None
+        answer = Answer(self.service, self.session, self.count, self._send, self._send_audio, before)
         room = ExitStack()
         room.enter_context(self.service.reserve())
-        answer = Answer(self.service, self.session, self.count, self._send, self._send_audio, before)
         self.service.keep(answer.run(room))
-        self.answers.append(answer)
+        ended = [one for one in self.answers if one.ended.is_set()][-KEPT_ANSWERS:]
+        self.answers = [*ended, *(one for one in self.answers if not one.ended.is_set()), answer]
         self.count += 1
         return answer
 
@@ -152,7 +152,7 @@ class _Connection:
         """Ends what is being spoken; the conversation keeps what was heard of `event.answer`, and nothing after it."""
         live = [answer for answer in self.answers if not answer.ended.is_set()]
         if event.answer is None:
-            targets = live or list(self.answers)[-1:]
+            targets = live or self.answers[-1:]
         else:
             targets = [answer for answer in self.answers if answer.number == event.answer]
         if not targets:
@@ -161,6 +161,9 @@ class _Connection:
             answer.leave()
         for answer in live:
             await answer.ended.wait()
+        for answer in reversed(self.answers):
+            if answer.number > targets[0].number:
+                await answer.cut(0)  # also where all of the one before was heard
         await self._send({"type": "audio.cancelled", **await targets[0].cut(event.played_ms)})
 
     async def _refuse(self, error: ApiError) -> None:

@@ -93,6 +93,13 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 @contextmanager
 def running(service: Service) -> Iterator[str]:
     """Address of a server for `service` that is ready."""
+    with started(service) as (_, address):
+        yield address
+
+
+@contextmanager
+def started(service: Service) -> Iterator[tuple[Server, str]]:
+    """A server for `service` that is ready, and its address."""
     server = Server(service, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -103,7 +110,7 @@ def running(service: Service) -> Iterator[str]:
         while httpx.get(f"{address}/ready").status_code != 200:
             assert service.failure is None, service.failure
             time.sleep(0.01)
-        yield address
+        yield server, address
     finally:
         server.should_exit = True
         thread.join(20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import httpx
 import numpy as np
@@ -25,11 +26,12 @@ def served(tmp_path_factory):
         yield client, service
 
 
+@contextmanager
 def opened(client, **changes):
-    socket = connect(f"ws://{client.base_url.netloc.decode()}/v1/audio/speech/stream")
-    send(socket, {**CONFIG, **changes})
-    assert receive(socket)["type"] == "session.created"
-    return socket
+    with connect(f"ws://{client.base_url.netloc.decode()}/v1/audio/speech/stream") as socket:
+        send(socket, {**CONFIG, **changes})
+        assert receive(socket)["type"] == "session.created"
+        yield socket
 
 
 def send(socket, *events):
