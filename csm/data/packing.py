@@ -168,6 +168,7 @@ def stack_rows(rows: list[RowBatch]) -> RowBatch:
     slots = rows[0].slots.shape[1]
     if slots == rows[0].tokens.shape[1]:
         slots = max(1, max(int((row.slot_weights > 0).sum(dim=1).max()) for row in rows))
+    inputs = [row.inputs for row in rows if row.inputs is not None]  # all rows' or nobody's
     return RowBatch(
         tokens=torch.cat([row.tokens for row in rows]),
         mask=torch.cat([row.mask for row in rows]),
@@ -176,5 +177,5 @@ def stack_rows(rows: list[RowBatch]) -> RowBatch:
         targets=torch.cat([row.targets for row in rows]),
         slots=torch.cat([row.slots[:, :slots] for row in rows]),  # filled slots come first
         slot_weights=torch.cat([row.slot_weights[:, :slots] for row in rows]),
-        inputs=None if any(row.inputs is None for row in rows) else torch.cat([row.inputs for row in rows]),
+        inputs=torch.cat(inputs) if inputs else None,
     )
