@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,9 +10,11 @@ from typing import Any
 
 from csm.evaluation.compare import Run
 from csm.evaluation.paired import paired_row
-from csm.evaluation.statistics import holm
+from csm.evaluation.statistics import Difference, holm
 from experiments.arms.results import LEVEL
 
+NORMAL_95, NORMAL_80 = 1.960, 0.842
+"""Quantiles of the normal distribution: of a two-sided test at 5 %, and of a power of 80 %."""
 METRICS = ("wer_corpus", "cosine_recording", "failed", "speed")
 RECORDED = {"ground_truth": "recordings", "codec_resynthesis": "codec's resynthesis"}
 
@@ -46,7 +49,9 @@ def compare_arms(reports: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
         differences = {}
         for arm, difference in zip(others, row.differences, strict=True):
             p = None if difference.p is None else next(adjusted)
-            differences[arm] = asdict(difference) | {"p_holm": p, "separated": p is not None and p < LEVEL}
+            separated = p is not None and p < LEVEL
+            needed = None if separated else needed_items(difference)
+            differences[arm] = asdict(difference) | {"p_holm": p, "separated": separated, "needed": needed}
         metrics[row.metric] = {
             "title": row.title,
             "percent": row.percent,
@@ -54,12 +59,21 @@ def compare_arms(reports: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             "arms": {arm: asdict(found) for arm, found in zip(reports, row.estimates, strict=True)},
             "differences": differences,
             "recorded": {
-                title: first.results["systems"][system]["metrics"][row.metric]["value"]
+                title: first.results["systems"][system]["metrics"][row.metric].get("value")
                 for system, title in RECORDED.items()
                 if system in first.results["systems"]
             },
         }
     return {"metrics": metrics, "suite": first.results["suite"], "sentences": len(first.clusters)}
+
+
+def needed_items(difference: Difference) -> int | None:
+    """Sentences with which a difference of this size would be found in 80 % of repetitions, by a single test at 5 %:
+    the squared standard error falls as 1 / sentences. None where there is no difference or no interval."""
+    if difference.low is None or difference.high is None or not difference.value:
+        return None
+    error = (difference.high - difference.low) / (2 * NORMAL_95)
+    return math.ceil(difference.items * ((NORMAL_95 + NORMAL_80) * error / difference.value) ** 2)
 
 
 def _by_prompt(runs: Sequence[Run], metric: str) -> dict[Item, Terms]:

@@ -49,17 +49,18 @@ def _answer(found: Mapping[str, Any]) -> str:
 
 def _table(experiment: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     title = metric["title"] + ", %" * metric["percent"]
-    rows = [f"| {title} | | from {experiment['reference']} | p |", "|---|---:|---:|---:|"]
+    rows = [f"| {title} | | from {experiment['reference']} | p | would show it |", "|---|---:|---:|---:|---:|"]
     for arm in experiment["arms"]:
         cells = [arm, _value(metric, metric["arms"][arm])]
         if one := metric["differences"].get(arm):
             p = "" if one["p_holm"] is None else f"{one['p_holm']:.2g}"
-            cells += [_difference(metric, one), f"**{p}**" if one["separated"] else p]
+            needed = f"{one['needed']:,} sentences" if one["needed"] else ""
+            cells += [_difference(metric, one), f"**{p}**" if one["separated"] else p, needed]
         else:
-            cells += ["", ""]
+            cells += ["", "", ""]
         rows.append(f"| {' | '.join(cells)} |")
     rows += [
-        f"| {title} | {_number(metric, value)} | | |"
+        f"| {title} | {_number(metric, value)} | | | |"
         for title, value in metric["recorded"].items()
         if value is not None
     ]
@@ -108,7 +109,8 @@ def _made(found: Mapping[str, Any], name: str) -> str:
 
 Differences are paired: of the same sentences, several seeds of an arm averaged. Intervals are a bootstrap over
 conversations, p an exchange of the arms within conversations, adjusted for all tests of the page (Holm); **bold** is
-below 0.05. They hold for {given}, and say nothing of what another training would give. All numbers:
+below 0.05. "Would show it": with so many sentences, a difference of the size seen is found in 80 % of repetitions by
+one test at 5 %. Intervals hold for {given}, and say nothing of what another training would give. All numbers:
 `experiments/{name}/results.json`."""
 
 
