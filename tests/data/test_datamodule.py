@@ -103,11 +103,14 @@ def test_data_and_options_that_do_not_fit_are_named(folder):
 
 
 def tensors(step: StepBatch) -> list[torch.Tensor]:
-    return [tensor for batch in step.microbatches for tensor in vars(batch).values()]
+    values = [tensor for batch in step.microbatches for tensor in vars(batch).values()]
+    return [tensor for tensor in values if tensor is not None]
 
 
-def test_batches_move_to_a_device_as_a_whole(folder):
-    step = next(iter(data_module(folder).train_dataloader()))
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_batches_move_to_a_device_as_a_whole(folder, noise):
+    step = next(iter(data_module(folder, code_noise=noise).train_dataloader()))
+    assert (step.microbatches[0].inputs is not None) == (noise > 0)
     moved = step.to("meta")
     assert [tensor.shape for tensor in tensors(moved)] == [tensor.shape for tensor in tensors(step)]
     assert all(tensor.is_meta for tensor in tensors(moved)) and not any(tensor.is_meta for tensor in tensors(step))
