@@ -1,4 +1,4 @@
-"""What is kept of a run: its validations with the training losses of the steps before each."""
+"""The record of a run: its validations, with the training losses of the steps before each."""
 
 from __future__ import annotations
 
