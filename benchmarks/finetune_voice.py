@@ -183,8 +183,8 @@ def main() -> None:
     turns = read_turns(arguments.data, "train", 200)
     lines = [*turns[0], *turns[1]]
     if arguments.held_out:
-        judged, taught = read_turns(arguments.held_out, "val"), lines
-        held, own = list(judged[0])[: arguments.lines], list(judged[0])[: arguments.lines]
+        taught = lines
+        held = own = list(read_turns(arguments.held_out, "val")[0])[: arguments.lines]
     else:
         taught = [text for number, text in enumerate(lines) if number % HELD_OUT]
         held, own = lines[::HELD_OUT][: arguments.lines], list(turns[0])[1 : 1 + 2 * arguments.lines : 2]

@@ -101,14 +101,19 @@ def check(experiment: Experiment, where: str) -> None:
     """Raises ValueError, beginning with `where`, for what cannot be run or compared."""
     for measure in experiment.measures:
         read_measure(measure)
-    if experiment.reference not in experiment.arms or len(experiment.arms) < 2:
-        raise ValueError(f"{where}: needs two arms or more, and reference={experiment.reference} must be one of them")
+    check_arms(list(experiment.arms), experiment.reference, where)
     if len(set(experiment.seeds)) < max(2, len(experiment.seeds)):
         raise ValueError(f"{where}: seeds {experiment.seeds} must be two or more different ones; three are the least")
-    if len({slug(arm) for arm in experiment.arms}) < len(experiment.arms):
-        raise ValueError(f"{where}: names of arms must differ in their letters and digits: they name folders")
     if experiment.steps < 1 or not experiment.measures:
         raise ValueError(f"{where}: steps must be at least 1, and measures not empty")
+
+
+def check_arms(arms: Sequence[str], reference: str, where: str) -> None:
+    """Raises ValueError, beginning with `where`, for names of arms that cannot be compared, or that share a folder."""
+    if reference not in arms or len(arms) < 2:
+        raise ValueError(f"{where}: needs two arms or more, and reference={reference} must be one of them")
+    if len({slug(arm) for arm in arms}) < len(arms):
+        raise ValueError(f"{where}: names of arms must differ in their letters and digits: they name folders")
 
 
 def slug(arm: str) -> str:

@@ -15,7 +15,7 @@ from csm.compose import EVALUATE
 from csm.errors import user_errors
 from csm.evaluation.compare import Run, read_run
 from csm.evaluation.run import evaluate
-from csm.files import write_atomically
+from csm.files import atomic_directory, write_atomically
 from csm.formats.open import open_checkpoint
 from csm.formats.quantize import quantize
 from csm.quantization.schemes import PARTS
@@ -70,7 +70,8 @@ def _run(experiment: SpeechExperiment, models: Sequence[Path], more: Sequence[st
             if arm != order[0] and not output.exists():
                 # Parts of a report are named by what they were made of: recordings, and what judges said of them, are
                 # those of the first arm.
-                shutil.copytree(first, output, ignore=shutil.ignore_patterns("results.json"))
+                with atomic_directory(output) as copy:
+                    shutil.copytree(first, copy, ignore=shutil.ignore_patterns("results.json"), dirs_exist_ok=True)
             spoken_with = _quantized(model, experiment.quantized[arm], output) if arm in experiment.quantized else model
             words = [*experiment.base, *experiment.arms[arm], *more]
             words += [f"checkpoint={spoken_with}", f"output={output}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 
 from csm.quantization.schemes import SCHEMES
-from experiments.arms.experiment import EXPERIMENTS, slug
+from experiments.arms.experiment import EXPERIMENTS, check_arms
 
 DESCRIPTION = "speech.yaml"
 
@@ -40,10 +40,7 @@ def read_description(folder: Path) -> SpeechExperiment:
     merged = OmegaConf.merge(OmegaConf.structured(SpeechExperiment), OmegaConf.load(path))
     experiment = OmegaConf.to_object(merged)
     assert isinstance(experiment, SpeechExperiment)
-    if experiment.reference not in experiment.arms or len(experiment.arms) < 2:
-        raise ValueError(f"{path}: needs two arms or more, and reference={experiment.reference} must be one of them")
-    if len({slug(arm) for arm in experiment.arms}) < len(experiment.arms):
-        raise ValueError(f"{path}: names of arms must differ in their letters and digits: they name folders")
+    check_arms(list(experiment.arms), experiment.reference, str(path))
     for arm, scheme in experiment.quantized.items():
         if arm not in experiment.arms or scheme not in SCHEMES:
             raise ValueError(f"{path}: quantized: {{{arm}: {scheme}}} must name an arm and one of {', '.join(SCHEMES)}")
