@@ -13,8 +13,8 @@ from csm.compose import TRAIN
 from csm.config import CSMConfig, LoraConfig
 from csm.model.flops import TrainingFlops, Work, linear_parameters, training_flops
 from csm.planning.estimate import make_plan
-from csm.planning.memory import Parameters
 from csm.planning.request import read_request
+from csm.planning.state import Parameters
 from docs.figures import architecture, frame_layout, shares_of_work
 
 FOLDER = Path(__file__).parent

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from csm.config import ActivationCheckpointing, PlanConfig, StrategyName, TrainConfig
 from csm.data.packing import num_slots
 from csm.planning.activations import Blocks, Precision
-from csm.planning.memory import Memory, Microbatch, Parameters, peak_memory, training_state
+from csm.planning.memory import Memory, Microbatch, peak_memory
+from csm.planning.state import Parameters, training_state
 
 FRAME_RATE = 12.5  # of both codecs, frames per second
 GIB = 2**30

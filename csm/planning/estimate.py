@@ -9,7 +9,7 @@ from csm.config import ActivationCheckpointing, PlanConfig, StrategyConfig, Stra
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
 from csm.planning.device import FRAME_RATE, GIB, Device, MemoryPlan, audio_share, memory_plan, precision, slots
-from csm.planning.memory import Parameters
+from csm.planning.state import Parameters
 from csm.validate import validate_tensor_parallel
 
 CONVERSATION_SECONDS = 120.0  # of data_prep/config/packing.py, ConversationConfig.max_seconds

@@ -20,8 +20,8 @@ from csm.parallel.plan import parallelize
 from csm.parallel.strategies import build_engine, build_fabric, device_mesh
 from csm.planning.activations import Precision
 from csm.planning.estimate import make_plan
-from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
+from csm.planning.state import Parameters, training_state
 from csm.training.module import CSMTrainingModule
 from tests.conftest import TINY_OVERRIDES, compose_train
 from tests.tiny import conversation, inputs, rows

@@ -18,8 +18,8 @@ from csm.config import LoraConfig, StrategyConfig, StrategyName
 from csm.planning.activations import Precision
 from csm.planning.device import GIB, microbatch_advice
 from csm.planning.estimate import SAMPLE_OVERHEAD, TURN_OVERHEAD, make_plan, remedy
-from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
+from csm.planning.state import Parameters, training_state
 from tests.conftest import ROOT, compose_train
 
 

@@ -30,8 +30,8 @@ from csm.model.csm import CSM
 from csm.parallel.plan import parallelize
 from csm.planning.activations import Precision, stack_bytes
 from csm.planning.estimate import Plan, make_plan
-from csm.planning.memory import Parameters, training_state
 from csm.planning.request import read_request
+from csm.planning.state import Parameters, training_state
 from csm.training.build import train
 from csm.training.optim import build_optimizer
 from tests.conftest import compose_train

@@ -8,7 +8,7 @@ import torch
 from csm import load_model
 from csm.checkpoint.contents import read_training_checkpoint
 from csm.model.freeze import PARTS, freeze, part_of
-from csm.planning.memory import Parameters
+from csm.planning.state import Parameters
 from csm.training.build import train
 from csm.training.optim import trainable_parts
 from csm.validate import validate_train_config
