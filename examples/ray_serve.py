@@ -5,9 +5,9 @@
     curl localhost:8000/v1/audio/speech -H "Content-Type: application/json" -H "x-session-id: anna" -o hello.mp3 \\
         -d '{"model": "csm", "voice": "speaker_0", "input": "Hello."}'
 
-CSM_REPLICAS is their number (2), CSM_DATA the folder of voices and conversations, with one for each replica in it. Clients
-that hold a conversation, or use an uploaded voice, send the same `x-session-id` with each request; requests without one
-go anywhere. A conversation whose replica is gone has to begin anew.
+CSM_REPLICAS is their number (2), CSM_DATA the folder of voices and conversations, with one for each replica in it.
+Clients that hold a conversation, or use an uploaded voice, send the same `x-session-id` with each request; requests
+without one go anywhere. A conversation whose replica is gone has to begin anew.
 """
 
 from __future__ import annotations
