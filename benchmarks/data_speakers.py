@@ -47,6 +47,8 @@ from data_prep.stages.vad import VadStage
 RATE = 16_000
 FRAME = 0.01  # seconds, of the error rate
 COLLAR = 0.25
+WORD_SECONDS = 1.0
+"""Furthest that a word in another speaker's turn is from where it is said; the true times are estimates, too."""
 FLITE = ("slt", "rms", "awb", "kal16")
 ESPEAK = ("en-us+f3", "en-gb+m3")
 LINES = 60  # of each voice
@@ -271,19 +273,44 @@ def words_of(said: list[Said], normalize: Callable[[str], str]) -> list[tuple[st
 def wrong_speaker(
     said: list[Said], turns: list[DraftTurn], of: dict[str, str], normalize: Callable[[str], str]
 ) -> float:
-    """Share of the reference's words that are recognized in another speaker's turn."""
+    """Share of the reference's words that another speaker's turns hold, instead of their own speaker's or besides.
+
+    Each speaker's words are aligned with those of the speaker's own turns. What is left over there is wrong if another
+    speaker says the same word within `WORD_SECONDS` of it; else it is an error of the recognizer.
+    """
     reference = words_of(said, normalize)
-    heard = [(word, of.get(turn.speaker, "?")) for turn in turns for word in normalize(turn.text).split()]
-    if not heard:
-        return 0.0
-    (chunks,) = jiwer.process_words(" ".join(w[0] for w in reference), " ".join(w[0] for w in heard)).alignments
+    heard = [
+        (part, of.get(turn.speaker, "?"), (word.start + word.end) / 2)
+        for turn in turns
+        for word in turn.words
+        for part in normalize(word.text).split()
+    ]
     wrong = 0
-    for chunk in chunks:
-        if chunk.type == "equal":
-            pairs = zip(range(chunk.ref_start_idx, chunk.ref_end_idx), range(chunk.hyp_start_idx, chunk.hyp_end_idx))  # noqa: B905
-            wrong += sum(reference[r][1] != heard[h][1] for r, h in pairs)
-    extra = max(0, len(heard) - len(reference))  # what is transcribed twice is in another speaker's turn, too
-    return (wrong + extra) / len(reference)
+    free = [True] * len(reference)  # words that are not yet taken for those of another speaker's turn
+    for who in sorted({speaker for _, speaker, _ in heard}):
+        own = [word for word, speaker, _ in reference if speaker == who]
+        found = [(word, at) for word, speaker, at in heard if speaker == who]
+        matched = _equal(own, [word for word, _ in found])
+        for index, (word, at) in enumerate(found):
+            if index in matched:
+                continue
+            near = [
+                (abs(time - at), number)
+                for number, (other, speaker, time) in enumerate(reference)
+                if free[number] and other == word and speaker != who and abs(time - at) <= WORD_SECONDS
+            ]
+            if near:
+                free[min(near)[1]] = False
+                wrong += 1
+    return wrong / len(reference)
+
+
+def _equal(reference: list[str], heard: list[str]) -> set[int]:
+    """Indices of the words heard that are right, in the alignment with the fewest errors."""
+    if not reference or not heard:
+        return set()
+    (chunks,) = jiwer.process_words(" ".join(reference), " ".join(heard)).alignments
+    return {i for chunk in chunks if chunk.type == "equal" for i in range(chunk.hyp_start_idx, chunk.hyp_end_idx)}
 
 
 def text_error(

@@ -36,6 +36,12 @@ SWITCH_PENALTY = 0.1
 """Cosine similarity, summed over steps, that a change of speaker must gain."""
 
 
+CHANGE_SECONDS = 0.4
+"""Accuracy of changes of speaker in the middle of speech, from windows of 1 s."""
+PAUSE_FRAME_SECONDS = 0.1
+"""Shortest pause between two speakers: what is quiet for a shorter time may be a stop consonant."""
+
+
 @dataclass
 class _Piece:
     """Speech that is read at once, and its embeddings in steps of HOP frames."""
@@ -70,6 +76,23 @@ def cluster_speakers(
                 found.append((start, end, who))
     order: dict[int, int] = {}
     return [(start, end, order.setdefault(who, len(order))) for start, end, who in found]
+
+
+def changes_in_pauses(
+    spans: Sequence[tuple[float, float, int]], quietest: Callable[[float, float], float]
+) -> list[tuple[float, float, int]]:
+    """The spans of `cluster_speakers`, with changes of speaker in the middle of speech moved into the pause nearby.
+
+    No further than `CHANGE_SECONDS`, and at most into half of a span. quietest: gives the quietest moment between two
+    times.
+    """
+    edges = [(start, end) for start, end, _ in spans]
+    for index, ((start, change, _), (change_again, end, _)) in enumerate(pairwise(spans)):
+        if change == change_again:
+            before, after = ((seconds / 2) for seconds in (change - start, end - change))
+            moved = quietest(change - min(CHANGE_SECONDS, before), change + min(CHANGE_SECONDS, after))
+            edges[index], edges[index + 1] = (edges[index][0], moved), (moved, edges[index + 1][1])
+    return [(start, end, who) for (start, end), (_, _, who) in zip(edges, spans, strict=True)]
 
 
 def speaker_means(windows: np.ndarray, threshold: float, max_speakers: int) -> np.ndarray:

@@ -82,10 +82,12 @@ def _reach(spoken: SpokenWord) -> float:
     return min(SEARCH_SECONDS, (spoken.word.end - spoken.word.start) / 2)
 
 
-def quietest_moment(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
-    """Middle of the quietest 30 ms between two times in seconds; the first if several are."""
+def quietest_moment(
+    audio: RecordingAudio, channel: int | None, start: float, end: float, frame_seconds: float = QUIET_FRAME_SECONDS
+) -> float:
+    """Middle of the quietest 30 ms (or `frame_seconds`) between two times in seconds; the first if several are."""
     samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
-    frame = round(QUIET_FRAME_SECONDS * MODEL_RATE)
+    frame = round(frame_seconds * MODEL_RATE)
     if len(samples) <= frame:
         return (start + end) / 2
     power = np.convolve(np.square(samples), np.ones(frame), "valid")
