@@ -19,7 +19,7 @@ import os
 import subprocess
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from data_prep.stages.vad import VadStage
 RATE = 16_000
 FRAME = 0.01  # seconds, of the error rate
 COLLAR = 0.25
+ALONE_DB = -200.0  # crosstalk that nobody hears
 WORD_SECONDS = 1.0
 """Furthest that a word in another speaker's turn is from where it is said; the true times are estimates, too."""
 FLITE = ("slt", "rms", "awb", "kal16")
@@ -380,7 +381,8 @@ def main() -> None:
         der, of = error_rate(said, item.results["diarize"].spans, seconds)
         calls = variant.crosstalk_db is not None
         found = len({turn.speaker for turn in turns})
-        whole = _whole(stages[2], tracks if calls else samples, said, calls, normalize)
+        sides = recorded(replace(variant, crosstalk_db=ALONE_DB), tracks, seed) if calls else samples
+        whole = _whole(stages[2], sides, said, calls, normalize)
         print(
             f"{variant.name:36} {variant.speakers:4} {found:5} {der:6.3f} "
             f"{wrong_speaker(said, turns, of, normalize):6.3f} "

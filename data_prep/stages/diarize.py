@@ -13,8 +13,7 @@ from csm.judges.speaker import Resemblyzer
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DiarizeBackend, DiarizeConfig
 from data_prep.records import MODEL_RATE, Recording, Speakers, SpeakerSpan, Speech, TrackSpeech
-from data_prep.speech.clustering import PAUSE_FRAME_SECONDS, changes_in_pauses, cluster_speakers
-from data_prep.speech.edges import quietest_moment
+from data_prep.speech.clustering import cluster_speakers
 from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
 from data_prep.stages.pyannote import Pyannote, is_available
@@ -27,7 +26,7 @@ class DiarizeStage:
     """
 
     name = "diarize"
-    version = 4  # 2: a quiet voice beside a loud one was heard as it was; 3: changes of speaker were not in pauses
+    version = 4  # 2: a quiet voice beside a loud one was heard as it was; 3: changes did not heed pauses
     reads: tuple[str, ...] = ("vad",)
     result = Speakers
     group_seconds = 0.0
@@ -75,9 +74,6 @@ class DiarizeStage:
             lambda start, end: audio.track(channel, MODEL_RATE, start, end),
             track.spans,
             self.options,
-        )
-        found = changes_in_pauses(
-            found, lambda start, end: quietest_moment(audio, channel, start, end, PAUSE_FRAME_SECONDS)
         )
         return [SpeakerSpan(start, end, str(who), channel) for start, end, who in found]
 
