@@ -6,10 +6,16 @@ Conversations are made of synthetic voices: flite (slt, awb, rms, kal16) and esp
 and with --piper a voice of piper. Lines are kept in FOLDER and made once. Each variant is a conversation of its own
 seed; even seeds are for tuning constants, odd ones are to be looked at once.
 
-Printed for each variant: speakers in truth and found; diarization error rate with a collar of 0.25 s; words of the
-reference that another speaker's turn holds; share of the speech that turns without a rejection cover; word error rate
-of the turns' texts against the words said within their times, and that of the recognizer on the whole recording (for a
-call: on each side alone, without crosstalk); events. Record results in docs/benchmarks.md.
+Printed for each variant: speakers in truth and found; diarization error rate with a collar of 0.25 s; words with the
+wrong speaker, below; share of the speech that turns without a rejection cover; word error rate of the turns' texts
+against the words said within their times, and that of the recognizer on the whole recording (for a call: on each side
+by itself, over the telephone, but without crosstalk); events. Record results in docs/benchmarks.md.
+
+A word has the wrong speaker if a turn of somebody else holds it, instead of the speaker's own turns or besides, within
+a second of where it is said. Each speaker's words are aligned by themselves: in one alignment of all, words of two who
+speak at once come in another order, and every word that the recognizer adds, whoever's turn it is in, would count as
+the wrong speaker's. Results in docs/benchmarks.md that are marked as counted so are not comparable. Nor is a call's
+recognition without the telephone line, which they have in the last column.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_no_span_is_lost_between_two_changes():
 
 
 def test_speech_is_divided_in_its_pauses():
-    samples = noise((2.0, 2.2), (3.0, 3.05), (4.0, 4.5), (4.6, 4.8), (9.8, 9.95))
+    samples = noise((2.0, 2.2), (3.0, 3.05), (4.0, 4.5), (4.55, 4.7), (9.8, 9.95))
     parts = between_pauses(reader(samples), Span(1.0, 10.0))
     assert [part.start for part in parts] == pytest.approx([1.0, 2.1, 4.25], abs=0.02)  # none of less than 0.4 s
     assert parts[-1].end == 10.0 and all(a.end == b.start for a, b in pairwise(parts))
