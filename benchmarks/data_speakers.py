@@ -14,8 +14,7 @@ by itself, over the telephone, but without crosstalk); events. Record results in
 A word has the wrong speaker if a turn of somebody else holds it, instead of the speaker's own turns or besides, within
 a second of where it is said. Each speaker's words are aligned by themselves: in one alignment of all, words of two who
 speak at once come in another order, and every word that the recognizer adds, whoever's turn it is in, would count as
-the wrong speaker's. Results in docs/benchmarks.md that are marked as counted so are not comparable. Nor is a call's
-recognition without the telephone line, which they have in the last column.
+the wrong speaker's. Results in docs/benchmarks.md that are marked as counted so are not comparable.
 """
 
 from __future__ import annotations
