@@ -114,6 +114,7 @@ def _entry(name: str, files: dict[str, Locator], found: Annotation, notes: Notes
         turns=found.turns,
         lang=found.lang,
         dnsmos=found.dnsmos,
+        sides=found.sides,
     )
 
 

@@ -47,6 +47,7 @@ class Entry:
     lang: str | None = None  # None: as the source
     dnsmos: float | None = None  # quality as the data's makers measured it
     two_channel: str | None = None  # None: as the source
+    sides: bool = False  # see `Annotation.sides`
 
 
 def read_jsonl(path: str) -> Iterator[Entry]:

@@ -216,12 +216,11 @@ def _without_duplicates(recordings: list[Recording], known: set[str], rejections
 
 
 def _with_splits_of_groups(recordings: list[Recording]) -> list[Recording]:
-    """Recordings to which the data give no split take the one that they give to others of the group, if it is one."""
-    given: dict[str, set[str]] = {}
+    """Recordings to which the data give no split take that of their group: "val" if any of it is for validation."""
+    of_group: dict[str, str] = {}
     for recording in recordings:
-        if recording.split is not None:
-            given.setdefault(recording.group, set()).add(recording.split)
-    of_group = {group: splits.pop() for group, splits in given.items() if len(splits) == 1}
+        if recording.split is not None and of_group.get(recording.group) != "val":
+            of_group[recording.group] = recording.split
     return [
         recording if recording.split else replace(recording, split=of_group.get(recording.group))
         for recording in recordings

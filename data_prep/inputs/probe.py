@@ -54,6 +54,17 @@ def probe(locator: Locator, name: str, key: str = "") -> Probe:
     return found
 
 
+def channels_of(locator: Locator, name: str) -> int | None:
+    """Channels of an audio file, from its header; None if it cannot be read, which `probe` finds out why."""
+    if not is_url(locator.path) and is_special(locator.path):
+        return None
+    try:
+        with open_bytes(locator) as file:
+            return open_audio(file, name).header.channels
+    except (RejectedRecording, OSError):
+        return None
+
+
 def _probe(locator: Locator, name: str, found: Probe) -> None:
     if not is_url(locator.path) and is_special(locator.path):  # opening a FIFO would wait for its other end
         raise RejectedRecording(Reason.audio_corrupt, f"{name}: not a file, but a FIFO, a socket or a device")

@@ -21,7 +21,7 @@ from data_prep.inputs.transcripts.annotation import Annotation
 from data_prep.inputs.transcripts.chat import parse_chat
 from data_prep.inputs.transcripts.elan import parse_elan
 from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, parse_json
-from data_prep.inputs.transcripts.labels import parse_labels
+from data_prep.inputs.transcripts.labels import of_sides, parse_labels
 from data_prep.inputs.transcripts.lines import parse_lab, parse_trn
 from data_prep.inputs.transcripts.nist import of_recording, parse_ctm, parse_rttm, parse_stm, turns_of
 from data_prep.inputs.transcripts.subtitles import ONE, parse_subtitles
@@ -57,7 +57,9 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
         return _timed(turns) if turns else Annotation(None)
     if suffix in (".vtt", ".srt"):
         return _timed(parse_subtitles(text, suffix[1:]))
-    return _timed(parse_labels(text))
+    found = _timed(parse_labels(text))
+    found.sides = of_sides(found.turns or [])
+    return found
 
 
 def parse_many(suffix: str, content: bytes) -> dict[str, Annotation]:

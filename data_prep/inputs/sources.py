@@ -17,9 +17,11 @@ from data_prep.inputs.merge import merge_lines
 from data_prep.inputs.notes import Notes
 from data_prep.inputs.parquet import read_table
 from data_prep.inputs.pile import Pile
+from data_prep.inputs.probe import channels_of
 from data_prep.inputs.readers import READERS, is_own_manifest
 from data_prep.inputs.side_files import SIDE_SUFFIXES
 from data_prep.inputs.splits import TEST, given_splits
+from data_prep.inputs.transcripts.labels import side_of
 from data_prep.reasons import Reason
 from data_prep.records import Locator, Made, Recording, Rejection
 
@@ -46,15 +48,14 @@ def read_source(name: str, cfg: SourceConfig, notes: Notes | None = None) -> Ite
     notes = notes if notes is not None else Notes()
     group_of = _group_pattern(name, cfg)
     _check_options(name, cfg)
-    empty = True
+    recordings: list[Recording] = []
+    rejections: list[Rejection] = []
     for entry in _checked(_entries(cfg, notes), cfg, notes):
-        empty = False
         if isinstance(entry, Rejection):
-            audio, message = _printable(entry.audio), _printable(entry.message)
-            yield replace(entry, source=name, recording=f"{name}/{audio}", audio=audio, stage=STAGE, message=message)
+            rejections.append(entry)
             continue
         recording_id = f"{name}/{entry.id}"
-        yield Recording(
+        recording = Recording(
             id=recording_id,
             source=name,
             audio=entry.audio,
@@ -66,8 +67,42 @@ def read_source(name: str, cfg: SourceConfig, notes: Notes | None = None) -> Ite
             turns=entry.turns,
             two_channel=entry.two_channel or cfg.two_channel,
         )
-    if empty:
+        recordings.append(recording)
+    if not recordings and not rejections:
         raise ValueError(f"{cfg.input}: holds no recordings")
+    kept, tests = _without_tests(recordings, notes)
+    yield from kept
+    for rejection in rejections + tests:
+        audio, message = _printable(rejection.audio), _printable(rejection.message)
+        yield replace(rejection, source=name, recording=f"{name}/{audio}", audio=audio, stage=STAGE, message=message)
+
+
+def _without_tests(recordings: list[Recording], notes: Notes) -> tuple[list[Recording], list[Rejection]]:
+    """Recordings that are none of the data's tests, and rejections of the others.
+
+    To the tests belongs, too, what has no split, but a group that has tests: another clip of a test's speaker.
+    """
+    groups = {recording.group for recording in recordings if recording.split == TEST}
+    kept: list[Recording] = []
+    rejections: list[Rejection] = []
+    divided: dict[str, None] = {}
+    for recording in recordings:
+        audio = recording.id.removeprefix(f"{recording.source}/")
+        if recording.split == TEST:
+            message = "of the data's own test split"
+            rejections.append(Rejection(audio=audio, reason=Reason.test_split, message=message))
+        elif recording.group not in groups:
+            kept.append(recording)
+        elif recording.split is None:
+            message = f"without a split, but of the group {recording.group}, which is in the data's own test split"
+            rejections.append(Rejection(audio=audio, reason=Reason.test_split, message=message))
+            notes.remark("left out without a split, since others of their group are in the test split", audio)
+        else:
+            kept.append(recording)
+            divided[recording.group] = None
+    for group in divided:
+        notes.remark("groups in the test split and in another, as the data give it", group)
+    return kept, rejections
 
 
 def _checked(entries: Iterable[Entry | Rejection], cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
@@ -76,11 +111,9 @@ def _checked(entries: Iterable[Entry | Rejection], cfg: SourceConfig, notes: Not
         if isinstance(entry, Entry):
             entry = _check_utf8(entry)
         if isinstance(entry, Entry):
-            entry = _with_streams(entry, notes)
-        if isinstance(entry, Rejection):
+            entry = _with_sides(_with_streams(entry, notes), cfg, notes)
+        if isinstance(entry, Rejection) or entry.split == TEST:
             yield entry
-        elif entry.split == TEST:
-            yield Rejection(audio=entry.id, reason=Reason.test_split, message="of the data's own test split")
         elif suffix_of(entry.audio) in HEADERLESS:
             yield Rejection(audio=entry.id, reason=Reason.audio_corrupt, message=headerless_hint(entry.audio))
         elif cfg.min_dnsmos is not None and entry.dnsmos is not None and entry.dnsmos < cfg.min_dnsmos:
@@ -104,6 +137,16 @@ def _with_streams(entry: Entry, notes: Notes) -> Entry:
         locator=Locator(place.path, made=Made([place.path], streams=True)),
         two_channel=entry.two_channel or ("yes" if streams == 2 else None),
     )
+
+
+def _with_sides(entry: Entry, cfg: SourceConfig, notes: Notes) -> Entry:
+    """The sides A and B of a call, as a transcript names its speakers, are the channels of a two-channel recording."""
+    if not entry.sides or cfg.two_channel == "no" or entry.locator.made is not None:
+        return entry
+    if channels_of(entry.locator, entry.audio) != 2:
+        return entry
+    notes.remark("speakers A and B of two-channel recordings: the left and the right channel", entry.id)
+    return replace(entry, turns=[replace(turn, channel=side_of(turn.speaker)) for turn in entry.turns or []])
 
 
 def _entries(cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:

@@ -5,13 +5,14 @@ distance between the mean embeddings of its halves exceeds `cluster_threshold`. 
 less distance is required (down to BALANCED of it), if both are large: in recordings of one voice, small groups of odd
 utterances are further apart than two similar voices on a telephone line. Windows across a change of speaker would form
 clusters of their own, so the windows whose sound changes most are not clustered. Speech shorter than a window is one,
-repeated to its length: short answers make a speaker, too. The constants were set for this
-encoder, on recordings of one to three voices, among them the telephone call of the tests.
+repeated to its length: short answers make a speaker, too. Who speaks between two pauses is told from that speech alone,
+or a short answer would be heard together with its neighbors. The constants were set for this encoder, on recordings of
+one to three voices, among them the telephone call of the tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from scipy.cluster.hierarchy import ClusterNode, linkage, to_tree
 from csm.judges.speaker import DIM, FRAMES_PER_SECOND, Resemblyzer
 from data_prep.config import DiarizeConfig
 from data_prep.records import Span
+from data_prep.speech.pauses import Read, between_pauses, changes_in_pauses
 
 WINDOW = 160  # frames (1.6 s), what the encoder was trained on
 HOP = 25
@@ -36,6 +38,10 @@ SWITCH_PENALTY = 0.1
 """Cosine similarity, summed over steps, that a change of speaker must gain."""
 
 
+PAUSE_PENALTY = 0.02
+"""The same of a change in a pause."""
+
+
 @dataclass
 class _Piece:
     """Speech that is read at once, and its embeddings in steps of HOP frames."""
@@ -48,7 +54,7 @@ class _Piece:
 
 
 def cluster_speakers(
-    encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], spans: Sequence[Span], cfg: DiarizeConfig
+    encoder: Resemblyzer, read: Read, spans: Sequence[Span], cfg: DiarizeConfig
 ) -> list[tuple[float, float, int]]:
     """(start, end, speaker) by start, covering `spans` exactly; speakers are numbered from 0 as they appear.
 
@@ -61,13 +67,16 @@ def cluster_speakers(
     pieces = [_embedded(encoder, read, start, end) for span in spans for start, end in _short(span)]
     means = speaker_means(_steady_windows(pieces), cfg.cluster_threshold, cfg.max_speakers)
     found: list[tuple[float, float, int]] = []
+    pauses: set[float] = set()
     for piece in pieces:
-        steps = most_likely(piece.fine @ means.T) if len(means) > 1 else np.zeros(len(piece.fine), int)
-        for start, end, who in _stretches(steps, piece):
+        parts = _between_pauses(encoder, read, piece) if len(means) > 1 else [piece]
+        pauses.update(part.start for part in parts)
+        for start, end, who in _divided(parts, means):
             if found and found[-1][2] == who and found[-1][1] == start:
                 found[-1] = (found[-1][0], end, who)
             else:
                 found.append((start, end, who))
+    found = changes_in_pauses(found, read, frozenset(pauses))
     order: dict[int, int] = {}
     return [(start, end, order.setdefault(who, len(order))) for start, end, who in found]
 
@@ -117,14 +126,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def most_likely(similarity: np.ndarray) -> np.ndarray:
-    """The speaker of each step (Viterbi), int [steps], from similarities [steps, speakers]."""
+def most_likely(similarity: np.ndarray, pauses: Collection[int] = ()) -> np.ndarray:
+    """The speaker of each step (Viterbi), int [steps], from similarities [steps, speakers].
+
+    pauses: steps before which there is a pause
+    """
     steps, speakers = similarity.shape
-    change = SWITCH_PENALTY * (1 - np.eye(speakers))
+    other = 1 - np.eye(speakers)
     came_from = np.zeros((steps, speakers), int)
     score = similarity[0]
     for step in range(1, steps):
-        options = score[:, None] - change
+        options = score[:, None] - (PAUSE_PENALTY if step in pauses else SWITCH_PENALTY) * other
         came_from[step] = options.argmax(axis=0)
         score = options.max(axis=0) + similarity[step]
     path = [int(score.argmax())]
@@ -140,7 +152,7 @@ def _short(span: Span) -> list[tuple[float, float]]:
     return list(pairwise(edges))
 
 
-def _embedded(encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], start: float, end: float) -> _Piece:
+def _embedded(encoder: Resemblyzer, read: Read, start: float, end: float) -> _Piece:
     coarse, fine = encoder.windows(read(start, end), (WINDOW, FINE_WINDOW), HOP)
     frames = len(coarse[0])
     if frames < WINDOW:
@@ -151,6 +163,23 @@ def _embedded(encoder: Resemblyzer, read: Callable[[float, float], np.ndarray], 
         [1 - seconds[i] @ seconds[i + last] if i + last < len(seconds) else 0.0 for i in range(len(found))]
     )
     return _Piece(start, end, found, change, seconds)
+
+
+def _between_pauses(encoder: Resemblyzer, read: Read, piece: _Piece) -> list[_Piece]:
+    """The parts of a piece between pauses, with windows of their own."""
+    parts = between_pauses(read, Span(piece.start, piece.end))
+    return [_embedded(encoder, read, part.start, part.end) for part in parts] if len(parts) > 1 else [piece]
+
+
+def _divided(parts: Sequence[_Piece], means: np.ndarray) -> list[tuple[float, float, int]]:
+    """(start, end, speaker) in consecutive parts of speech."""
+    first = np.cumsum([0, *(len(part.fine) for part in parts)]).tolist()  # step of each part
+    steps = most_likely(np.concatenate([part.fine for part in parts]) @ means.T, first)
+    return [
+        stretch
+        for part, (start, end) in zip(parts, pairwise(first), strict=True)
+        for stretch in _stretches(steps[start:end], part)
+    ]
 
 
 def _steady_windows(pieces: Sequence[_Piece]) -> np.ndarray:

@@ -84,12 +84,16 @@ def _reach(spoken: SpokenWord) -> float:
 
 def quietest_moment(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
     """Middle of the quietest 30 ms between two times in seconds; the first if several are."""
-    samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
-    frame = round(QUIET_FRAME_SECONDS * MODEL_RATE)
+    return start + quietest(audio.track(channel, MODEL_RATE, start, end), QUIET_FRAME_SECONDS)
+
+
+def quietest(samples: np.ndarray, frame_seconds: float) -> float:
+    """Middle of the quietest frame of `samples` ([N], 16 kHz) in seconds from their start; the first if several are."""
+    frame = round(frame_seconds * MODEL_RATE)
     if len(samples) <= frame:
-        return (start + end) / 2
-    power = np.convolve(np.square(samples), np.ones(frame), "valid")
-    return start + (int(power.argmin()) + frame / 2) / MODEL_RATE
+        return len(samples) / 2 / MODEL_RATE
+    power = np.convolve(np.square(samples.astype(np.float64)), np.ones(frame), "valid")
+    return (int(power.argmin()) + frame / 2) / MODEL_RATE
 
 
 def end_of_sound(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:

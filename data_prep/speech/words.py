@@ -81,10 +81,11 @@ def speakers_of(words: Sequence[Word], spans: Sequence[SpeakerSpan]) -> list[str
     return found
 
 
-def changes_at_sentence_ends(words: Sequence[Word], speakers: Sequence[str]) -> list[str]:
+def changes_at_sentence_ends(words: Sequence[Word], speakers: Sequence[str], clips: Sequence[Clip]) -> list[str]:
     """The speakers of a track's words, by time, with changes of speaker moved to the nearest end of a sentence.
 
-    Only as far as `CHANGE_WORDS` and `CHANGE_SECONDS`, and no turn loses all its words.
+    Only as far as `CHANGE_WORDS` and `CHANGE_SECONDS`, within a clip, and no turn loses all its words. A change from
+    one clip to another, whose words were not heard together, stays. clips: of the words
     """
 
     def boundary(index: int) -> float:
@@ -96,13 +97,15 @@ def changes_at_sentence_ends(words: Sequence[Word], speakers: Sequence[str]) -> 
     found = list(speakers)
     changes = [i for i in range(1, len(words)) if speakers[i] != speakers[i - 1]]
     for before, change, after in zip([0, *changes], changes, [*changes[1:], len(words)], strict=False):
-        if ends_sentence(change):
+        if ends_sentence(change) or clips[change] is not clips[change - 1]:
             continue
         first, last = max(before + 1, change - CHANGE_WORDS), min(after - 1, change + CHANGE_WORDS)
         near = [
             index
             for index in range(first, last + 1)
-            if ends_sentence(index) and abs(boundary(index) - boundary(change)) <= CHANGE_SECONDS
+            if ends_sentence(index)
+            and clips[index] is clips[change]
+            and abs(boundary(index) - boundary(change)) <= CHANGE_SECONDS
         ]
         if near:
             index = min(near, key=lambda index: (abs(boundary(index) - boundary(change)), index))

@@ -26,7 +26,7 @@ class DiarizeStage:
     """
 
     name = "diarize"
-    version = 3  # 1: speech shorter than 1.6 s made no speaker; 2: a quiet voice beside a loud one was heard as it was
+    version = 4  # 2: a quiet voice beside a loud one was heard as it was; 3: changes did not heed pauses
     reads: tuple[str, ...] = ("vad",)
     result = Speakers
     group_seconds = 0.0

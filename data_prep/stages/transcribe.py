@@ -4,7 +4,8 @@ Speech is recognized in clips of at most `max_clip_seconds`: neighboring spans o
 divided where they are quietest. Between the spans of a clip, recognizers hear silence, so that no word of the other
 side of a call, or of the background, becomes text. A batch holds clips of one recording only, so that a recording's
 text does not depend on what it is processed with. Given turns with texts are not recognized; those without are, each
-by itself. A clip whose text goes round in circles is recognized again in two parts.
+by itself. Where several speak on one track, one at a time, a clip holds one speaker (speech/by_speaker.py). A clip
+whose text goes round in circles is recognized again in two parts.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from csm.judges.faster_whisper import FasterWhisper
 from csm.judges.recognition import MAX_CLIP_SECONDS, Recognized, Recognizer
 from csm.judges.transformers_whisper import TransformersWhisper
+from csm.languages import UNSPACED
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.reasons import Reason, RejectedRecording
-from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speech, Transcript, Word
+from data_prep.records import MODEL_RATE, Clip, Recording, Span, Speakers, Speech, TrackSpeech, Transcript, Word
+from data_prep.speech.by_speaker import Joined, joined
 from data_prep.speech.edges import quietest_moment
 from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
@@ -46,8 +49,8 @@ class TranscribeStage:
     """
 
     name = "transcribe"
-    version = 3  # 1: the pauses between spans of speech were heard, too; 2: circling texts stayed as they were
-    reads: tuple[str, ...] = ("vad",)
+    version = 4  # 3: all speakers of a track were heard together; 2: circling texts stayed as they were
+    reads: tuple[str, ...] = ("vad", "diarize")
     result = Transcript
     group_seconds = 0.0
 
@@ -62,28 +65,31 @@ class TranscribeStage:
         self._model: Recognizer | None = None
 
     def process(self, items: Sequence[Item]) -> list[Transcript]:
-        return [self._some_words(item.recording, item.audio, item.results["vad"]) for item in items]
+        return [self._some_words(item) for item in items]
 
-    def _some_words(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Transcript:
-        found = self._transcript(recording, audio, speech)
+    def _some_words(self, item: Item) -> Transcript:
+        recording = item.recording
+        found = self._transcript(recording, item.audio, item.results["vad"], item.results["diarize"])
         if recording.turns is None and not any(clip.words for clip in found.clips):
             if self.options.backend is TranscribeBackend.none:
                 raise RejectedRecording(Reason.no_words, "it has no turns and no text, and transcribe.backend=none")
             raise RejectedRecording(Reason.no_words, "no word was recognized in its speech")
         return found
 
-    def _transcript(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> Transcript:
+    def _transcript(
+        self, recording: Recording, audio: RecordingAudio, speech: Speech, speakers: Speakers
+    ) -> Transcript:
         if self.options.backend is TranscribeBackend.none:
             return Transcript([])
-        stretches = self._stretches(recording, audio, speech)
+        stretches = self._stretches(recording, audio, speech, speakers)
         if not stretches:
             return Transcript([])
         if self._model is None:
             self._model = load_recognizer(self.options, "transcribe.model")
         spans = {track.channel: track.spans for track in speech.tracks} if recording.turns is None else {}
 
-        def read(channel: int | None, clip: Span) -> np.ndarray:
-            return _only_speech(read_clip(audio, channel, clip), clip, spans.get(channel))
+        def read(channel: int | None, clip: Joined) -> np.ndarray:
+            return clip.samples(lambda part: _only_speech(read_clip(audio, channel, part), part, spans.get(channel)))
 
         lang, lang_prob = recording.lang, 1.0
         if lang is None:
@@ -91,48 +97,55 @@ class TranscribeStage:
         clips: list[Clip] = []
         for first in range(0, len(stretches), CLIPS_AT_ONCE):
             some = stretches[first : first + CLIPS_AT_ONCE]
-            for channel, span, found in self._heard(some, read, lang, audio):
-                words = [_placed(word, span) for word in found.words if word.text]
-                ratio = compression_ratio(found.text)
-                scores = found.avg_logprob, found.no_speech_prob, ratio
-                clips.append(Clip(span.start, span.end, channel, found.text, words, lang, lang_prob, *scores))
+            for channel, clip, found in self._heard(some, read, lang, audio):
+                scores = found.avg_logprob, found.no_speech_prob, compression_ratio(found.text)
+                placed = clip.placed([word for word in found.words if word.text])
+                texts = [found.text] if len(placed) == 1 else [_text(words, lang) for words in placed]
+                for part, text, words in zip(clip.parts, texts, placed, strict=True):
+                    clips.append(Clip(part.start, part.end, channel, text, words, lang, lang_prob, *scores))
+        if recording.turns is None:
+            order = [track.channel for track in speech.tracks]
+            clips.sort(key=lambda clip: (order.index(clip.channel), clip.start))
         return Transcript(clips)
 
     def _heard(
         self,
-        stretches: list[tuple[int | None, Span]],
-        read: Callable[[int | None, Span], np.ndarray],
+        stretches: list[tuple[int | None, Joined]],
+        read: Callable[[int | None, Joined], np.ndarray],
         lang: str,
         audio: RecordingAudio,
-    ) -> list[tuple[int | None, Span, Recognized]]:
-        """What is recognized in each stretch, or in its parts, in order."""
+    ) -> list[tuple[int | None, Joined, Recognized]]:
+        """What is recognized in each clip, or in its parts, in order."""
         assert self._model is not None
-        texts = self._model.recognize([read(channel, span) for channel, span in stretches], lang)
+        texts = self._model.recognize([read(channel, clip) for channel, clip in stretches], lang)
         heard = []
-        for (channel, span), found in zip(stretches, texts, strict=True):
-            seconds = span.end - span.start
-            if seconds < SHORTEST_CUT or compression_ratio(found.text) <= CIRCLING:
-                heard.append((channel, span, found))
+        for (channel, clip), found in zip(stretches, texts, strict=True):
+            if clip.seconds < SHORTEST_CUT or compression_ratio(found.text) <= CIRCLING:
+                heard.append((channel, clip, found))
                 continue
-            cut = quietest_moment(audio, channel, span.start + seconds / 4, span.end - seconds / 4)
-            parts = [(channel, Span(span.start, cut)), (channel, Span(cut, span.end))]
-            heard += self._heard(parts, read, lang, audio)
+            halves = [(channel, half) for half in clip.halves(quietest_of(audio, channel))]
+            heard += self._heard(halves, read, lang, audio)
         return heard
 
-    def _stretches(self, recording: Recording, audio: RecordingAudio, speech: Speech) -> list[tuple[int | None, Span]]:
+    def _stretches(
+        self, recording: Recording, audio: RecordingAudio, speech: Speech, speakers: Speakers
+    ) -> list[tuple[int | None, Joined]]:
         limit = self.options.max_clip_seconds
         if recording.turns is None:
-            return [
-                (track.channel, clip)
-                for track in speech.tracks
-                for clip in clips_of(track.spans, limit, quietest_of(audio, track.channel))
-            ]
+            return [(track.channel, clip) for track in speech.tracks for clip in self._of_track(audio, track, speakers)]
         return [
-            (turn.given.channel, clip)
+            (turn.given.channel, Joined([clip]))
             for turn in checked_turns(recording)
             if turn.rejection is None and turn.given.text is None
             for clip in clips_of([Span(turn.start, turn.end)], limit, quietest_of(audio, turn.given.channel))
         ]
+
+    def _of_track(self, audio: RecordingAudio, track: TrackSpeech, speakers: Speakers) -> list[Joined]:
+        limit, quietest = self.options.max_clip_seconds, quietest_of(audio, track.channel)
+        spans = [span for span in speakers.spans if span.channel == track.channel]
+        if speakers.one_at_a_time and len({span.speaker for span in spans}) > 1:
+            return joined(spans, limit, quietest)
+        return [Joined([clip]) for clip in clips_of(track.spans, limit, quietest)]
 
     def _language(self, clips: Sequence[np.ndarray]) -> tuple[str, float]:
         """The language with the largest mean probability over clips from all over the recording."""
@@ -210,10 +223,8 @@ def _spread(count: int) -> list[int]:
     return [int(index) for index in np.linspace(0, count - 1, min(LANGUAGE_CLIPS, count)).round()]
 
 
-def _placed(word: Word, clip: Span) -> Word:
-    """A clip's word with times in the recording, limited to the clip."""
-    start = min(max(word.start, 0.0) + clip.start, clip.end)
-    return Word(word.text, round(start, 3), round(min(max(start, word.end + clip.start), clip.end), 3), word.prob)
+def _text(words: Sequence[Word], lang: str) -> str:
+    return ("" if lang in UNSPACED else " ").join(word.text for word in words)
 
 
 def quietest_of(audio: RecordingAudio, channel: int | None) -> Callable[[float, float], float]:

@@ -110,7 +110,7 @@ def spoken_words(speech: Speech, speakers: Speakers, transcript: Transcript) -> 
         if words:
             words = aligned(words, track.spans)
             who = speakers_of(words, [span for span in speakers.spans if span.channel == track.channel])
-            who = changes_at_sentence_ends(words, who)
+            who = changes_at_sentence_ends(words, who, clips)
             found += [SpokenWord(*of_word) for of_word in zip(words, who, clips, strict=True)]
     return found
 

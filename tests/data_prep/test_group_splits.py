@@ -25,6 +25,6 @@ def test_recordings_without_a_split_follow_their_group(tmp_path):
         DataPrepConfig(input=str(write_manifest(tmp_path / "m.jsonl", rows)), output=str(tmp_path / "out"))
     )
     splits = {row["id"].removeprefix("local/")[0]: row["split"] for row in plan.columns("id", "split")}
-    assert splits == {"a": "val", "b": "val", "c": None, "d": "train", "e": "val", "f": None}
+    assert splits == {"a": "val", "b": "val", "c": None, "d": "train", "e": "val", "f": "val"}
     (source,) = plan.understood
     assert "  groups on both sides of the split, as the data give it: 1: cid" in source.lines()

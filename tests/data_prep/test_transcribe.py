@@ -20,7 +20,8 @@ from csm.judges.hub import ModelUnavailable
 from csm.judges.recognition import Recognized, Word
 from data_prep.config import TranscribeBackend, TranscribeConfig
 from data_prep.reasons import RejectedRecording
-from data_prep.records import GivenTurn, Span, Speech, TrackSpeech, Transcript
+from data_prep.records import GivenTurn, Span, Speakers, SpeakerSpan, Speech, TrackSpeech, Transcript
+from data_prep.speech.by_speaker import PAUSE_SECONDS, Joined, joined
 from data_prep.stages.base import Item
 from data_prep.stages.transcribe import TranscribeStage, _only_speech, clips_of
 
@@ -35,7 +36,8 @@ def stage() -> TranscribeStage:
 def spoken(path: Path, samples: np.ndarray, *spans: Span, **more) -> Item:
     made = item(path, samples[None], RATE, [])
     made.recording = recording(len(samples) / RATE, locator=made.recording.locator, **more)
-    made.results = {"vad": Speech([TrackSpeech(None, list(spans or [Span(0.0, len(samples) / RATE)]))])}
+    speech = Speech([TrackSpeech(None, list(spans or [Span(0.0, len(samples) / RATE)]))])
+    made.results = {"vad": speech, "diarize": Speakers([])}
     return made
 
 
@@ -100,7 +102,7 @@ def test_recordings_without_a_word_are_rejected(stage, tmp_path):
     with pytest.raises(RejectedRecording, match=r"no_words: it has no turns and no text, and transcribe.backend=none"):
         none.process([spoken(tmp_path / "a.wav", silence)])
     nothing = spoken(tmp_path / "b.wav", silence)
-    nothing.results = {"vad": Speech([TrackSpeech(None, [])])}
+    nothing.results["vad"] = Speech([TrackSpeech(None, [])])
     with pytest.raises(RejectedRecording, match="no_words: no word was recognized in its speech"):
         stage.process([nothing])
 
@@ -233,3 +235,81 @@ def test_a_clip_that_goes_round_in_circles_is_heard_in_parts(tmp_path):
     assert all(clip.start <= word.start < word.end <= clip.end for clip in clips for word in clip.words)
     assert len(stage._model.clips[0]) == len(demo)  # the whole first, and no part twice
     assert len(stage._model.clips) == 2 * len(clips) - 1
+
+
+class Reading:
+    """A recognizer that reads the level of each 0.1 s: a word for each run of equal levels, "1" for 0.1, and so on."""
+
+    name = "reading"
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def recognize(self, clips, language):
+        self.seconds += [len(clip) / RATE for clip in clips]
+        found = []
+        for clip in clips:
+            levels = np.round(10 * clip[: len(clip) // 1600 * 1600].reshape(-1, 1600).mean(axis=1)).astype(int)
+            edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
+            words = [
+                Word(str(levels[first]), first / 10, last / 10) for first, last in pairwise(edges) if levels[first]
+            ]
+            found.append(Recognized(" ".join(word.text for word in words), words, -0.5, 0.0))
+        return found
+
+
+def test_speakers_who_alternate_are_heard_by_themselves(tmp_path):
+    """Each speaker's stretches are one clip, however short they are, and their words keep their places."""
+    levels = {(1.0, 2.0): 1, (2.0, 2.5): 2, (2.5, 4.0): 3, (6.0, 7.0): 4, (7.0, 8.0): 5}
+    samples = np.zeros(9 * RATE, np.float32)
+    for (start, end), level in levels.items():
+        samples[round(start * RATE) : round(end * RATE)] = level / 10
+    stage = TranscribeStage(TranscribeConfig())
+    stage._model = Reading()
+    made = spoken(tmp_path / "a.wav", samples, Span(1.0, 4.0), Span(6.0, 8.0))
+    spans = [SpeakerSpan(*times, who, None) for times, who in zip(levels, "abaab", strict=True)]
+    made.results["diarize"] = Speakers(spans, one_at_a_time=True)
+    (transcript,) = stage.process([made])
+    assert stage._model.seconds == [1.0 + 1.5 + 1.0 + 2 * PAUSE_SECONDS, 0.5 + 1.0 + PAUSE_SECONDS]
+    assert [(clip.start, clip.end, clip.text) for clip in transcript.clips] == [
+        (*times, str(level)) for times, level in levels.items()
+    ]
+    assert [[(w.text, w.start, w.end) for w in clip.words] for clip in transcript.clips] == [
+        [(str(level), *times)] for times, level in levels.items()
+    ]
+
+
+@pytest.mark.parametrize("who, one_at_a_time", [("aaaaa", True), ("abaab", False)])
+def test_one_speaker_and_speakers_at_once_are_heard_as_they_speak(who, one_at_a_time, tmp_path):
+    stage = TranscribeStage(TranscribeConfig())
+    stage._model = Reading()
+    made = spoken(tmp_path / "a.wav", np.full(9 * RATE, 0.1, np.float32))
+    spans = [SpeakerSpan(float(n), n + 1.5, speaker, None) for n, speaker in enumerate(who)]
+    made.results["diarize"] = Speakers(spans, one_at_a_time=one_at_a_time)
+    stage.process([made])
+    assert stage._model.seconds == [9.0]
+
+
+def test_joined_clips_hold_all_stretches_of_a_speaker_and_are_never_too_long():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        edges = np.cumsum(rng.choice([0.3, 2.0, 9.0, 70.0], 41) * rng.uniform(0.5, 1.5, 41))
+        spans = [
+            SpeakerSpan(float(start), float(end), str(rng.integers(3)), None) for start, end in pairwise(edges.tolist())
+        ]
+        clips = joined(spans, 28.0, lambda start, end: start + 0.7 * (end - start))
+        assert all(0 < clip.seconds <= 28.0 for clip in clips)
+        parts = sorted((part.start, part.end) for clip in clips for part in clip.parts)
+        assert parts[0][0] == spans[0].start and parts[-1][1] == spans[-1].end
+        assert all(a[1] == b[0] for a, b in pairwise(parts))
+        speaker_of = {span.start: span.speaker for span in spans}
+        for clip in clips:
+            assert len({speaker_of[part.start] for part in clip.parts if part.start in speaker_of}) <= 1
+
+
+def test_words_across_the_pauses_of_a_clip_go_to_the_nearest_stretch():
+    clip = Joined([Span(10.0, 11.0), Span(20.0, 21.0)])  # in the clip: 0 to 1, 1.5 to 2.5
+    words = [Word("a", -0.1, 0.4), Word("b", 0.9, 1.4), Word("c", 1.2, 1.6), Word("d", 2.4, 2.9)]
+    first, second = clip.placed(words)
+    assert [(word.text, word.start, word.end) for word in first] == [("a", 10.0, 10.4), ("b", 10.9, 11.0)]
+    assert [(word.text, word.start, word.end) for word in second] == [("c", 20.0, 20.1), ("d", 20.9, 21.0)]

@@ -299,9 +299,16 @@ def test_overlap_is_unknown_where_the_diarizer_gives_one_speaker_at_a_time(stage
 )
 def test_a_change_of_speaker_moves_to_the_end_of_a_sentence_nearby(text, speakers, expected):
     words = in_equal_parts(0.0, 0.2 * len(text.split()), text)
-    assert "".join(changes_at_sentence_ends(words, list(speakers))) == expected
+    clips = [Clip(0.0, 60.0, None, text, [], "en", 1.0, -0.2, 0.1, 1.5)] * len(words)
+    assert "".join(changes_at_sentence_ends(words, list(speakers), clips)) == expected
     slow = in_equal_parts(0.0, 2.0 * len(text.split()), text)
-    assert "".join(changes_at_sentence_ends(slow, list(speakers))) == speakers
+    assert "".join(changes_at_sentence_ends(slow, list(speakers), clips)) == speakers
+
+
+def test_a_change_between_speakers_who_were_heard_by_themselves_stays():
+    words = in_equal_parts(0.0, 1.6, "She owes me a favor. Then call her.")
+    a, b = (Clip(0.0, 60.0, None, "", [], "en", 1.0, -0.2, 0.1, 1.5) for _ in "ab")
+    assert "".join(changes_at_sentence_ends(words, list("aaaabbbb"), [a] * 4 + [b] * 4)) == "aaaabbbb"
 
 
 def test_given_turns_without_text_get_that_of_their_own_clips(stage, silent):

@@ -19,3 +19,4 @@ class Annotation:
     dnsmos: float | None = None  # quality as the data's makers measured it
     remark: str | None = None  # a limitation that the user should know
     unused: str | None = None  # what of the transcript is not used
+    sides: bool = False  # its speakers, A and B, are the sides of a call: the channels, if there are two

@@ -1,7 +1,7 @@
 """Text files: the words of a whole recording, or lines that begin with times.
 
     0.5\t3.33\tSo what               Audacity's labels
-    0.50 3.33 A: so what             Fisher, and other lines of start, end and text
+    0.50 3.33 A: so what             Fisher, whose A and B are the sides of a call; any lines of start, end and text
     [00:00:01] A: so what            a start alone; the turn ends where the next one begins
 
 A file that looks like anything of the sort but cannot be read is an error: times are never taken for words.
@@ -20,6 +20,7 @@ from data_prep.records import GivenTurn
 _TIME = r"(?:\d+:)?\d+:\d{2}(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _SPAN = re.compile(rf"[\[(]?({_TIME})\s*(?:\s|-+>?|,|;|\u2013)\s*({_TIME})[\])]?:?(?:\s+(.*))?")
 _START = re.compile(r"[\[(]?((?:\d+:)?\d+:\d{2}(?:[.,]\d+)?)[\])]?:?\s+(.+)")
+_SIDE = re.compile(r"([AB])\d?")
 _COMMENT = re.compile(r"#|;;|%")
 _SUSPECT = re.compile(
     rf"\d[\d.,:]*[\s)\]\t]|[\[#<{{]|[\w{MARKS} .'-]{{1,20}}:\s"
@@ -53,6 +54,17 @@ def parse_labels(text: str) -> list[GivenTurn]:
             "or lines of start, end and text"
         )
     return [GivenTurn(0, ONE, 0.0, None, " ".join(text.split()), speaker_id=0)]
+
+
+def side_of(speaker: str) -> int | None:
+    """The channel of a speaker who is named as the side of a call: 0 for A, A1, A2, ..., 1 for B; None for others."""
+    match = _SIDE.fullmatch(speaker)
+    return "AB".index(match[1]) if match else None
+
+
+def of_sides(turns: list[GivenTurn]) -> bool:
+    """Whether turns with start and end are of the sides A and B of a call, and of nobody else."""
+    return {None if turn.end is None else side_of(turn.speaker) for turn in turns} == {0, 1}
 
 
 def _turns(rows: list[tuple[float, float | None, str]]) -> list[GivenTurn]:
