@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csm.codec import CodecInfo, SpectralCodec
-from csm.config import CodecConfig, CSMConfig
+from csm.config import CodecConfig, CodeLayout, CSMConfig
 from csm.formats.tensors import Weights, write_safetensors
 from csm.text import TextTokenizer
 
@@ -46,7 +46,7 @@ def write_native(
     """
     content = {
         "format_version": FORMAT_VERSION,
-        "model": {_STORED_NAMES.get(name, name): value for name, value in asdict(config).items()},
+        "model": _stored_model(config),
         "codec": {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo},
         "training": training,
     }
@@ -57,6 +57,12 @@ def write_native(
     if fitted_codec is not None:
         fitted_codec.save(folder / CODEC_FILE)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _stored_model(config: CSMConfig) -> dict[str, Any]:
+    """The shape as plain values. A layout is named only where it is not CSM's, which earlier versions know as well."""
+    values = {_STORED_NAMES.get(name, name): value for name, value in asdict(config).items() if name != "layout"}
+    return values if config.layout is CodeLayout.depth else values | {"layout": config.layout.value}
 
 
 def read_config(path: Path) -> dict[str, Any]:
