@@ -4,7 +4,7 @@
     lengths-<...>-<tokenizer identity>-<model.layout>.npy       the same, for layouts without a depth decoder
 
 The file is stored next to the index, or in the cache folder if the dataset is read-only. A length is the number of text
-tokens (BOS, "[speaker]" and EOS included), frames, and end-of-speech frames, one for each turn; without a depth decoder,
+tokens (BOS, "[speaker]" and EOS included), frames, and end-of-speech frames, one for each turn. Without a depth decoder
 frames take as many positions as csm/arrangement.py says. Each turn is tokenized with the speaker id of its conversation
 that gives the most tokens, so lengths are upper bounds however training permutes the ids.
 """

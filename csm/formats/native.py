@@ -46,7 +46,7 @@ def write_native(
     """
     content = {
         "format_version": FORMAT_VERSION,
-        "model": _stored_model(config),
+        "model": {_STORED_NAMES.get(name, name): value for name, value in plain_values(config).items()},
         "codec": {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo},
         "training": training,
     }
@@ -57,12 +57,6 @@ def write_native(
     if fitted_codec is not None:
         fitted_codec.save(folder / CODEC_FILE)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _stored_model(config: CSMConfig) -> dict[str, Any]:
-    """The shape as plain values. A layout is named only where it is not CSM's, which earlier versions know as well."""
-    values = {_STORED_NAMES.get(name, name): value for name, value in asdict(config).items() if name != "layout"}
-    return values if config.layout is CodeLayout.depth else values | {"layout": config.layout.value}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -88,6 +82,13 @@ def read_model_config(path: Path) -> CSMConfig:
         return model_config(values)
     except (OmegaConfBaseException, KeyError) as error:
         raise ValueError(f"{path / 'config.json'}: not a model configuration ({error}); export it again") from None
+
+
+def plain_values(config: CSMConfig) -> dict[str, Any]:
+    """The inverse of `model_config`. `layout` is left out where it is CSM's own: earlier versions do not know it."""
+    values = asdict(config)
+    layout = values.pop("layout")
+    return values if layout is CodeLayout.depth else values | {"layout": layout.value}
 
 
 def model_config(values: dict[str, Any]) -> CSMConfig:
