@@ -1,4 +1,5 @@
-"""The layout of the model's input: turns -> frames. No other module knows it.
+"""The layout of the model's input: turns -> frames. No other module knows it; csm/arrangement.py spreads the codes of
+a frame over several positions for the models of other layouts, which are built from this one.
 
 A position is one row of `tokens [T, K+1]`: either one text token (column K) or one audio frame (columns 0..K-1).
 A turn is

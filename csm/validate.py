@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csm.config import StrategyName, TrainConfig, TrainerConfig
+from csm.config import CodeLayout, StrategyName, TrainConfig, TrainerConfig
 from csm.data.rows import predicted_speaker
 from csm.data.stream import RankShare
 from csm.kernels.cuda import flex_limit
@@ -17,6 +17,7 @@ def validate_train_config(config: TrainConfig, num_devices: int, device_type: st
     num_devices: of all nodes; device_type: "cuda" or "cpu"
     """
     _validate_intervals(config)
+    _validate_layout(config)
     precision(config.trainer)
     _validate_average(config)
     _validate_frozen(config)
@@ -54,6 +55,19 @@ def _validate_early_stop(options: TrainerConfig) -> None:
         raise ValueError(f"{where} is measured on audio samples: set trainer.sample_every_steps")
     if not options.val_every_steps:
         raise ValueError(f"{where} needs validation: set trainer.val_every_steps")
+
+
+def _validate_layout(config: TrainConfig) -> None:
+    """What needs the depth decoder, or a format of checkpoints that only CSM has."""
+    if config.model.layout is CodeLayout.depth:
+        return
+    where = f"model.layout={config.model.layout.value}"
+    if config.trainer.sample_every_steps:
+        raise ValueError(f"{where} cannot speak samples: set trainer.sample_every_steps=0")
+    if config.lora.rank:
+        raise ValueError(f"{where} does not go with lora.rank={config.lora.rank}: adapters are for CSM, layout=depth")
+    if config.strategy.name in DEEPSPEED:
+        raise ValueError(f"{where} does not go with strategy={config.strategy.name.value}; choose strategy=fsdp")
 
 
 def _validate_strategy(config: TrainConfig, num_devices: int, device_type: str) -> None:

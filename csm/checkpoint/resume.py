@@ -39,6 +39,7 @@ AVERAGE = "trainer.ema_decay > 0"
 ORDER = "the code's order of the data"
 FIXED = (
     *("model.backbone", "model.decoder", "model.text_vocab_size", "model.codebook_size", "model.num_codebooks"),
+    "model.layout",
     *("freeze", "lora.rank", "lora.targets", "lora.stacks", "lora.train_modules"),
     *("seed", "data.max_seq_len", "data.window_shards", "dataset", "tokenizer", "codec"),
     *(AVERAGE, ORDER),

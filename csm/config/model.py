@@ -43,14 +43,26 @@ class TransformerConfig:
     """Hidden width of the SwiGLU feed-forward layers."""
 
 
+class CodeLayout(Enum):
+    """How the codes of a frame are laid out and predicted (csm/arrangement.py)."""
+
+    depth = "depth"
+    """CSM: a frame is one position; the backbone predicts codebook 0, the depth decoder the others."""
+    delay = "delay"
+    """A baseline for research, MusicGen's delay pattern: code k of a frame lies k positions after its codebook 0, one
+    stack predicts all codes of a position."""
+    flat = "flat"
+    """A baseline for research, AudioLM's flattened codes: every code is a position, one stack predicts them in turn."""
+
+
 @dataclass
 class CSMConfig:
     """Shape of a CSM: a backbone over positions and a depth decoder over the codebooks of one frame."""
 
     backbone: TransformerConfig = field(default_factory=TransformerConfig)
-    """The stack that reads the conversation and predicts codebook 0 of the next frame."""
+    """The stack that reads the conversation and predicts codebook 0 of the next frame; without a depth decoder, all."""
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    """The stack that predicts the remaining codebooks of a frame, one after another."""
+    """The stack that predicts the remaining codebooks of a frame, one after another; only `layout=depth` has it."""
     text_vocab_size: int = MISSING
     """Number of text token ids."""
     codebook_size: int = MISSING
@@ -65,6 +77,9 @@ class CSMConfig:
     """Rotary position embedding of both stacks."""
     initializer_std: float = 0.02
     """Standard deviation of the normal distribution that new weights are drawn from."""
+    layout: CodeLayout = CodeLayout.depth
+    """How codes are laid out and predicted. `delay` and `flat` can be trained and scored, but not speak
+    (docs/whitepaper.md)."""
 
     @property
     def audio_vocab_size(self) -> int:

@@ -88,7 +88,8 @@ class LossConfig:
     eos_weight: float = 1.0
     """Weight of end-of-speech frames in both terms; validation has no weights."""
     decoder_frame_ratio: int = 16
-    """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame."""
+    """The depth decoder is trained on 1/ratio of the positions of a row; 1 trains it on every frame. Models without one
+    (`model.layout`) are trained on every code."""
     decoder_chunk: int = 512
     """Frames per pass of the depth decoder, which bounds the memory of its activations."""
 

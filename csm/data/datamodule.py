@@ -79,7 +79,10 @@ class CSMDataModule(L.LightningDataModule):
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.cursor: Cursor | None = None  # after the last batch trained on
         cache = cache_folder(data)
-        self.lengths = {name: load_lengths(dataset, tokenizer, cache) for name, dataset in self.datasets.items()}
+        self.layout = config.model.layout
+        self.lengths = {
+            name: load_lengths(dataset, tokenizer, cache, self.layout) for name, dataset in self.datasets.items()
+        }
         self.mixture = {name: self._mixture_source(name, source) for name, source in sources.items()}
 
     def _mixture_source(self, name: str, source: Source) -> MixtureSource:
@@ -103,7 +106,7 @@ class CSMDataModule(L.LightningDataModule):
         """
         self._check_lengths("train")
         config, data = self.config, self.config.data
-        rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed)
+        rows = TrainRows(self.datasets, self.tokenizer, data, config.loss, config.seed, self.layout)
         share = RankShare(data.global_batch_size, data.micro_batch_size, self.rank, self.world_size)
         return self._loader(rows, StepSampler(self.mixture, share, config.seed, self.cursor, data.mix_steps))
 
@@ -111,7 +114,14 @@ class CSMDataModule(L.LightningDataModule):
         """RowBatches of split "val" of all sources, equally many on every rank; its length is 0 if there are none."""
         self._check_lengths("val")
         rows = ValidationRows(
-            self.datasets, self.lengths, self.tokenizer, self.config.data, "val", self.rank, self.world_size
+            self.datasets,
+            self.lengths,
+            self.tokenizer,
+            self.config.data,
+            "val",
+            self.rank,
+            self.world_size,
+            self.layout,
         )
         return self._loader(rows)
 

@@ -1,11 +1,12 @@
 """Lengths of all samples in positions, measured once for each tokenizer and kept in a memory-mapped file.
 
     lengths-<dataset fingerprint>-<tokenizer identity>.npy      int32 [2, samples]: whole conversation, its first turn
+    lengths-<...>-<tokenizer identity>-<model.layout>.npy       the same, for layouts without a depth decoder
 
 The file is stored next to the index, or in the cache folder if the dataset is read-only. A length is the number of text
-tokens (BOS, "[speaker]" and EOS included), frames, and end-of-speech frames, one for each turn. Each turn is tokenized
-with the speaker id of its conversation that gives the most tokens, so lengths are upper bounds however training
-permutes the ids.
+tokens (BOS, "[speaker]" and EOS included), frames, and end-of-speech frames, one for each turn. Without a depth decoder
+frames take as many positions as csm/arrangement.py says. Each turn is tokenized with the speaker id of its conversation
+that gives the most tokens, so lengths are upper bounds however training permutes the ids.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from csm.arrangement import audio_positions
+from csm.config import CodeLayout
 from csm.data.dataset import ShardedDataset
 from csm.data.folder import LocalFolder
 from csm.files import write_atomically
@@ -33,7 +36,12 @@ log = logging.getLogger(__name__)
 _PARALLEL_FROM = 20_000  # samples; with fewer, starting processes takes longer than measuring
 
 
-def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: Path | None) -> np.ndarray:
+def load_lengths(
+    dataset: ShardedDataset,
+    tokenizer: TextTokenizer,
+    cache_dir: Path | None,
+    layout: CodeLayout = CodeLayout.depth,
+) -> np.ndarray:
     """int32 [2, samples], memory-mapped; measured first if that has not been done yet.
 
     cache_dir: folder for the file if the dataset is remote or read-only
@@ -41,7 +49,8 @@ def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: P
     If several processes start together, one measures and the others wait. Raises ValueError if the file is damaged, a
     sample cannot be read, or the dataset cannot be written to and `cache_dir` is None.
     """
-    name = f"lengths-{dataset.info.fingerprint}-{tokenizer.identity}.npy"
+    suffix = "" if layout is CodeLayout.depth else f"-{layout.value}"
+    name = f"lengths-{dataset.info.fingerprint}-{tokenizer.identity}{suffix}.npy"
     found = dataset.folder.find(name)
     if found is None:
         folder = cache_dir
@@ -53,7 +62,7 @@ def load_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, cache_dir: P
         found.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{found}.lock"):
             if not found.exists():
-                lengths = measure(dataset, tokenizer)
+                lengths = measure(dataset, tokenizer, layout)
                 write_atomically(found, partial(_save, lengths))
     return open_lengths(found, len(dataset))
 
@@ -82,18 +91,21 @@ def fit(shards: np.ndarray, lengths: np.ndarray, max_seq_len: int) -> Fit:
     return Fit(int(shards[:, 1].sum()), longer - len(numbers), numbers)
 
 
-def measure(dataset: ShardedDataset, tokenizer: TextTokenizer) -> np.ndarray:
+def measure(dataset: ShardedDataset, tokenizer: TextTokenizer, layout: CodeLayout = CodeLayout.depth) -> np.ndarray:
     """int32 [2, samples], from the texts of all samples; large datasets are read by one process per CPU core."""
     numbers = range(len(dataset.info.shards))
     lengths = np.zeros((2, len(dataset)), dtype=np.int32)
     if len(dataset) < _PARALLEL_FROM:
-        _fill(lengths, dataset, map(partial(_shard_lengths, dataset, tokenizer), numbers))
+        _fill(lengths, dataset, map(partial(_shard_lengths, dataset, tokenizer, layout), numbers))
         return lengths
     processes = min(len(numbers), len(os.sched_getaffinity(0)))
     log.info("%s: counting the tokens of %d conversations in %d processes", dataset.path, len(dataset), processes)
     # Spawned, because this process may have threads (torch's, the tokenizer's), which do not survive a fork.
     with ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(dataset, tokenizer)
+        processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(dataset, tokenizer, layout),
     ) as pool:
         _fill(lengths, dataset, pool.map(_worker_lengths, numbers))
     return lengths
@@ -106,26 +118,27 @@ def _fill(lengths: np.ndarray, dataset: ShardedDataset, results: Iterator[np.nda
         start += part.shape[1]
 
 
-def _shard_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, shard: int) -> np.ndarray:
-    samples = dataset.samples_of(shard)
+def _shard_lengths(dataset: ShardedDataset, tokenizer: TextTokenizer, layout: CodeLayout, shard: int) -> np.ndarray:
+    samples, codebooks = dataset.samples_of(shard), dataset.codec.num_codebooks
     lengths = np.zeros((2, len(samples)), dtype=np.int32)
     for place, number in enumerate(samples):
         turns = dataset.read_turns(number)
         speakers = {turn.speaker for turn in turns}
         positions = [
-            max(len(tokenizer.encode_turn(turn.text, speaker)) for speaker in speakers) + turn.num_frames + 1
+            max(len(tokenizer.encode_turn(turn.text, speaker)) for speaker in speakers)
+            + audio_positions(turn.num_frames + 1, layout, codebooks)
             for turn in turns
         ]
         lengths[:, place] = sum(positions), positions[0]
     return lengths
 
 
-_worker: tuple[ShardedDataset, TextTokenizer] | None = None  # set in a worker process
+_worker: tuple[ShardedDataset, TextTokenizer, CodeLayout] | None = None  # set in a worker process
 
 
-def _start_worker(dataset: ShardedDataset, tokenizer: TextTokenizer) -> None:
+def _start_worker(dataset: ShardedDataset, tokenizer: TextTokenizer, layout: CodeLayout) -> None:
     global _worker
-    _worker = (dataset, tokenizer)
+    _worker = (dataset, tokenizer, layout)
 
 
 def _worker_lengths(shard: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from csm.config import DataConfig, LossConfig
+from csm.arrangement import arranged, by_frame, turn_positions
+from csm.config import CodeLayout, DataConfig, LossConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.packing import RowBatch, StepBatch, num_slots, pack_row, stack_rows
 from csm.data.plan import EpochPlan
@@ -26,6 +27,7 @@ def sample_turns(
     speakers: dict[int, int] | None = None,
     predicted: int | None = None,
     without_text: np.ndarray | None = None,
+    layout: CodeLayout = CodeLayout.depth,
 ) -> list[TurnTokens]:
     """The turns of a stored conversation, tokenized, with its speaker ids renamed by `speakers`.
 
@@ -33,6 +35,7 @@ def sample_turns(
 
     predicted:    stored speaker id whose turns alone are predicted; None: those of all speakers
     without_text: bool [turns], turns whose text is empty; they fit where they fit with it
+    layout:       in which positions are counted
     """
     turns, total = [], 0
     for number, turn in enumerate(sample.turns):
@@ -40,7 +43,7 @@ def sample_turns(
         codes = torch.from_numpy(sample.turn_codes(turn))
         loss = turn.loss and predicted in (None, turn.speaker)
         tokens = TurnTokens(tokenizer.encode_turn(turn.text, speaker), codes, loss)
-        total += tokens.num_positions
+        total += turn_positions(tokens, layout)
         if total > max_seq_len:
             break
         if without_text is not None and without_text[number]:
@@ -96,14 +99,20 @@ def drop_codebooks(document: Frames, chance: float, rng: np.random.Generator) ->
     document.mask[~document.eos, kept:num_codebooks] = False
 
 
-def noisy_codes(row: RowBatch, chance: float, codebook_size: int, rng: np.random.Generator) -> Tensor:
+def noisy_codes(
+    row: RowBatch,
+    chance: float,
+    codebook_size: int,
+    rng: np.random.Generator,
+    layout: CodeLayout = CodeLayout.depth,
+) -> Tensor:
     """`row.tokens [1, S, K+1]` with each code that is present replaced, with probability `chance`, by a random one of
     0..codebook_size-1. End-of-speech frames stay."""
     tokens = row.tokens.clone()
-    codes = tokens[..., :-1]
+    codes, present = by_frame(tokens[..., :-1], layout), by_frame(row.mask[..., :-1], layout)
     drawn = torch.from_numpy(rng.integers(codebook_size, size=codes.shape))
     chosen = torch.from_numpy(rng.random(codes.shape) < chance)
-    chosen &= row.mask[..., :-1] & ~is_eos_frame(codes)[..., None]
+    chosen &= present & ~is_eos_frame(codes)[..., None]
     codes[chosen] = drawn[chosen]
     return tokens
 
@@ -129,10 +138,12 @@ class TrainRows(Dataset):
         data: DataConfig,
         loss: LossConfig,
         seed: int,
+        layout: CodeLayout = CodeLayout.depth,
     ) -> None:
-        self.datasets, self.tokenizer, self.data, self.seed = datasets, tokenizer, data, seed
+        self.datasets, self.tokenizer, self.data, self.seed, self.layout = datasets, tokenizer, data, seed, layout
         self.predicted = predicted_speaker(data.loss_turns)
-        self.slots = num_slots(data.max_seq_len, loss.decoder_frame_ratio)
+        ratio = loss.decoder_frame_ratio if layout is CodeLayout.depth else 1  # a single stack learns every code
+        self.slots = num_slots(data.max_seq_len, ratio)
         codec = next(iter(datasets.values())).codec
         self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
 
@@ -157,7 +168,9 @@ class TrainRows(Dataset):
         for sample in samples:
             speakers = permuted_speakers(sample, rng) if data.permute_speakers else None
             without_text = rng.random(len(sample.turns)) < data.text_dropout if data.text_dropout else None
-            turns = sample_turns(sample, self.tokenizer, data.max_seq_len, speakers, self.predicted, without_text)
+            turns = sample_turns(
+                sample, self.tokenizer, data.max_seq_len, speakers, self.predicted, without_text, self.layout
+            )
             for part in drop_context(turns, data.context_dropout, rng):
                 turns = only_last(part) if data.loss_turns == "last" else part
                 documents.append(conversation_frames(turns, self.num_codebooks))
@@ -166,9 +179,10 @@ class TrainRows(Dataset):
                 drop_frames(document, data.frame_dropout, rng)
             if data.codebook_dropout:
                 drop_codebooks(document, data.codebook_dropout, rng)
+        documents = [arranged(document, self.layout) for document in documents]
         row = pack_row(documents, data.max_seq_len, self.num_codebooks, self.slots, rng)
         if data.code_noise:
-            row.inputs = noisy_codes(row, data.code_noise, self.codebook_size, rng)
+            row.inputs = noisy_codes(row, data.code_noise, self.codebook_size, rng, self.layout)
         return row
 
 
@@ -192,8 +206,9 @@ class ValidationRows(Dataset):
         split: str,
         rank: int,
         world_size: int,
+        layout: CodeLayout = CodeLayout.depth,
     ) -> None:
-        self.datasets, self.tokenizer, self.data = datasets, tokenizer, data
+        self.datasets, self.tokenizer, self.data, self.layout = datasets, tokenizer, data, layout
         self.predicted = predicted_speaker(data.loss_turns)
         self.rank, self.world_size = rank, world_size
         self.rows: list[tuple[str, np.ndarray]] = []
@@ -216,8 +231,8 @@ class ValidationRows(Dataset):
             name, samples = self.rows[index]
             for number in samples:
                 sample, limit = self.datasets[name].read(int(number)), self.data.max_seq_len
-                turns = sample_turns(sample, self.tokenizer, limit, predicted=self.predicted)
+                turns = sample_turns(sample, self.tokenizer, limit, predicted=self.predicted, layout=self.layout)
                 turns = only_last(turns) if self.data.loss_turns == "last" else turns
-                documents.append(conversation_frames(turns, num_codebooks))
+                documents.append(arranged(conversation_frames(turns, num_codebooks), self.layout))
         length = self.data.max_seq_len
         return pack_row(documents, length, num_codebooks, length, np.random.default_rng(0))

@@ -51,10 +51,12 @@ def export(
     """Writes the directory, whole or not at all, one tensor at a time.
 
     dtype: of the model's weights, None keeps the stored one; the codec stays in float32. Raises FileExistsError if
-    `output` exists, unless it is a model directory and `overwrite` is set, and ValueError for a model whose codec or
-    tokenizer the layout has no place for.
+    `output` exists, unless it is a model directory and `overwrite` is set, and ValueError for a model whose codec,
+    tokenizer or `model.layout` the layout has no place for.
     """
     assert layout in (*LAYOUTS, ADAPTER), layout
+    if layout != "native":
+        checkpoint.check_depth(f"the format {layout!r}")
     with model_directory(output, overwrite) as folder:
         weights = cast(checkpoint.original_weights(), dtype)
         if layout == ADAPTER:

@@ -12,15 +12,15 @@ from csm.formats.llama import init_from_llama
 from csm.formats.open import open_checkpoint, read_json
 from csm.formats.tensors import check_tensors
 from csm.formats.weight_names import shapes
-from csm.model.csm import CSM
 from csm.model.init import assign
 from csm.model.lora import LoraLinear
+from csm.model.speech_lm import SpeechLM
 from csm.text import NORMALIZE_KEY, PROMPT_KEY, load_tokenizer, saved_properties
 
 log = logging.getLogger(__name__)
 
 
-def initialize(model: CSM, config: TrainConfig, resumed: bool) -> None:
+def initialize(model: SpeechLM, config: TrainConfig, resumed: bool) -> None:
     """Gives every parameter the value that the run starts from; the model's own may be DTensors on any mesh.
 
     Random values are a function of `config.seed` alone, so all ranks, and runs with any number of them, start from the
@@ -35,7 +35,7 @@ def initialize(model: CSM, config: TrainConfig, resumed: bool) -> None:
         init_weights_from(model, config.init_from, config.tokenizer)
 
 
-def init_weights_from(model: CSM, path_or_repo: str, tokenizer: TokenizerConfig | None = None) -> None:
+def init_weights_from(model: SpeechLM, path_or_repo: str, tokenizer: TokenizerConfig | None = None) -> None:
     """Overwrites the weights of `model` with those of a checkpoint.
 
     tokenizer: that the model will be trained with; a warning says if it writes turns otherwise than the checkpoint's.
@@ -56,6 +56,9 @@ def init_weights_from(model: CSM, path_or_repo: str, tokenizer: TokenizerConfig 
     parameters = dict(model.named_parameters())
     for name, tensor in weights.items():
         assign(parameters[name], tensor.read())
+    if checkpoint.config.layout is not model.config.layout:
+        layouts = (checkpoint.config.layout.value, model.config.layout.value)
+        log.warning("%s was trained with model.layout=%s, this run has %s", path_or_repo, *layouts)
     if checkpoint.config.rope != model.config.rope:
         log.warning("%s has %s, the model %s", path_or_repo, checkpoint.config.rope, model.config.rope)
     log.info("all weights from %s (%s layout)", path_or_repo, checkpoint.layout)

@@ -21,12 +21,14 @@ import torch
 
 from csm.checkpoint.contents import EXTRAS, config_of, model_weights, stored_files
 from csm.codec import Codec, CodecInfo, check_same_codec, load_codec, mimi_codec
-from csm.config import CodecConfig, CodecKind, CSMConfig, LoraConfig
+from csm.config import CodecConfig, CodecKind, CodeLayout, CSMConfig, LoraConfig
 from csm.formats import hf, native, registry, sesame, weight_names
 from csm.formats.hf_processor import read_tokenizer
 from csm.formats.mimi import hf_to_moshi
 from csm.formats.tensors import Weights, cast, check_tensors, unite_matrices
 from csm.model.csm import CSM
+from csm.model.single_stack import build_model
+from csm.model.speech_lm import SpeechLM
 from csm.text import (
     PROMPT_KEY,
     SESAME_PROMPT,
@@ -71,16 +73,32 @@ class Checkpoint(ABC):
         return list(data)
 
     def load_model(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CSM:
-        """The model on `device`. One tensor at a time is converted and moved.
+        """The model on `device`, to speak from. One tensor at a time is converted and moved.
 
         dtype: of all weights. None keeps the stored one; where matrices are stored in several, they all take the widest
-        of them, since no product of two dtypes can be computed.
+        of them, since no product of two dtypes can be computed. Raises ValueError for a layout that cannot speak.
         """
+        self.check_depth("speech")
+        model = self.load_to_score(device, dtype)
+        assert isinstance(model, CSM)  # `check_depth`
+        return model
+
+    def load_to_score(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> SpeechLM:
+        """As `load_model`, whatever the model's layout."""
         with torch.device("meta"):
-            model = CSM(self.config)
+            model = build_model(self.config)
         weights = unite_matrices(self.weights) if dtype is None else cast(self.weights, dtype)
         model.load_state_dict({name: tensor.read().to(device) for name, tensor in weights.items()}, assign=True)
         return model
+
+    def check_depth(self, what: str) -> None:
+        """Raises ValueError, naming `what` needs CSM's own layout, if the model has another."""
+        layout = self.config.layout
+        if layout is not CodeLayout.depth:
+            raise ValueError(
+                f"{self.path} has model.layout={layout.value}, a baseline that can only be trained and scored "
+                f"(python -m experiments.arms); {what} needs a model of model.layout=depth"
+            )
 
     def original_weights(self) -> Weights:
         """The weights, to convert them or to train from. Raises ValueError if they are quantized."""

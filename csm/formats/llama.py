@@ -15,13 +15,13 @@ import torch
 from csm.formats import hf
 from csm.formats.tensors import Weights, open_safetensors
 from csm.formats.weight_names import LAYER
-from csm.model.csm import CSM
 from csm.model.init import assign
+from csm.model.speech_lm import SpeechLM
 
 log = logging.getLogger(__name__)
 
 
-def init_from_llama(model: CSM, path: Path, content: dict[str, Any]) -> list[str]:
+def init_from_llama(model: SpeechLM, path: Path, content: dict[str, Any]) -> list[str]:
     """Copies what `model` shares with the Llama checkpoint in directory `path`, whose config.json holds `content`.
 
     Returns the names of the weights that were not copied. Raises ValueError naming the first tensor that is missing

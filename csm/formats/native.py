@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from csm.codec import CodecInfo, SpectralCodec
-from csm.config import CodecConfig, CSMConfig
+from csm.config import CodecConfig, CodeLayout, CSMConfig
 from csm.formats.tensors import Weights, write_safetensors
 from csm.text import TextTokenizer
 
@@ -46,7 +46,7 @@ def write_native(
     """
     content = {
         "format_version": FORMAT_VERSION,
-        "model": {_STORED_NAMES.get(name, name): value for name, value in asdict(config).items()},
+        "model": {_STORED_NAMES.get(name, name): value for name, value in plain_values(config).items()},
         "codec": {"info": codec_info.to_dict(), "kind": codec.kind.name, "repo": codec.repo},
         "training": training,
     }
@@ -82,6 +82,13 @@ def read_model_config(path: Path) -> CSMConfig:
         return model_config(values)
     except (OmegaConfBaseException, KeyError) as error:
         raise ValueError(f"{path / 'config.json'}: not a model configuration ({error}); export it again") from None
+
+
+def plain_values(config: CSMConfig) -> dict[str, Any]:
+    """The inverse of `model_config`. `layout` is left out where it is CSM's own: earlier versions do not know it."""
+    values = asdict(config)
+    layout = values.pop("layout")
+    return values if layout is CodeLayout.depth else values | {"layout": layout.value}
 
 
 def model_config(values: dict[str, Any]) -> CSMConfig:

@@ -68,8 +68,11 @@ class QuantizedCheckpoint(NativeCheckpoint):
             quantization=quantization,
         )
 
-    def load_model(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CSM:
-        """As `Checkpoint.load_model`; scales and plain weights take `dtype`. Raises ValueError for another torchao."""
+    def load_to_score(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CSM:
+        """As `Checkpoint.load_to_score`; scales and plain weights take `dtype`.
+
+        Raises ValueError for another torchao.
+        """
         installed = load_torchao().__version__
         if installed != self.quantization.torchao:
             raise ValueError(
@@ -101,8 +104,10 @@ def quantize_weights(
 ) -> Weights:
     """The weights of a checkpoint, as they are kept. One at a time is quantized, when its first leaf is read.
 
-    Raises ValueError where the scheme does not run (`Quantization.check`), or if the checkpoint is quantized already.
+    Raises ValueError where the scheme does not run (`Quantization.check`), if the checkpoint is quantized already, or
+    if it is of a layout that cannot speak.
     """
+    checkpoint.check_depth("quantization")
     stored = checkpoint.original_weights()
     weights = unite_matrices(stored) if dtype is None else cast_weights(stored, dtype)
     quantization.check(device, weights[HEAD].dtype)

@@ -7,13 +7,12 @@ exact shape under "csm", which it ignores.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
 from csm.config import RESERVED_CODES, CSMConfig, TransformerConfig
-from csm.formats.native import model_config
+from csm.formats.native import model_config, plain_values
 from csm.formats.tensors import Weights
 
 FLAVORS = {
@@ -34,7 +33,7 @@ def write_config(config: CSMConfig) -> dict[str, Any]:
         "text_vocab_size": config.text_vocab_size,
         "audio_vocab_size": config.audio_vocab_size,
         "audio_num_codebooks": config.num_codebooks,
-        "csm": asdict(config),
+        "csm": plain_values(config),
     }
 
 

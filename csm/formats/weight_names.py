@@ -18,7 +18,7 @@ from torch import Tensor
 
 from csm.config import CSMConfig, TransformerConfig
 from csm.formats.tensors import LazyTensor, Weights, check_tensors
-from csm.model.csm import CSM
+from csm.model.single_stack import build_model
 
 # ours -> (Sesame's, Hugging Face's), inside a layer
 LAYER = {
@@ -50,7 +50,7 @@ SESAME_BUFFERS = ("backbone_causal_mask", "decoder_causal_mask")
 def shapes(config: CSMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's weights."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in CSM(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
 
 
 def sesame_name(name: str) -> str:

@@ -26,10 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from csm.kernels.frame_embeddings import FrameEmbeddings, embed_frames
 from csm.model.csm import CSM
+from csm.model.speech_lm import SpeechLM
 from csm.model.transformer import Attention, AttentionMask, FeedForward, RMSNorm, attend
 
 
-def install(model: CSM) -> None:
+def install(model: SpeechLM) -> None:
     """Replaces the plain parts of `model` by the fused ones below, in place. Call it before sharding."""
     for module in model.modules():
         if type(module) in _REPLACEMENTS:

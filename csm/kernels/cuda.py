@@ -26,6 +26,7 @@ from torch.utils._triton import has_triton
 
 from csm.kernels.frame_embeddings import FrameEmbeddings, embed_frames
 from csm.model.csm import CSM
+from csm.model.speech_lm import SpeechLM
 from csm.model.transformer import Attention, AttentionMask, FeedForward
 
 HEAD_MULTIPLE = 64
@@ -34,7 +35,7 @@ _SMALLEST_DOT = 16  # of Triton, in every dimension
 _WIDE, _SHARED_MEMORY = 64, 2**17  # flex attention's fp32 blocks of wider heads need about that many bytes
 
 
-def install(model: CSM) -> None:
+def install(model: SpeechLM) -> None:
     """Replaces the plain parts of `model` by the versions below, in place. Call it before sharding."""
     for module in model.modules():
         if type(module) in _REPLACEMENTS:

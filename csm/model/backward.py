@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from csm.config import LossConfig
-from csm.model.csm import CSM
 from csm.model.loss import (
     DecoderFrames,
     DecoderSums,
@@ -19,13 +18,14 @@ from csm.model.loss import (
     join_chunks,
     objective_share,
 )
+from csm.model.speech_lm import SpeechLM
 
 
 class PassEngine(Protocol):
     """A strategy's part in the passes of a step (csm/parallel/strategies.py)."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`CSM.forward`."""
+        """`SpeechLM.forward`."""
         ...
 
     def local_gradients(self) -> AbstractContextManager[None]:
@@ -38,7 +38,7 @@ class PassEngine(Protocol):
 class LocalEngine:
     """The engine of a bare model in one process, for measurements and tests of `backward_in_chunks`."""
 
-    def __init__(self, model: CSM) -> None:
+    def __init__(self, model: SpeechLM) -> None:
         self.model = model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ def backward_in_chunks(
     sum_over_ranks: bool = True,
     chunk_size: int | None = None,
 ) -> LossSums:
-    """Adds the gradients of `CSM.losses(**inputs) / total_frames`, the depth decoder taking a chunk of frames at a
+    """Adds the gradients of `SpeechLM.losses(**inputs) / total_frames`, the depth decoder taking a chunk of frames at a
     time: `chunk_size` of them, or `config.decoder_chunk` but no more than there are. Returns the sums, detached.
 
     The decoder turns every frame into a sequence of K positions, so its activations are what limits memory where many

@@ -4,6 +4,8 @@
           + 6 D V C                                            codebook 0 head
           + 6 (K N_d + K D d + (K-1) d V) F + 12 L_d d K^2 F   depth decoder, projection, heads; its attention
 
+Without a depth decoder (`model.layout=delay` or `flat`) L_d = N_d = 0, d = D, and nothing is projected.
+
 P non-empty positions, `len` the lengths of the documents, C positions whose codebook 0 is predicted, F frames the depth
 decoder computes, N_b and N_d the elements of the linear layers of the two stacks, L layers, D and d widths.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from csm.config import CSMConfig, TransformerConfig
+from csm.config import CodeLayout, CSMConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ def linear_parameters(stack: TransformerConfig) -> int:
 
 def training_flops(config: CSMConfig, work: Work) -> TrainingFlops:
     """FLOPs of forward and backward pass over `work`, see the head of this file."""
-    backbone, decoder = config.backbone, config.decoder
+    backbone, decoder, projected = config.backbone, config.decoder, work.frames
     codebooks, vocab = config.num_codebooks, config.audio_vocab_size
+    if config.layout is not CodeLayout.depth:  # the other heads work on the backbone's states as they are
+        decoder, projected = replace(backbone, layers=0), 0
     return TrainingFlops(
         backbone=6 * linear_parameters(backbone) * work.positions,
         backbone_attention=12 * backbone.layers * backbone.dim * work.squared_lengths,
         codebook0_head=6 * backbone.dim * vocab * work.c0_positions,
-        projection=6 * codebooks * backbone.dim * decoder.dim * work.frames,
+        projection=6 * codebooks * backbone.dim * decoder.dim * projected,
         decoder=6 * codebooks * linear_parameters(decoder) * work.frames,
         decoder_attention=12 * decoder.layers * decoder.dim * codebooks**2 * work.frames,
         audio_head=6 * (codebooks - 1) * decoder.dim * vocab * work.frames,

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csm.config import LoraConfig
-from csm.model.csm import CSM
 from csm.model.init import draw
+from csm.model.speech_lm import SpeechLM
 
 LAYERS = {
     "q_proj": "attn",
@@ -54,7 +54,7 @@ class LoraLinear(nn.Linear):
         return super().forward(x) + self.scale * F.linear(low, self.lora_b)
 
 
-def apply_lora(model: CSM, config: LoraConfig) -> None:
+def apply_lora(model: SpeechLM, config: LoraConfig) -> None:
     """Freezes the model and adds adapters to the layers that `config` names; `train_modules` stay trainable.
 
     Raises ValueError for an unknown layer, stack or module, naming the choices.
@@ -76,7 +76,7 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, config: LoraConfig) -> Tensor:
     return (weight.float() + (config.alpha / config.rank) * (b.float() @ a.float())).to(weight.dtype)
 
 
-def _check(model: CSM, config: LoraConfig) -> None:
+def _check(model: SpeechLM, config: LoraConfig) -> None:
     modules = [name for name, _ in [*model.named_children(), *model.named_parameters(recurse=False)]]
     for option, found, choices in (
         ("targets", config.targets, LAYERS),

@@ -105,7 +105,7 @@ class DecoderFrames(NamedTuple):
     """M frames for the depth decoder.
 
     states:     [M, D], backbone state before each frame
-    embeddings: [M, K-1, D], of c_0..c_{K-2}
+    embeddings: [M, K-1, D], of c_0..c_{K-2}; without a depth decoder see csm/model/single_stack.py
     codes:      [M, K]
     weights:    [M] fp32, inverse sampling probabilities; 0 = empty
     """

@@ -24,6 +24,7 @@ from csm.data.packing import RowBatch
 from csm.kernels.cuda import flex_limit
 from csm.model.csm import CSM
 from csm.model.lora import apply_lora
+from csm.model.speech_lm import SpeechLM
 from csm.model.transformer import AttentionMask, Transformer
 
 DEEPSPEED = (StrategyName.deepspeed_zero2, StrategyName.deepspeed_zero3)
@@ -61,7 +62,7 @@ def attention_mask(rows: RowBatch, config: TrainConfig) -> AttentionMask:
 
 
 def parallelize(
-    model: CSM,
+    model: SpeechLM,
     mesh: DeviceMesh | None,
     activation_checkpointing: ActivationCheckpointing,
     compile_blocks: bool,
@@ -80,7 +81,7 @@ def parallelize(
         # fusing with casts. And their code, the same in both stacks, training and validation, may have many shapes.
         torch._dynamo.config.optimize_ddp = False
         torch._dynamo.config.recompile_limit = 32
-    for block in [*model.backbone.blocks(), *model.decoder.blocks()]:
+    for block in [block for stack in model.stacks() for block in stack.blocks()]:
         block.activation_checkpointing = activation_checkpointing
         if compile_blocks:
             # Shapes are static, but differ between the stacks, whose blocks run the same code: not a dynamic dimension.
@@ -107,7 +108,7 @@ def _split_matrices(stack: Transformer, mesh: DeviceMesh) -> None:
         block.attn.kv_heads //= mesh.size()
 
 
-def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
+def _shard(model: SpeechLM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
     """FSDP2. A unit is gathered when its forward (or backward) begins and freed after it: each block of the backbone,
     and the text embeddings. The depth decoder (together a few such blocks), which ends the forward and begins the
     backward pass, is freed only after the last backward pass of a step. So is the rest, which belongs to the model
@@ -126,11 +127,12 @@ def _shard(model: CSM, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
     shard = partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload)
     for unit in [*model.backbone.layers, model.text_embeddings]:
         shard(unit)
-    shard(model.decoder, reshard_after_forward=False)
+    if isinstance(model, CSM):
+        shard(model.decoder, reshard_after_forward=False)
     shard(model)
 
 
-def reshard(model: CSM) -> None:
+def reshard(model: SpeechLM) -> None:
     """Frees what a forward pass without a backward pass (validation) left gathered: afterwards parameters are the
     shards that the optimizer knows."""
     for module in model.modules():

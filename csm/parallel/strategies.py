@@ -32,6 +32,7 @@ from csm.checkpoint.writer import CheckpointWriter
 from csm.config import StrategyConfig, StrategyName, TrainConfig, TrainerConfig
 from csm.model.csm import CSM
 from csm.model.init import assign
+from csm.model.speech_lm import SpeechLM
 from csm.parallel.gradients import clip_gradients, gradient_norms
 from csm.parallel.plan import SHARDING, precision
 
@@ -217,11 +218,11 @@ class ShardedEngine(Engine):
 
     def _set_last(self, last: bool) -> None:
         for model in self.module.children():
-            if isinstance(model, CSM) and isinstance(model, FSDPModule):
+            if isinstance(model, SpeechLM) and isinstance(model, FSDPModule):
                 model.set_requires_gradient_sync(last or self._reduce_always)
                 model.set_is_last_backward(last)
                 # What all chunks of a step need is gathered once: the heads, audio embeddings and the decoder.
-                for unit in (model, model.decoder):
+                for unit in (model, model.decoder) if isinstance(model, CSM) else (model,):
                     cast(FSDPModule, unit).set_reshard_after_backward(last, recurse=False)
 
     def save(self, path: Path, content: dict[str, Any], writer: CheckpointWriter) -> None:

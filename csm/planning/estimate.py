@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from csm.config import ActivationCheckpointing, PlanConfig, StrategyConfig, StrategyName, TrainConfig
+from csm.config import ActivationCheckpointing, CodeLayout, PlanConfig, StrategyConfig, StrategyName, TrainConfig
 from csm.model.flops import GPUS, Gpu, Work, training_flops
 from csm.planning.activations import Precision
 from csm.planning.device import FRAME_RATE, GIB, Device, MemoryPlan, audio_share, memory_plan, precision, slots
@@ -55,7 +55,11 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
-    """Raises ValueError for an unknown processor, strategy or precision, naming the choices, or a wrong amount."""
+    """Raises ValueError for an unknown processor, strategy or precision, naming the choices, a wrong amount, or a model
+    without a depth decoder."""
+    layout = config.model.layout
+    if layout is not CodeLayout.depth:
+        raise ValueError(f"model.layout={layout.value} has no plan: memory is known of CSM alone, model.layout=depth")
     gpu = _gpu(options.gpu)
     gpus = _gpus(config, options)
     strategy = config.strategy

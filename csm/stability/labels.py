@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csm.config import CSMConfig
+from csm.arrangement import audio_positions, by_frame, frame_stride
+from csm.config import CodeLayout, CSMConfig
 from csm.data.packing import RowBatch
 from csm.frames import is_eos_frame
 
@@ -40,14 +41,20 @@ _ROUNDING = 1e-5  # of a sum; what a position may not see does not change even i
 
 @dataclass(frozen=True)
 class TurnSpan:
-    """A run of frames in a row of a batch, from `start` to before `end`."""
+    """A run of frames in a row of a batch, from `start` to before `end`; `step` positions from one to the next."""
 
     row: int
     start: int
     end: int
+    step: int = 1
+
+    @property
+    def places(self) -> tuple[int, slice]:
+        """Row and places of the frames, an index of [B, S, ...]."""
+        return self.row, slice(self.start, self.end, self.step)
 
 
-def find_turns(rows: RowBatch) -> list[TurnSpan]:
+def find_turns(rows: RowBatch, layout: CodeLayout = CodeLayout.depth) -> list[TurnSpan]:
     """The runs of frames in a batch, the end-of-speech frames included."""
     frames = _is_frame(rows)  # [B, S]
     goes_on = torch.zeros_like(frames)  # the position before is a frame of the same document
@@ -56,28 +63,31 @@ def find_turns(rows: RowBatch) -> list[TurnSpan]:
     ends = torch.ones_like(frames)
     ends[:, :-1] = ~(frames[:, 1:] & goes_on[:, 1:])
     pairs = zip(torch.nonzero(starts).tolist(), torch.nonzero(frames & ends).tolist(), strict=True)
-    return [TurnSpan(row, start, last + 1) for (row, start), (_, last) in pairs]
+    codebooks = rows.tokens.shape[2] - 1
+    step, single = frame_stride(layout, codebooks), audio_positions(1, layout, codebooks)
+    return [TurnSpan(row, start, last + 2 - single, step) for (row, start), (_, last) in pairs]
 
 
 def _is_frame(rows: RowBatch) -> Tensor:
-    """bool [B, S]: the position holds a frame, hidden ones (`data.frame_dropout`) included."""
+    """bool [B, S]: the position holds codes, hidden ones (`data.frame_dropout`) included."""
     return (rows.documents >= 0) & ~rows.mask[..., -1]
 
 
-def layout_faults(rows: RowBatch) -> list[str]:
+def layout_faults(rows: RowBatch, layout: CodeLayout = CodeLayout.depth) -> list[str]:
     """Sentences on what is wrong with the layout of a batch."""
-    turns = find_turns(rows)
-    no_text = no_end = early_end = partly = 0
+    turns, codes = find_turns(rows, layout), by_frame(rows.tokens[..., :-1], layout)
+    no_text = no_end = early_end = partly = in_turns = 0
     for turn in turns:
         before = turn.start - 1
         text = before >= 0 and bool(rows.mask[turn.row, before, -1])
         no_text += not (text and rows.documents[turn.row, before] == rows.documents[turn.row, turn.start])
-        ends = is_eos_frame(rows.tokens[turn.row, turn.start : turn.end, :-1])
+        ends = is_eos_frame(codes[turn.places])
         no_end += not bool(ends[-1])
         early_end += bool(ends[:-1].any())
-        predicted = rows.targets[turn.row, turn.start : turn.end]
+        predicted = rows.targets[turn.places]
         partly += bool(predicted.any()) and not bool(predicted.all())
-    others = int((rows.targets & ~_is_frame(rows)).sum())
+        in_turns += int(predicted.sum())
+    others = int(rows.targets.sum()) - in_turns
     count = len(turns)
     faults = []
     if not int(rows.targets.sum()):
@@ -120,8 +130,8 @@ def silent_seconds(turns: Sequence[Tensor], frame_rate: float) -> float:
     return sorted(lengths)[len(lengths) // 2] / frame_rate
 
 
-def silence_faults(rows: RowBatch, frame_rate: float) -> list[str]:
-    turns = [rows.tokens[turn.row, turn.start : turn.end, 0] for turn in find_turns(rows)]
+def silence_faults(rows: RowBatch, frame_rate: float, layout: CodeLayout = CodeLayout.depth) -> list[str]:
+    turns = [rows.tokens[turn.places][:, 0] for turn in find_turns(rows, layout)]
     seconds = silent_seconds([codes[:-1] for codes in turns], frame_rate)
     if seconds <= LONGEST_SILENCE:
         return []
@@ -154,10 +164,12 @@ def future_faults(losses: Sequence[float]) -> list[str]:
     ]
 
 
-def batch_faults(microbatches: Sequence[RowBatch], frame_rate: float) -> list[str]:
+def batch_faults(
+    microbatches: Sequence[RowBatch], frame_rate: float, layout: CodeLayout = CodeLayout.depth
+) -> list[str]:
     """What is wrong with the layout and the silence of the first batch, on the CPU."""
     rows = _joined(microbatches)
-    return layout_faults(rows) or silence_faults(rows, frame_rate)
+    return layout_faults(rows, layout) or silence_faults(rows, frame_rate, layout)
 
 
 def warn_of_labels(
@@ -169,10 +181,10 @@ def warn_of_labels(
 ) -> None:
     """Logs all that looks wrong.
 
-    shifted: `CSM.shifted_losses [2, len(SHIFTS)]` of the batch; None for a model that has learned nothing yet
+    shifted: `SpeechLM.shifted_losses [2, len(SHIFTS)]` of the batch; None for a model that has learned nothing yet
     futures: `CSMTrainingModule.losses_with_other_future [2]` of the batch, or None with it
     """
-    faults = batch_faults(microbatches, frame_rate)
+    faults = batch_faults(microbatches, frame_rate, config.layout)
     if shifted is not None and shifted[1, 0]:
         faults += shift_faults((shifted[0] / shifted[1]).tolist(), config.audio_vocab_size)
     if futures is not None:

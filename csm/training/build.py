@@ -22,7 +22,7 @@ from csm.checkpoint.contents import checkpoint_extras
 from csm.checkpoint.resume import CheckpointFallback, check_same_run, find_checkpoints
 from csm.checkpoint.writer import BEST
 from csm.codec import check_same_codec, load_codec
-from csm.config import CodecKind, StrategyName, TrainConfig
+from csm.config import CodecKind, CodeLayout, StrategyName, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.dataset import ShardedDataset
 from csm.data.sources import open_sources
@@ -30,9 +30,9 @@ from csm.formats.export import export
 from csm.formats.init_weights import initialize
 from csm.formats.open import open_checkpoint
 from csm.kernels import cpu, cuda
-from csm.model.csm import CSM
 from csm.model.freeze import freeze
 from csm.model.lora import apply_lora
+from csm.model.single_stack import build_model
 from csm.parallel.plan import parallelize, precision
 from csm.parallel.ranks import global_rank
 from csm.parallel.strategies import build_engine, build_fabric, count_devices, data_ranks, device_mesh
@@ -111,7 +111,7 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     data = CSMDataModule(config, sources, tokenizer, rank=rank, world_size=world_size, pin_memory=on_cuda)
 
     with torch.device("meta"):
-        model = CSM(config.model)
+        model = build_model(config.model)
     if config.lora.rank:
         apply_lora(model, config.lora)
     freeze(model, config.freeze)
@@ -130,7 +130,13 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
     if config.strategy.name is StrategyName.ddp:
         module.fill_buckets(engine)
     log.info("%s: %.1fM parameters, %s", config.name, parameters / 1e6, precision(options))
-    if fabric.device.type == "cuda":
+    if config.model.layout is not CodeLayout.depth and config.loss.decoder_frame_ratio != 1:
+        log.info(
+            "model.layout=%s has no depth decoder to amortize: every code of every frame is trained on, whatever "
+            "loss.decoder_frame_ratio",
+            config.model.layout.value,
+        )
+    if fabric.device.type == "cuda" and config.model.layout is CodeLayout.depth:
         log.info(microbatch_advice(config, torch.cuda.get_device_properties(fabric.device).total_memory, num_devices))
     for each in datasets:
         log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from csm.arrangement import audio_positions
 from csm.config import TrainConfig
 from csm.data.packing import RowBatch
 from csm.model.backward import backward_in_chunks
-from csm.model.csm import CSM
 from csm.model.loss import LossSums, frame_chunks, join, join_chunks
+from csm.model.speech_lm import SpeechLM
 from csm.parallel.plan import attention_mask, reshard
 from csm.parallel.strategies import Engine
 from csm.stability.labels import SHIFTS
@@ -40,7 +41,7 @@ class CSMTrainingModule(L.LightningModule):
     Checkpoints hold its state: tensors under "model." and "ema.".
     """
 
-    def __init__(self, config: TrainConfig, model: CSM) -> None:
+    def __init__(self, config: TrainConfig, model: SpeechLM) -> None:
         super().__init__()
         self.config = config
         self.model = model
@@ -83,17 +84,18 @@ class CSMTrainingModule(L.LightningModule):
         return backward_in_chunks(engine, self._inputs(rows), loss, total_frames / num_ranks, last, chunk)
 
     def fill_buckets(self, engine: Engine) -> None:
-        """Has DDP make its buckets before training: two passes over a row of two positions, without their gradients.
+        """Has DDP make its buckets before training: two passes over a row of one frame, without their gradients.
 
         DDP makes its first buckets for the first pass, and others, in the order in which gradients came, for the
         second. In a step of several passes the gradients of those not summed yet would need memory of their own.
         """
-        codebooks, device = self.config.model.num_codebooks, engine.fabric.device
+        model, device = self.config.model, engine.fabric.device
+        length, columns = 1 + audio_positions(1, model.layout, model.num_codebooks), model.num_codebooks + 1
         inputs = {
-            "tokens": torch.zeros(1, 2, codebooks + 1, dtype=torch.int64),
-            "mask": torch.ones(1, 2, codebooks + 1, dtype=torch.bool),
-            "positions": torch.arange(2)[None],
-            "targets": torch.tensor([[False, True]]),
+            "tokens": torch.zeros(1, length, columns, dtype=torch.int64),
+            "mask": torch.ones(1, length, columns, dtype=torch.bool),
+            "positions": torch.arange(length)[None],
+            "targets": torch.arange(length)[None] == 1,
             "slots": torch.ones(1, 1, dtype=torch.int64),
             "slot_weights": torch.ones(1, 1),
         }
@@ -123,7 +125,7 @@ class CSMTrainingModule(L.LightningModule):
 
     @torch.no_grad()
     def shifted_losses(self, rows: RowBatch, engine: Engine) -> Tensor:
-        """`CSM.shifted_losses` of one batch with the labels at `SHIFTS`; all ranks must take part."""
+        """`SpeechLM.shifted_losses` of one batch with the labels at `SHIFTS`; all ranks must take part."""
         inputs = self._inputs(rows)
         for name in ("slots", "slot_weights", "inputs"):
             del inputs[name]

@@ -20,6 +20,7 @@ from csm.checkpoint.writer import CheckpointFolder, CheckpointWriter
 from csm.config import Profile, TrainConfig
 from csm.data.datamodule import CSMDataModule
 from csm.data.packing import RowBatch, StepBatch
+from csm.model.csm import CSM
 from csm.model.loss import LossSums
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
@@ -180,8 +181,10 @@ class TrainingLoop:
         metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]  # whatever the loss weights
         self._log(metrics)
         if self.samples is not None and self.samples.due(self.step):
+            model = self.module.model
+            assert isinstance(model, CSM)  # csm/validate.py
             with self.module.evaluating():
-                metrics |= self.samples.speak(self.module.model, self.config.lora, self.step, self.fabric)
+                metrics |= self.samples.speak(model, self.config.lora, self.step, self.fabric)
         metrics = self.fabric.broadcast(metrics)  # samples are spoken by rank 0
         self.best_loss = min(self.best_loss, metrics["val/loss"])
         if best := self.early_stop.see(metrics):

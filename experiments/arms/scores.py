@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from csm.arrangement import arranged, by_frame
 from csm.data.dataset import ShardedDataset
 from csm.data.packing import pack_row, stack_rows
 from csm.data.rows import only_last, sample_turns
 from csm.data.sample import Sample
 from csm.frames import Frames, conversation_frames
-from csm.model.csm import CSM
 from csm.model.loss import frame_chunks, join, join_chunks
+from csm.model.speech_lm import SpeechLM
 from csm.text import TextTokenizer
 from experiments.arms.experiment import View
 
@@ -39,7 +40,9 @@ class Item:
 
 
 @torch.inference_mode()
-def score(model: CSM, dataset: ShardedDataset, tokenizer: TextTokenizer, limit: int, view: View) -> dict[str, Item]:
+def score(
+    model: SpeechLM, dataset: ShardedDataset, tokenizer: TextTokenizer, limit: int, view: View
+) -> dict[str, Item]:
     """Scores of all validation conversations by key. Raises ValueError if there are fewer than two.
 
     limit: positions that the model was trained with; of a longer conversation the leading turns are scored
@@ -56,16 +59,17 @@ def score(model: CSM, dataset: ShardedDataset, tokenizer: TextTokenizer, limit: 
     return items
 
 
-def _documents(model: CSM, sample: Sample, tokenizer: TextTokenizer, limit: int, view: View) -> list[Frames]:
+def _documents(model: SpeechLM, sample: Sample, tokenizer: TextTokenizer, limit: int, view: View) -> list[Frames]:
     without_text = np.full(len(sample.turns), view is View.no_text)
-    turns = sample_turns(sample, tokenizer, limit, without_text=without_text)
+    layout = model.config.layout
+    turns = sample_turns(sample, tokenizer, limit, without_text=without_text, layout=layout)
     if view is View.last:
         turns = only_last(turns)
     parts = [[turn] for turn in turns] if view is View.no_context else [turns]
-    return [conversation_frames(part, model.config.num_codebooks) for part in parts]
+    return [arranged(conversation_frames(part, model.config.num_codebooks), layout) for part in parts]
 
 
-def _item(model: CSM, sample: Sample, documents: list[Frames]) -> Item:
+def _item(model: SpeechLM, sample: Sample, documents: list[Frames]) -> Item:
     length = sum(map(len, documents))
     row = pack_row(documents, length, model.config.num_codebooks, length, np.random.default_rng(0))
     row = stack_rows([row])  # without the slots of text positions
@@ -76,10 +80,11 @@ def _item(model: CSM, sample: Sample, documents: list[Frames]) -> Item:
     chunks = [model.decoder_losses(chunk) for chunk in frame_chunks(frames, CHUNK)]
     losses = join(backbone, join_chunks(chunks, len(frames.weights))).losses.double()  # [K]
     means = {"c0": losses[0], "c1-7": losses[1:COMMON].mean(), "others": losses[1:].mean()}
-    codes = row.tokens[0, row.targets[0], :-1][:, :COMMON].contiguous().numpy()
+    codes = by_frame(row.tokens[0, :, :-1], model.config.layout)
+    predicted = codes[row.targets[0, : len(codes)]][:, :COMMON].contiguous().numpy()
     return Item(
         sample.group,
         int(row.targets.sum()),
-        zlib.crc32(codes.tobytes()),
+        zlib.crc32(predicted.tobytes()),
         {group: round(float(nats), 4) for group, nats in means.items()},
     )

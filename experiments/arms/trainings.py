@@ -83,7 +83,7 @@ def _scores(training: Training, data: ShardedDataset, limit: int, view: View) ->
     file = training.folder / f"scores-{view.value}.json"
     if not file.is_file():
         checkpoint = open_checkpoint(training.folder / "export")
-        items = score(checkpoint.load_model(dtype=torch.float32), data, checkpoint.read_tokenizer(), limit, view)
+        items = score(checkpoint.load_to_score(dtype=torch.float32), data, checkpoint.read_tokenizer(), limit, view)
         text = json.dumps({key: asdict(item) for key, item in items.items()})
         write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return json.loads(file.read_text(encoding="utf-8"))
