@@ -1,4 +1,4 @@
-"""What the models of all layouts have in common: embeddings, the backbone, heads, and how losses are asked for.
+"""Common parts of the models of all layouts: embeddings, the backbone, heads, and how losses are asked for.
 
     tokens, mask [B, S, K+1] --embed--> [B, S, D] --backbone--> states h [B, S, D]
 
