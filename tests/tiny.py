@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csm.config import CSMConfig, LossConfig, TransformerConfig
 from csm.data.packing import RowBatch, num_slots, pack_row, stack_rows
@@ -30,16 +30,20 @@ def tiny_config(codebooks: int = K) -> CSMConfig:
 
 
 def tiny_model(seed: int = 0, codebooks: int = K) -> CSM:
-    """Weights large enough that every input matters to every output."""
     torch.manual_seed(seed)
     model = CSM(tiny_config(codebooks))
+    enlarge_weights(model)
+    return model
+
+
+def enlarge_weights(model: nn.Module) -> None:
+    """Draws weights large enough that every input matters to every output."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=0.3)
             else:
                 parameter.uniform_(0.5, 1.5)
-    return model
 
 
 def conversation(

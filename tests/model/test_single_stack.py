@@ -18,7 +18,17 @@ from csm.model.flops import Work, training_flops
 from csm.model.loss import LossSums
 from csm.model.single_stack import SingleStack, build_model
 from csm.stability.labels import batch_faults
-from tests.tiny import CODEBOOK_SIZE, TEXT_VOCAB, K, forward, forward_backward, inputs, rows, tiny_config
+from tests.tiny import (
+    CODEBOOK_SIZE,
+    TEXT_VOCAB,
+    K,
+    enlarge_weights,
+    forward,
+    forward_backward,
+    inputs,
+    rows,
+    tiny_config,
+)
 
 LAYOUTS = [CodeLayout.delay, CodeLayout.flat]
 ROW = 160
@@ -49,16 +59,10 @@ def packed(layout: CodeLayout) -> RowBatch:
 
 
 def made_model(layout: CodeLayout) -> SingleStack:
-    """Weights large enough that every input matters to every output."""
     torch.manual_seed(0)
     model = build_model(replace(tiny_config(), layout=layout))
     assert isinstance(model, SingleStack)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=0.3)
-            else:
-                parameter.uniform_(0.5, 1.5)
+    enlarge_weights(model)
     return model
 
 
