@@ -35,10 +35,7 @@ def load_audio(path: str | Path, sample_rate: int, channel: int | None = None) -
     """
     channels, file_rate = load_channels(path)
     if channel is None:
-        samples = channels.numpy()
-        mean = mean_of_channels(samples.T)
-        chosen = mono_channel(np.einsum("cn,cn->c", samples, samples), float(np.dot(mean, mean)))
-        mono = torch.from_numpy(mean) if chosen is None or len(channels) == 1 else channels[chosen]
+        mono = torch.from_numpy(mix_to_mono(channels.numpy().T)[0])
     elif 0 <= channel < len(channels):
         mono = channels[channel]
     else:
@@ -63,6 +60,15 @@ def load_channels(path: str | Path) -> tuple[Tensor, int]:
     if not np.isfinite(samples).all():
         raise ValueError(f"{path}: holds NaN or infinite samples; replace or remove the file")
     return torch.from_numpy(samples), reader.header.sample_rate
+
+
+def mix_to_mono(samples: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """All of a recording, float32 [N, C], as one channel, [N], and which one `mono_channel` chose; None: the mean."""
+    if samples.shape[1] == 1:
+        return np.ascontiguousarray(samples[:, 0]), None
+    mean = mean_of_channels(samples)
+    chosen = mono_channel(np.einsum("nc,nc->c", samples, samples), float(np.dot(mean, mean)))
+    return (mean, None) if chosen is None else (np.ascontiguousarray(samples[:, chosen]), chosen)
 
 
 def mono_channel(energies: np.ndarray, mean_energy: float) -> int | None:

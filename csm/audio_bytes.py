@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from enum import Enum
+from itertools import pairwise
 from typing import BinaryIO
 
 _OGG_PAGE = re.compile(rb"OggS\x00(.)", re.DOTALL)  # RFC 3533, section 6: a page's version and type
@@ -59,8 +60,45 @@ class WatchedFile:
             raise self.error
 
 
+class FilePart(io.RawIOBase):
+    """`size` bytes of a file from `start` on, as a file of its own; the file stays open when this one is closed."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + place)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self._file.seek(self._start + self._place)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def flac_parts(file: WatchedFile, size: int) -> list[tuple[int, int]]:
+    """Start and size of each of the FLAC files that were joined, or of the only one; empty for other formats."""
+    start = _after_id3(bytes_at(file, 0, 12))
+    if bytes_at(file, start, 4) != b"fLaC":
+        return []
+    starts = [place for place, _ in _find(file, _FLAC_START, start)]
+    return [(first, last - first) for first, last in pairwise([*starts, size])]
+
+
 def goes_on(file: WatchedFile, size: int) -> bool:
-    """Whether another file of the same format follows: podcasts with inserted parts, recordings of radio streams.
+    """Whether another MP3 or Ogg file follows: podcasts with inserted parts, recordings of radio streams.
 
     Raises `UnreadableAudio` for joined WAV files, of which neither library reads more than the first.
     """
@@ -73,11 +111,9 @@ def goes_on(file: WatchedFile, size: int) -> bool:
         return False
     start = _after_id3(head)
     magic = bytes_at(file, start, 4)
-    if magic == b"fLaC":
-        return sum(1 for _ in _find(file, _FLAC_START, start)) > 1
     if magic == b"OggS":  # beginnings of streams stand together; after another page, they begin a new file
         others = False
-        for found in _find(file, _OGG_PAGE, start):
+        for _, found in _find(file, _OGG_PAGE, start):
             begins = found[1][0] & 2 != 0
             if begins and others:
                 return True
@@ -86,18 +122,18 @@ def goes_on(file: WatchedFile, size: int) -> bool:
     return _mp3_goes_on(file, start, size)
 
 
-def _find(file: WatchedFile, pattern: re.Pattern[bytes], start: int) -> Iterator[re.Match[bytes]]:
-    """All matches (of at most `_OVERLAP` bytes) in a file from `start` on, which is read in chunks."""
+def _find(file: WatchedFile, pattern: re.Pattern[bytes], start: int) -> Iterator[tuple[int, re.Match[bytes]]]:
+    """All matches (of at most `_OVERLAP` bytes) in a file from `start` on, each with its place; read in chunks."""
     file.seek(start)
-    rest = b""
+    rest, place = b"", start
     while chunk := file.read(_CHUNK):
         data = rest + chunk
         last = len(data) if len(chunk) < _CHUNK else len(data) - _OVERLAP
         for found in pattern.finditer(data):
             if found.start() >= last:
                 break
-            yield found
-        rest = data[last:]
+            yield place + found.start(), found
+        rest, place = data[last:], place + last
     file.seek(0)
     file.ended = False
 

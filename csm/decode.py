@@ -11,16 +11,25 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
 import soundfile
 
-from csm.audio_bytes import Fault, UnreadableAudio, WatchedFile, bytes_at, goes_on, is_mp3_of_unknown_length
+from csm.audio_bytes import (
+    Fault,
+    FilePart,
+    UnreadableAudio,
+    WatchedFile,
+    bytes_at,
+    flac_parts,
+    goes_on,
+    is_mp3_of_unknown_length,
+)
+from csm.audio_reader import AudioReader, Header, JoinedReader, Part, between
 
 BLOCK = 1 << 16
 """Most samples of each channel that are decoded at once."""
@@ -56,40 +65,6 @@ _FFMPEG_KNOWS_LENGTH = ("mov", "matroska", "flac", "wav", "asf")  # of the audio
 _FFMPEG_HAS_CLOCK = ("mov", "matroska", "asf", "mpegts", "flv", "mpeg")  # frames are stamped with their times
 
 
-@dataclass
-class Header:
-    """Properties of an audio file, as its header gives them."""
-
-    sample_rate: int
-    channels: int
-    codec_format: str  # container/codec: "wav/pcm_16", "mov/aac"; "mp3"
-    samples: int | None  # of each channel; None: not in the header, or unreliable
-
-
-class AudioReader(Protocol):
-    """An open audio file. Both methods raise `UnreadableAudio` for damaged audio, OSError for failing storage."""
-
-    header: Header
-    skips: bool
-    """Whether `blocks` skips what is before its `start` without decoding it, and may be called again."""
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Yields all samples from `start` on, or up to `stop`, in order, in blocks of float32 [n, C] with n > 0.
-
-        Up to `start`, formats without loss are skipped, others decoded, once (see `skips`). Behind `stop` nothing is
-        read. There may be fewer or more samples than the header says. A file that ends too early raises
-        `UnreadableAudio` only after its last block.
-        """
-        ...
-
-    def count(self) -> int:
-        """Samples of each channel, from the header or else from the headers of all packets.
-
-        Decodes nothing, except of joined files; to be called instead of `blocks`.
-        """
-        ...
-
-
 def open_audio(file: BinaryIO, name: str) -> AudioReader:
     """Opens seekable audio of any format; `name` is for messages, and its suffix identifies headerless audio.
 
@@ -111,18 +86,38 @@ def open_audio(file: BinaryIO, name: str) -> AudioReader:
             raise UnreadableAudio(Fault.audio_corrupt, message)
         if is_mp3_of_unknown_length(watched):  # libsndfile guesses the length, and reads no further
             return _FfmpegReader(watched)
-        if goes_on(watched, size):  # libsndfile reads the first part only
+        parts = flac_parts(watched, size)
+        if len(parts) > 1:  # FFmpeg may miss the frame with which one begins
+            return _open_joined(file, name, parts)
+        if not parts and goes_on(watched, size):  # libsndfile reads the first part only
             return _FfmpegReader(watched, joined=True)
+        return _open_single(watched)
+
+
+def _open_joined(file: BinaryIO, name: str, parts: list[tuple[int, int]]) -> JoinedReader:
+    readers: list[Part] = []
+    for part in parts:
+        watched = WatchedFile(cast(BinaryIO, FilePart(file, *part)), name)
         try:
-            reader = _SoundfileReader(watched)
-        except soundfile.LibsndfileError:
-            reader = None
-        if reader is not None and reader.header.samples:
-            return reader
-        # without a length, or with one of zero as a recorder leaves it that was not stopped
-        watched.check()
-        watched.seek(0)
-        return _FfmpegReader(watched)
+            readers.append(_open_single(watched))
+        except (soundfile.LibsndfileError, av.FFmpegError, EOFError, ValueError):
+            watched.check()
+            if part != parts[-1]:
+                raise
+    return JoinedReader(name, readers, cut=len(readers) < len(parts))
+
+
+def _open_single(file: WatchedFile) -> Part:
+    try:
+        reader = _SoundfileReader(file)
+    except soundfile.LibsndfileError:
+        reader = None
+    if reader is not None and reader.header.samples:
+        return reader
+    # without a length, or with one of zero as a recorder leaves it that was not stopped
+    file.check()
+    file.seek(0)
+    return _FfmpegReader(file)
 
 
 @contextmanager
@@ -139,6 +134,8 @@ def _translated(file: WatchedFile, problem: str) -> Iterator[None]:
 
 
 class _SoundfileReader:
+    before = 0.0
+
     def __init__(self, file: WatchedFile) -> None:
         self._file = file
         self._sound = sound = soundfile.SoundFile(file)
@@ -156,8 +153,16 @@ class _SoundfileReader:
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         decoded = min(start, self._sound.frames) if self.skips else 0
+        rate = self.header.sample_rate
         if self._sound.seekable():  # GSM and ADPCM are not
-            self._sound.seek(decoded)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
+            try:
+                self._sound.seek(decoded)  # without it, libsndfile 1.2.2 returns an Opus file's priming samples first
+            except soundfile.LibsndfileError as error:
+                self._file.check()
+                fault = Fault.audio_truncated if self._file.ended else Fault.audio_corrupt
+                place = self.before + decoded / rate
+                message = f"{self._file.label}: cannot be read from {place:.2f} s on ({error})"
+                raise UnreadableAudio(fault, message) from error
         while stop is None or decoded < stop:
             try:
                 wanted = BLOCK if stop is None else min(BLOCK, stop - decoded)
@@ -166,8 +171,8 @@ class _SoundfileReader:
             except soundfile.LibsndfileError as error:
                 self._file.check()
                 if self._file.ended:
-                    raise _truncated(self._file.label, decoded, self._promised, self.header.sample_rate) from error
-                place = decoded / self.header.sample_rate
+                    raise _truncated(self._file.label, decoded, self._promised, rate, self.before) from error
+                place = self.before + decoded / rate
                 raise UnreadableAudio(
                     Fault.audio_corrupt, f"{self._file.label}: damaged after {place:.2f} s ({error})"
                 ) from error
@@ -178,8 +183,9 @@ class _SoundfileReader:
                 yield block[max(0, len(block) - (decoded - start)) :]
         if stop is not None and decoded >= stop:
             return
-        if self._cut or decoded < self._promised - TRUNCATED_SECONDS * self.header.sample_rate:
-            raise _truncated(self._file.label, decoded, None if self._cut else self._promised, self.header.sample_rate)
+        if self._cut or decoded < self._promised - TRUNCATED_SECONDS * rate:
+            promised = None if self._cut else self._promised
+            raise _truncated(self._file.label, decoded, promised, rate, self.before)
 
     def count(self) -> int:
         assert self.header.samples is not None  # see `open_audio`
@@ -210,6 +216,7 @@ class Clock:
 
 class _FfmpegReader:
     skips = False
+    before = 0.0
 
     def __init__(
         self,
@@ -240,16 +247,7 @@ class _FfmpegReader:
         self._clock = Clock(file.label, self._container) if kind in _FFMPEG_HAS_CLOCK and not joined else None
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        place = 0
-        if stop is not None and stop <= start:
-            return
-        for block in self._blocks():
-            place += len(block)
-            if place > start:
-                found = block[max(0, len(block) - (place - start)) :]
-                yield found if stop is None or place <= stop else found[: len(found) - (place - stop)]
-            if stop is not None and place >= stop:
-                return
+        return between(self._blocks(), start, stop)
 
     def _blocks(self) -> Iterator[np.ndarray]:
         decoded = 0
@@ -257,35 +255,35 @@ class _FfmpegReader:
         frames = self._container.decode(self._stream)
         while True:
             place = Fraction(decoded, self.header.sample_rate)
-            with _translated(self._file, f"damaged after {float(place):.2f} s"):
+            with _translated(self._file, f"damaged after {self.before + float(place):.2f} s"):
                 frame = next(frames, None)
                 converted: list[np.ndarray] = []
                 found = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
                 if convert is not None and found != kind:  # the end, or what follows is sampled in another way
-                    converted += [out.to_ndarray() for out in convert.resample(None)]
+                    converted += map(_interleaved, convert.resample(None))
                 if frame is not None:
                     if convert is None or found != kind:
-                        convert, kind = av.AudioResampler(format="fltp", rate=self.header.sample_rate), found
+                        convert, kind = av.AudioResampler(format="flt", rate=self.header.sample_rate), found
                     if self._clock is not None and frame.pts is not None and frame.time_base is not None:
                         pause = self._clock.pause(frame.pts * frame.time_base, place)
                         yield from _silence(round(pause * self.header.sample_rate), self.header.channels)
                         decoded += round(pause * self.header.sample_rate)
-                    converted += [out.to_ndarray() for out in convert.resample(frame)]
+                    converted += map(_interleaved, convert.resample(frame))
             for samples in converted:
-                if samples.shape[0] != self.header.channels:
+                if samples.shape[1] != self.header.channels:
                     raise UnreadableAudio(
                         Fault.audio_corrupt,
-                        f"{self._file.label}: from {float(place):.2f} s on it has {samples.shape[0]} channels instead "
-                        f"of {self.header.channels}",
+                        f"{self._file.label}: from {self.before + float(place):.2f} s on it has {samples.shape[1]} "
+                        f"channels instead of {self.header.channels}",
                     )
-                decoded += samples.shape[1]
-                if samples.shape[1]:
-                    yield np.ascontiguousarray(samples.T)
+                decoded += len(samples)
+                if len(samples):
+                    yield samples
             if frame is None:
                 break
         promised = self.header.samples
         if promised is not None and decoded < promised - TRUNCATED_SECONDS * self.header.sample_rate:
-            raise _truncated(self._file.label, decoded, promised, self.header.sample_rate)
+            raise _truncated(self._file.label, decoded, promised, self.header.sample_rate, self.before)
 
     def count(self) -> int:
         if self.header.samples is not None:
@@ -307,12 +305,18 @@ class _Headerless(_FfmpegReader):
         self.header = Header(rate, self.header.channels, container_format, samples_in_byte * size)
 
 
+def _interleaved(frame: av.AudioFrame) -> np.ndarray:
+    """Samples of a packed frame, [n, C]; of planar frames with eight channels, PyAV reads a ninth from anywhere."""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+
+
 def _silence(samples: int, channels: int) -> Iterator[np.ndarray]:
     for first in range(0, samples, BLOCK):
         yield np.zeros((min(BLOCK, samples - first), channels), np.float32)
 
 
-def _truncated(name: str, decoded: int, promised: int | None, rate: int) -> UnreadableAudio:
-    expected = f" of the {promised / rate:.2f} s in its header" if promised is not None else ", within a page"
-    message = f"{name}: the file is cut off after {decoded / rate:.2f} s{expected}"
+def _truncated(name: str, decoded: int, promised: int | None, rate: int, before: float) -> UnreadableAudio:
+    """An error with times of the whole file, of which `before` seconds precede this part."""
+    expected = f" of the {before + promised / rate:.2f} s in its header" if promised is not None else ", within a page"
+    message = f"{name}: the file is cut off after {before + decoded / rate:.2f} s{expected}"
     return UnreadableAudio(Fault.audio_truncated, message)

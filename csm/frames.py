@@ -88,6 +88,17 @@ def conversation_frames(turns: list[TurnTokens], num_codebooks: int, fewer_codeb
     return Frames(tokens, mask, targets, eos)
 
 
+def newest_turns(turns: list[TurnTokens], positions: int) -> list[TurnTokens]:
+    """The newest of `turns` that take at most `positions` positions together; older ones are left out as a whole."""
+    kept: list[TurnTokens] = []
+    for turn in reversed(turns):
+        positions -= turn.num_positions
+        if positions < 0:
+            break
+        kept.insert(0, turn)
+    return kept
+
+
 def is_eos_frame(codes: Tensor) -> Tensor:
     """Whether frames `[..., K]` are end-of-speech frames: every code 0 (code 0 alone is a real code). bool `[...]`."""
     return (codes == 0).all(dim=-1)

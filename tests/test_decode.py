@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ import soxr
 
 import data_prep
 from csm.audio import load_audio, load_channels
+from csm.audio_bytes import Fault, UnreadableAudio
 from csm.decode import open_audio
 from data_prep.audio.made import open_made
 from data_prep.audio.recording import RecordingAudio
@@ -243,3 +245,62 @@ def test_of_a_stretch_nothing_before_it_is_kept_and_nothing_behind_it_is_read(tm
         at for at in range(20 * rate - 100, 20 * rate + 100) if np.array_equal(sound[at : at + 100], stretch[:100])
     ]
     assert place == 20 * rate
+
+
+@pytest.mark.parametrize("seconds", [2.0, 2.048, 5.3])
+def test_no_sample_is_lost_where_flac_files_join(tmp_path, seconds):
+    """At their own rates and lengths; the length of the third one is not in its header."""
+    parts = [0.5 * tone(frequency, seconds, 8000) / 32768 for frequency in (300, 500, 700)]
+    for number, part in enumerate(parts):
+        soundfile.write(tmp_path / f"{number}.flac", part, 8000)
+    data = [(tmp_path / f"{number}.flac").read_bytes() for number in range(3)]
+    unknown = bytearray(data[2])
+    unknown[21] &= 0xF0
+    unknown[22:26] = bytes(4)
+    for third in (data[2], bytes(unknown)):
+        (tmp_path / "x.flac").write_bytes(data[0] + data[1] + third)
+        np.testing.assert_allclose(load_audio(tmp_path / "x.flac", 8000), np.concatenate(parts), atol=1e-4)
+        assert probe(Locator(str(tmp_path / "x.flac")), "x.flac").seconds == pytest.approx(3 * seconds)
+
+
+def test_joined_flac_files_of_other_rates_are_resampled_and_of_other_channels_refused(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(400, 2.0, RATE), RATE)
+    soundfile.write(tmp_path / "b.flac", tone(600, 2.0, 44100), 44100)
+    (tmp_path / "x.flac").write_bytes((tmp_path / "a.flac").read_bytes() + (tmp_path / "b.flac").read_bytes())
+    samples = load_audio(tmp_path / "x.flac", RATE).numpy()
+    assert len(samples) == 4 * RATE and hertz(samples[: 2 * RATE]) == pytest.approx(400, abs=1)
+    assert hertz(samples[2 * RATE :]) == pytest.approx(600, abs=1)
+    soundfile.write(tmp_path / "b.flac", np.stack([tone(600, 2.0, RATE)] * 2, axis=1), RATE)
+    (tmp_path / "x.flac").write_bytes((tmp_path / "a.flac").read_bytes() + (tmp_path / "b.flac").read_bytes())
+    assert "not all of which have 1 channels" in probe(Locator(str(tmp_path / "x.flac")), "x.flac").message
+
+
+def test_eight_channels_are_read(tmp_path):
+    levels = 0.1 * np.arange(1, 9, dtype=np.float32)
+    with av.open(str(tmp_path / "x.mkv"), "w") as out:
+        stream = out.add_stream("pcm_f32le", rate=8000, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(np.tile(levels, 8000)[None], "flt", "7.1")
+        frame.sample_rate = 8000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    channels, rate = load_channels(tmp_path / "x.mkv")
+    assert rate == 8000
+    np.testing.assert_array_equal(channels.numpy(), np.tile(levels[:, None], 8000))
+
+
+@pytest.mark.parametrize("size", [20, 42, 60, 100, 20_000])
+def test_a_joined_flac_file_that_is_cut_off_is_an_error_behind_the_whole_ones(tmp_path, size):
+    """With times of the whole file. 20 and 60 bytes of the last one are no whole header; 42 and 100 have no frame."""
+    sound = 0.1 * np.random.default_rng(0).standard_normal(40_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.flac", sound, RATE)
+    data = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "x.flac").write_bytes(data + data + data[:size])
+    with (tmp_path / "x.flac").open("rb") as file, pytest.raises(UnreadableAudio) as raised:
+        list(open_audio(file, "x.flac").blocks())
+    assert raised.value.fault is Fault.audio_truncated
+    assert re.match(rf"x\.flac: .* {2 * 40_000 / RATE:.2f} s", str(raised.value))
+    with (tmp_path / "x.flac").open("rb") as file:
+        reader = open_audio(file, "x.flac")
+        assert sum(map(len, reader.blocks(0, 80_000))) == 80_000
+    (tmp_path / "one.flac").write_bytes(data[:size])
+    with (tmp_path / "one.flac").open("rb") as file, pytest.raises(UnreadableAudio):
+        list(open_audio(file, "one.flac").blocks())
