@@ -109,7 +109,7 @@ def der(reference: Sequence[Segment], found: Sequence[Segment], collar: float = 
 
 
 def _activity(segments: Sequence[Segment], times: np.ndarray) -> np.ndarray:
-    """Who speaks when, bool [speakers, times]."""
+    """Activity of each speaker at each time, bool [speakers, times]."""
     rows = {speaker: np.zeros(len(times), bool) for _, _, speaker in segments}
     for start, end, speaker in segments:
         rows[speaker] |= (start <= times) & (times < end)

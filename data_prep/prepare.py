@@ -9,9 +9,9 @@ from pathlib import Path
 from csm.data.dataset import DATASET_FILE, DatasetInfo, ShardedDataset
 from csm.judges.recognition import BUNDLED
 from data_prep.config import DataPrepConfig, TranscribeBackend
-from data_prep.execution.pipeline import build_stages, run_codec
+from data_prep.execution.pipeline import build_stages, check_codec, run_codec
 from data_prep.execution.run import RunSummary, run
-from data_prep.inputs.plan import Plan, make_plan
+from data_prep.inputs.plan import Plan, check_inputs, make_plan
 from data_prep.packing.output import check_replaceable
 from data_prep.packing.pack import pack, prep_hash
 from data_prep.report.report import REPORT_FILE, write_report
@@ -35,6 +35,8 @@ def prepare(cfg: DataPrepConfig, on_plan: Callable[[Plan], None] = lambda plan: 
     finished = lacks_report(cfg)
     if not finished:
         check_replaceable(cfg.output, cfg.overwrite)
+    check_inputs(cfg)
+    check_codec(cfg)
     plan = make_plan(cfg)
     on_plan(plan)
     summary = run(cfg)

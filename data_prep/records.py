@@ -223,6 +223,7 @@ class TurnScore:
     cer: float | None = None  # character error rate of the given text against `heard`
     half_similarity: float | None = None  # cosine of the voices of the turn's halves
     speaker_similarity: float | None = None  # cosine of the turn's voice and that of its speaker's other turns
+    music: float | None = None  # share of its frames with music or singing
 
 
 @dataclass

@@ -11,5 +11,6 @@ measures.py                quality, prosody and pauses of one utterance
 contours.py                distance of prosody from a recording of the same words
 phonemes.py                phoneme recognizers: how a word was said
 dnsmos.py, silero.py       DNSMOS; voice activity
+music.py                   music and singing
 hub.py                     weights from a folder or a repository of the Hugging Face hub
 """

@@ -6,7 +6,9 @@ machine, so that everything else reads it like a recording that was stored so.
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import BinaryIO, cast
 
@@ -15,12 +17,15 @@ import numpy as np
 import soundfile
 import soxr
 
+from csm.audio import mean_of_channels, mix_to_mono, mono_channel
 from csm.decode import BLOCK, Clock
 from data_prep.audio.decode import open_audio, rejected
 from data_prep.audio.storage import open_path
 from data_prep.audio.stretches import read_stretch
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import Made
+
+log = logging.getLogger(__name__)
 
 _IN_MEMORY = 64 << 20  # bytes
 
@@ -76,7 +81,19 @@ def _decoded(path: str) -> tuple[int, np.ndarray]:
 
 def _mono(path: str) -> tuple[int, np.ndarray]:
     rate, samples = _decoded(path)
-    return rate, samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
+    return rate, _mixed(samples, path)
+
+
+def _mixed(samples: np.ndarray, name: str) -> np.ndarray:
+    """One channel, float32 [N], of [N, C], as `csm.audio.load_audio` mixes a recording."""
+    mono, chosen = mix_to_mono(samples)
+    if chosen is not None:
+        _warn_of_cancelled(name, chosen)
+    return mono
+
+
+def _warn_of_cancelled(name: str, chosen: int) -> None:
+    log.warning("%s: its channels cancel each other; channel %d is used alone", name, chosen)
 
 
 def count_streams(path: str) -> int:
@@ -90,14 +107,9 @@ def count_streams(path: str) -> int:
 
 def _streams(path: str) -> list[tuple[int, np.ndarray]]:
     """Rate and samples, float32 [N], of each audio stream, placed by the container's clock."""
-    tracks = []
     try:
         with open_path(path) as file, rejected():
-            count = count_streams(path)
-            for number in range(count):
-                file.seek(0)
-                with av.open(file) as container:
-                    tracks.append(_stream(container, number, Clock(path, container)))
+            tracks = [_stream(file, number, path) for number in range(count_streams(path))]
     except (av.FFmpegError, ValueError) as error:
         raise RejectedRecording(Reason.audio_corrupt, f"{path}: cannot be decoded as audio ({error})") from error
     if not any(len(track) for _, track in tracks):
@@ -105,18 +117,41 @@ def _streams(path: str) -> list[tuple[int, np.ndarray]]:
     return tracks
 
 
-def _stream(container: av.container.InputContainer, number: int, clock: Clock) -> tuple[int, np.ndarray]:
-    stream = container.streams.audio[number]
-    rate = stream.rate
-    to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
-    pieces: list[np.ndarray] = []
-    filled = 0
+def _stream(file: BinaryIO, number: int, path: str) -> tuple[int, np.ndarray]:
+    """Rate and samples of a stream as one channel, as `csm.audio.load_audio` mixes a recording.
+
+    It is mixed while it is decoded, and decoded again if its channels cancel each other.
+    """
+    energies, mean_energy = np.zeros(1), 0.0
+    means: list[np.ndarray] = [np.zeros(0, np.float32)]
+    file.seek(0)
+    with av.open(file) as container:
+        rate = container.streams.audio[number].rate
+        for block in _stream_blocks(container, number, path):
+            mean = mean_of_channels(block)
+            energies = energies + np.einsum("nc,nc->c", block, block)
+            mean_energy += float(np.dot(mean, mean))
+            means.append(mean)
+    chosen = mono_channel(energies, mean_energy) if len(energies) > 1 else None
+    if chosen is None:
+        return rate, np.concatenate(means)
+    _warn_of_cancelled(f"{path}, stream {number}", chosen)
+    means.clear()
+    file.seek(0)
+    with av.open(file) as container:
+        return rate, np.concatenate([block[:, chosen].copy() for block in _stream_blocks(container, number, path)])
+
+
+def _stream_blocks(container: av.container.InputContainer, number: int, path: str) -> Iterator[np.ndarray]:
+    """Samples of a stream, float32 [n, C], in parts of any length."""
+    clock, stream = Clock(path, container), container.streams.audio[number]
+    rate, filled = stream.rate, 0
+    convert = av.AudioResampler(format="flt", layout=stream.layout, rate=rate)
     for frame in container.decode(stream):
         if frame.pts is not None and frame.time_base is not None:
             silence = round(clock.pause(frame.pts * frame.time_base, Fraction(filled, rate)) * rate)
-            pieces.append(np.zeros(silence, np.float32))
+            yield np.zeros((silence, stream.channels), np.float32)
             filled += silence
-        for out in to_mono.resample(frame):
-            pieces.append(out.to_ndarray().reshape(-1))
-            filled += len(pieces[-1])
-    return rate, np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        for out in convert.resample(frame):
+            yield out.to_ndarray().reshape(-1, stream.channels)
+            filled += out.samples

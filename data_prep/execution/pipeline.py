@@ -39,6 +39,15 @@ def run_codec(cfg: DataPrepConfig) -> Codec:
     return load_codec(cfg.codec)
 
 
+def check_codec(cfg: DataPrepConfig) -> None:
+    """Loads the codec once, to find out before any work whether `run` can; one that is fitted first needs no weights.
+
+    Raises FileNotFoundError or ValueError as `load_codec` does.
+    """
+    if cfg.codec.kind is not CodecKind.spectral or cfg.codec.path is not None:
+        load_codec(cfg.codec)
+
+
 def build_stages(cfg: DataPrepConfig, codec: Codec) -> list[Stage]:
     """All stages, in order; each loads its models on first use."""
     return [
@@ -65,7 +74,7 @@ class LastRun:
 
 
 def last_run(cfg: DataPrepConfig, work: Path) -> LastRun | None:
-    """What the last run wrote down, for which neither codec nor models are needed; None: nothing has run."""
+    """Record of the last run, for which neither codec nor models are needed; None: nothing has run."""
     file = work / STAGES_FILE
     if not file.is_file():
         return None

@@ -127,7 +127,7 @@ def _features() -> dict[str, Any]:
 
 def _feature(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
+        return [_feature(kind.value_type)]  # a "List" is not known before datasets 4, a "Sequence" means another type
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     names = {pa.float64(): "float64", pa.int64(): "int64", pa.bool_(): "bool", pa.uint16(): "uint16"}

@@ -40,11 +40,22 @@ def list_files(source: str) -> Files:
     """
     files = _list_url(source) if is_url(source) else _list_local(source)
     if files is None:
-        raise FileNotFoundError(
-            f"{source}: no such input; give a folder, a manifest (.jsonl or .parquet), .tar or .parquet files"
-        )
+        raise _no_such_input(source)
     files.names.sort()
     return files
+
+
+def check_exists(source: str) -> None:
+    """Raises FileNotFoundError unless there is such a folder or file; globs and URLs are not looked up."""
+    path = os.path.expanduser(source)
+    if not is_url(source) and not any(sign in source for sign in _GLOB) and not os.path.exists(path):
+        raise _no_such_input(source)
+
+
+def _no_such_input(source: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{source}: no such input; give a folder, a manifest (.jsonl or .parquet), .tar or .parquet files"
+    )
 
 
 def neighbors(files: Files) -> list[str]:

@@ -131,7 +131,7 @@ def _read_files_of_many(
     order = [(suffix, sides[suffix]) for suffix in OF_MANY for sides in lone.values() if suffix in sides]
     for suffix, side in order:
         try:
-            rows = parse_many(suffix, _content(files[side]))
+            rows = parse_many(suffix, _content(files[side]), by_stem.keys())
         except ValueError:
             continue  # named as an annotation without audio
         found = {file: set(by_stem.get(file, [])) for file in rows}

@@ -7,7 +7,7 @@
 audio    path of the file, relative to the manifest's folder, absolute, or an fsspec URL; any common format
 id       optional, unique; default: `audio`
 group    optional: show or caller; one group is never on both sides of a split. Default: `id`
-split    optional: "train" or "val"; default: by pack.val_fraction
+split    optional: "train", "val" (or "validation", "dev"), or "test", which is left out; default: by pack.val_fraction
 turns    optional, in any order: they are sorted by `start`; without them, speakers and words are recognized
   speaker  a name, or a whole number (kept as it is)
   text     optional: as spoken, with case and punctuation; default: recognized
@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.audio.storage import is_url, open_path
+from data_prep.inputs.splits import split_called
 from data_prep.records import GivenTurn, Locator
 
 KEYS = ("audio", "id", "group", "split", "turns")
 TURN_KEYS = ("speaker", "text", "start", "end", "channel")
-SPLITS = ("train", "val")
 _ENDLESS = 1e9  # seconds, 30 years; neither NaN nor an integer beyond all floats is less
 
 
@@ -44,7 +44,7 @@ class Entry:
     split: str | None = None
     table: str | None = None  # file that lists it, whose name gives the split if nothing else does
     turns: list[GivenTurn] | None = None  # None: nothing is annotated
-    lang: str | None = None  # None: as the source
+    lang: str | None = None  # a code, or what the data say that is none; None: as the source
     dnsmos: float | None = None  # quality as the data's makers measured it
     two_channel: str | None = None  # None: as the source
     sides: bool = False  # see `Annotation.sides`
@@ -89,7 +89,12 @@ def parse_group(record: dict[str, Any], at: str) -> str | None:
 
 
 def parse_split(record: dict[str, Any], at: str) -> str | None:
-    return field(record, "split", at, lambda value: value in SPLITS, 'one of "train", "val"', None)
+    """The split, as `split_called` names it. Raises ValueError, beginning with `at`, for another one."""
+    split = field(record, "split", at, is_text, "one of train, validation, test", None)
+    try:
+        return None if split is None else split_called(split)
+    except ValueError as error:
+        raise ValueError(f"{at}: {error}") from error
 
 
 def parse_turns(record: dict[str, Any], at: str) -> list[GivenTurn] | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from data_prep.inputs.manifest import Entry
+from data_prep.inputs.transcripts.json_text import languages
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.reasons import Reason
 from data_prep.records import Rejection
@@ -52,7 +53,7 @@ def _merged(entries: list[Entry], same: list[Entry], where: str) -> Entry:
         group=_agreed("group", same, where),
         split=_agreed("split", same, where),
         default_group=_common([entry.default_group for entry in entries]),
-        lang=_common([entry.lang for entry in entries]),
+        lang=languages(entry.lang for entry in entries),
         dnsmos=min((entry.dnsmos for entry in entries if entry.dnsmos is not None), default=None),
         turns=turns,
     )

@@ -8,7 +8,7 @@ manifest.py. Of a dataset, these columns are used if present:
     speaker       the speaker, and the group if no other is given; or another of SPEAKER_COLUMNS
     turns         as in a manifest, instead of the text
     group, split  as in a manifest
-    language      of the recording; or another of LANGUAGE_COLUMNS
+    language      of the recording; or another of LANGUAGE_KEYS
     dnsmos        quality, for the option `min_dnsmos`
 """
 
@@ -24,13 +24,12 @@ import pyarrow.parquet as pq
 
 from data_prep.audio.storage import is_url, open_path
 from data_prep.inputs.manifest import Entry, parse_group, parse_recording, parse_split, parse_turns
-from data_prep.inputs.transcripts.json_text import language
+from data_prep.inputs.transcripts.json_text import LANGUAGE_KEYS, language
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Rejection
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "raw_text", "normalized_text")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
-LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _BATCH = 1024  # rows
 
 
@@ -79,8 +78,7 @@ class Columns:
             )
         self.text = text_column or next((name for name in TEXT_COLUMNS if name in names), None)
         self.speaker = next((name for name in SPEAKER_COLUMNS if name in names), None)
-        self.lang = next((name for name in LANGUAGE_COLUMNS if name in names), None)
-        wanted = ("turns", "group", "split", "dnsmos", self.text, self.speaker, self.lang)
+        wanted = ("turns", "group", "split", "dnsmos", self.text, self.speaker, *LANGUAGE_KEYS)
         self.used = [name for name in wanted if name is not None and name in names]
 
     def entry(self, row: dict[str, Any], audio: str, locator: Locator, name: str) -> Entry | Rejection:
@@ -103,7 +101,7 @@ class Columns:
             default_group=who,
             split=split,
             turns=turns,
-            lang=language({"language": row[self.lang]}) if self.lang in row else None,
+            lang=language(row),
             dnsmos=row.get("dnsmos") if isinstance(row.get("dnsmos"), float) else None,
         )
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from csm.progress import TerminalProgress
 from data_prep.config import DataPrepConfig, SourceConfig, TranscribeBackend, work_folder
+from data_prep.inputs.files import check_exists
 from data_prep.inputs.notes import Notes
 from data_prep.inputs.plan_files import PLAN_FILE, Plan, load_plan, write_plan
 from data_prep.inputs.probe import Probe, ProbeCache, Stamps, probe
@@ -123,6 +124,12 @@ def _sources(cfg: DataPrepConfig) -> dict[str, SourceConfig]:
         if not _SOURCE_NAME.fullmatch(name):
             raise ValueError(f"source {name!r}: a name must consist of letters, digits, _, - and .")
     return sources
+
+
+def check_inputs(cfg: DataPrepConfig) -> None:
+    """Raises ValueError or FileNotFoundError for sources that are not named, or not there, before any is listed."""
+    for source in _sources(cfg).values():
+        check_exists(source.input)
 
 
 def _list(cfg: DataPrepConfig) -> tuple[list[Recording], list[Rejection], dict[str, Notes]]:

@@ -133,7 +133,7 @@ class Stamps:
         return hashlib.sha256(json.dumps(place).encode()).hexdigest()[:32]
 
 
-_DECODER = 3  # incremented when the decoder finds other lengths than before
+_DECODER = 4  # incremented when the decoder finds other lengths than before
 
 
 def _stamp(path: str) -> list[object] | None:

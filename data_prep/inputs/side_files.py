@@ -17,6 +17,8 @@ If there are several, the first in this order counts that annotates anything.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from data_prep.inputs.transcripts.annotation import Annotation
 from data_prep.inputs.transcripts.chat import parse_chat
 from data_prep.inputs.transcripts.elan import parse_elan
@@ -24,7 +26,7 @@ from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, parse_json
 from data_prep.inputs.transcripts.labels import of_sides, parse_labels
 from data_prep.inputs.transcripts.lines import parse_lab, parse_trn
 from data_prep.inputs.transcripts.nist import of_recording, parse_ctm, parse_rttm, parse_stm, turns_of
-from data_prep.inputs.transcripts.subtitles import ONE, parse_subtitles
+from data_prep.inputs.transcripts.subtitles import ONE, named_line, parse_subtitles
 from data_prep.records import GivenTurn
 
 SIDE_SUFFIXES = (".json", ".stm", ".textgrid", ".vtt", ".srt", ".eaf", ".cha", ".ctm", ".rttm", ".trn", ".txt", ".lab")
@@ -32,6 +34,8 @@ OF_MANY = (".stm", ".ctm", ".rttm", ".trn", ".cha")
 """Formats that name the recording, so that the file may have another name, and all but CHAT may describe many."""
 
 _OTHERS = "lines on other recordings in an annotation of this name"
+
+_COLON = "texts that begin with a word and a colon, which is trained as spoken: a name does not belong there"
 
 _NIST = {".stm": parse_stm, ".ctm": parse_ctm, ".rttm": parse_rttm, ".trn": parse_trn}
 
@@ -42,7 +46,7 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
     if suffix == ".json":
         return parse_json(text)
     if suffix in _NIST:
-        rows = _NIST[suffix](text, stem)
+        rows = _NIST[suffix](text, (stem,))
         return Annotation(of_recording(rows, stem), unused=_OTHERS if len(rows) > 1 else None)
     if suffix == ".textgrid":
         from data_prep.inputs.transcripts.textgrid import parse_textgrid  # slow to import
@@ -57,17 +61,23 @@ def parse_side_file(suffix: str, content: bytes, stem: str) -> Annotation:
         return _timed(turns) if turns else Annotation(None)
     if suffix in (".vtt", ".srt"):
         return _timed(parse_subtitles(text, suffix[1:]))
-    found = _timed(parse_labels(text))
-    found.sides = of_sides(found.turns or [])
+    turns = parse_labels(text)
+    found = _timed(turns)
+    found.sides = of_sides(turns)
+    if turns[0].speaker == ONE and turns[0].end is None and named_line(turns[0].text or ""):
+        found.remark = found.remark or _COLON
     return found
 
 
-def parse_many(suffix: str, content: bytes) -> dict[str, Annotation]:
-    """Recordings that a file names -> their annotations; `suffix` is one of OF_MANY. Raises ValueError."""
+def parse_many(suffix: str, content: bytes, names: Collection[str]) -> dict[str, Annotation]:
+    """Recordings that a file names -> their annotations; `suffix` is one of OF_MANY, `names` those of the recordings.
+
+    Raises ValueError.
+    """
     text = decode_text(content)
     if suffix == ".cha":
         return parse_chat(text)
-    return {file: Annotation(turns_of(rows)) for file, rows in _NIST[suffix](text, None).items()}
+    return {file: Annotation(turns_of(rows)) for file, rows in _NIST[suffix](text, names).items()}
 
 
 def decode_text(content: bytes) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from csm.languages import language_code
 from data_prep.audio.made import count_streams
 from data_prep.config import SourceConfig
 from data_prep.inputs.files import list_files, neighbors
@@ -20,7 +21,7 @@ from data_prep.inputs.pile import Pile
 from data_prep.inputs.probe import channels_of
 from data_prep.inputs.readers import READERS, is_own_manifest
 from data_prep.inputs.side_files import SIDE_SUFFIXES
-from data_prep.inputs.splits import TEST, given_splits
+from data_prep.inputs.splits import TEST, LoneSplit, given_splits, split_named
 from data_prep.inputs.transcripts.labels import side_of
 from data_prep.reasons import Reason
 from data_prep.records import Locator, Made, Recording, Rejection
@@ -28,6 +29,8 @@ from data_prep.records import Locator, Made, Recording, Rejection
 STAGE = "plan"
 TWO_CHANNEL = ("auto", "yes", "no")
 _YAML = ("True", "False")
+_RARE_LANGUAGE = re.compile(r"[a-z]{3}")  # of ISO 639-3, which has thousands
+_NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # ISO 639: undetermined, several, without a code, no speech
 FILES, TARS, TABLES, MANIFESTS = "files", "tar", "parquet", "manifest"
 FORMATS = (FILES, TARS, TABLES, MANIFESTS, *READERS)
 """Values of the option `format`."""
@@ -49,18 +52,21 @@ def read_source(name: str, cfg: SourceConfig, notes: Notes | None = None) -> Ite
     group_of = _group_pattern(name, cfg)
     _check_options(name, cfg)
     recordings: list[Recording] = []
-    rejections: list[Rejection] = []
-    for entry in _checked(_entries(cfg, notes), cfg, notes):
-        if isinstance(entry, Rejection):
-            rejections.append(entry)
-            continue
+    checked = list(_checked(_entries(cfg, notes), cfg, notes))
+    entries = [entry for entry in checked if isinstance(entry, Entry)]
+    rejections = [entry for entry in checked if isinstance(entry, Rejection)]
+    speaker = _only_speaker(entries)
+    if speaker is not None:
+        notes.remark("the speaker of all recordings, each of which is a group of its own", speaker)
+    for entry in entries:
         recording_id = f"{name}/{entry.id}"
+        of_speaker = entry.default_group if speaker is None else None
         recording = Recording(
             id=recording_id,
             source=name,
             audio=entry.audio,
             locator=entry.locator,
-            group=entry.group or group_of(entry.audio) or entry.default_group or recording_id,
+            group=entry.group or group_of(entry.audio) or of_speaker or recording_id,
             split=entry.split,
             lang=entry.lang or cfg.lang,
             licence=cfg.licence,
@@ -75,6 +81,14 @@ def read_source(name: str, cfg: SourceConfig, notes: Notes | None = None) -> Ite
     for rejection in rejections + tests:
         audio, message = _printable(rejection.audio), _printable(rejection.message)
         yield replace(rejection, source=name, recording=f"{name}/{audio}", audio=audio, stage=STAGE, message=message)
+
+
+def _only_speaker(entries: list[Entry]) -> str | None:
+    """The one speaker of several recordings without splits: as one group, `val_fraction` would draw all or none."""
+    speakers = {entry.default_group for entry in entries}
+    if len(speakers) > 1 or len(entries) < 2 or any(entry.split for entry in entries):
+        return None
+    return speakers.pop()
 
 
 def _without_tests(recordings: list[Recording], notes: Notes) -> tuple[list[Recording], list[Rejection]]:
@@ -111,7 +125,7 @@ def _checked(entries: Iterable[Entry | Rejection], cfg: SourceConfig, notes: Not
         if isinstance(entry, Entry):
             entry = _check_utf8(entry)
         if isinstance(entry, Entry):
-            entry = _with_sides(_with_streams(entry, notes), cfg, notes)
+            entry = _with_sides(_with_streams(_with_language(entry, notes), notes), cfg, notes)
         if isinstance(entry, Rejection) or entry.split == TEST:
             yield entry
         elif suffix_of(entry.audio) in HEADERLESS:
@@ -121,6 +135,30 @@ def _checked(entries: Iterable[Entry | Rejection], cfg: SourceConfig, notes: Not
             yield Rejection(audio=entry.id, reason=Reason.quality, message=message)
         else:
             yield entry
+
+
+def _with_language(entry: Entry, notes: Notes) -> Entry:
+    """An entry whose language is a code, or that of the source where the data give none that can be used."""
+    if entry.lang is None or _is_known(entry.lang):
+        return entry
+    named = f"{entry.id} ({entry.lang})"
+    if entry.lang in _NO_LANGUAGE:
+        notes.remark(f"recordings without a language ({', '.join(_NO_LANGUAGE)}): taken to be of the source's", named)
+        return replace(entry, lang=None)
+    if _RARE_LANGUAGE.fullmatch(entry.lang):
+        notes.remark("recordings of a language that no recognizer knows by its code, which is kept", named)
+        return entry
+    several = all(_is_known(part) or _RARE_LANGUAGE.fullmatch(part) for part in entry.lang.split(", "))
+    kind = "of several languages" if several else "whose language is not known; give its ISO 639 code"
+    notes.not_used(f"recordings {kind}: taken to be of the source's (lang)", named)
+    return replace(entry, lang=None)
+
+
+def _is_known(code: str) -> bool:
+    try:
+        return language_code(code) == code
+    except ValueError:
+        return False
 
 
 def _with_streams(entry: Entry, notes: Notes) -> Entry:
@@ -153,6 +191,7 @@ def _entries(cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
     pile = Pile(list_files(cfg.input), notes, text_column=cfg.text_column, asked=cfg.format is not None)
     notes.put_aside(pile.files.special, "not a file, but a FIFO, a socket or a device")
     split_of = given_splits(pile.files.names)
+    lone = LoneSplit()
     found = False
     for layout, entry in _folder(pile, cfg) if pile.files.folder else _files(pile, cfg):
         found = True
@@ -160,9 +199,11 @@ def _entries(cfg: SourceConfig, notes: Notes) -> Iterator[Entry | Rejection]:
             notes.layouts[layout] += 1
             if entry.split is None:
                 entry = replace(entry, split=split_of(entry.table or entry.audio) or split_of(entry.audio))
+                lone.add(entry.id, entry.split, split_named(entry.table or entry.audio) or split_named(entry.audio))
         yield entry
     if not found and cfg.format is not None:
         raise ValueError(f"{cfg.input}: holds nothing in the layout format={cfg.format}; docs/data.md names its files")
+    lone.tell(notes)
     notes.put_aside(map(_printable, pile.left))
 
 

@@ -43,7 +43,7 @@ TURN_OVERHEAD = 6
 """Positions of a turn without text and frames (csm/frames.py): BOS, "[", "0", "]", EOS, and the end-of-speech frame."""
 
 _SCORES = (  # of TurnScore
-    "lufs", "clipped", "bandwidth", "ovrl", "sig", "bak", "cer", "half_similarity", "speaker_similarity",
+    "lufs", "clipped", "bandwidth", "ovrl", "sig", "bak", "music", "cer", "half_similarity", "speaker_similarity",
 )  # fmt: skip
 _RECOGNITION = ("lang_prob", "avg_logprob", "no_speech_prob", "compression_ratio")  # of DraftTurn
 

@@ -11,6 +11,7 @@ from data_prep.report.turns import NARROW_BAND, TurnMeasures
 MAX_NARROW = 0.20
 MIN_MEDIAN_OVRL = 2.5
 MAX_BOTH_SPEAK = 0.30
+MAX_SAID_TWICE = 0.05
 MIN_KNOWN_OVERLAP = 0.50
 MAX_MARKUP = 0.01
 MIN_LOGPROB = -0.6
@@ -23,6 +24,7 @@ MAX_LOW_SIMILARITY = 0.05
 def checks_of_turns(turns: TurnMeasures, texts: ComparedTexts | None) -> list[Check]:
     return [
         _both_speak(turns),
+        _said_twice(turns),
         _overlap_known(turns),
         _markup(turns),
         _recognized(turns),
@@ -47,6 +49,20 @@ def _both_speak(turns: TurnMeasures) -> Check:
     )
 
 
+def _said_twice(turns: TurnMeasures) -> Check:
+    rule = f"Both sides of a call say the same words at once in at most {limit(MAX_SAID_TWICE)} of them"
+    if turns.said_twice is None:
+        return Check(rule, "no words were recognized in calls", None, "")
+    return share_check(
+        rule,
+        turns.said_twice,
+        lambda value: value > MAX_SAID_TWICE,
+        "of the words recognized in calls are said by both sides within a second",
+        "One channel seems to carry the other's voice or its echo, so that it is also the text of the wrong speaker. "
+        "Listen below; for stereo mixes, set two_channel='no' for the source.",
+    )
+
+
 def _overlap_known(turns: TurnMeasures) -> Check:
     known = float(np.mean(~np.isnan(turns.columns["overlap"])))
     return share_check(
@@ -55,7 +71,8 @@ def _overlap_known(turns: TurnMeasures) -> Check:
         lambda value: value < MIN_KNOWN_OVERLAP,
         "of the turns have a known overlap",
         "diarize=cluster finds one speaker at a time: on mixed tracks, conversation.context_overlap and max_overlap do "
-        "nothing, and no backchannel is found. Use diarize=pyannote, or recordings with a channel for each speaker.",
+        "nothing, and no backchannel is found. Use diarize=pyannote or sortformer, or recordings with a channel for "
+        "each speaker.",
     )
 
 

@@ -7,9 +7,13 @@ from the original recordings, if they still exist; otherwise there is only text.
 from __future__ import annotations
 
 import base64
+import errno
 import io
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,11 @@ from csm.codec import Codec, SpectralCodec
 from csm.config import CodecConfig
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample, Turn
+from csm.decode import AudioReader
+from data_prep.audio.decode import open_audio
+from data_prep.audio.recording import RecordingAudio
+from data_prep.reasons import RejectedRecording
+from data_prep.records import Locator, Recording
 
 MAX_AUDIO_SECONDS = 30.0
 """Longest audio of a player. At 4 kB/s, and a third more as base64, 20 players take 3.2 MB; the spectral codec decodes
@@ -45,14 +54,19 @@ class Heard:
 def listen(dataset: ShardedDataset, numbers: np.ndarray) -> tuple[list[Heard], str]:
     """Samples `numbers` with their speech, and a sentence about its origin."""
     codec, problem = _load_codec(dataset)
-    voice = _decoder(codec) if codec is not None else _cutter(dataset)
-    heard = [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
+    with closing(_Cutter(dataset)) as cutter:
+        voice = cutter if codec is None else _decoder(codec)
+        heard = [_hear(dataset.read(number), voice, dataset.codec.sample_rate) for number in numbers.tolist()]
     if codec is not None:
         return heard, f"Speech is decoded from the dataset's codes ({codec.name}), which is what a model learns from."
+    if cutter.full is not None:
+        problem += f", and there was no space for all decoded audio in {tempfile.gettempdir()}"
     found, root = sum(entry.audio is not None for entry in heard), dataset.info.audio_root
     if found:
         where = f"the original recordings in {root}, where {found} of {len(heard)} were found"
         return heard, f"Speech is cut from {where}, not decoded: {problem}."
+    if cutter.full is not None:
+        return heard, f"Text only: {problem}."
     return heard, f"Text only: {problem}, and the original recordings are not on this machine."
 
 
@@ -90,24 +104,67 @@ def _decoder(codec: Codec) -> Voice:
     return decode
 
 
-def _cutter(dataset: ShardedDataset) -> Voice:
-    def cut(sample: Sample, turn: Turn) -> np.ndarray | None:
-        path = dataset.audio_path(sample)
+class _Cutter:
+    """Turns as data preparation cuts them, with its decoder; the last recording stays open.
+
+    A recording is decoded whole only if it cannot be entered in the middle, or if all of it decides how it is mixed.
+    """
+
+    def __init__(self, dataset: ShardedDataset) -> None:
+        self._dataset = dataset
+        self._path: Path | None = None
+        self._opened = ExitStack()
+        self._reader: AudioReader | None = None
+        self._whole: RecordingAudio | None = None
+        self.full: OSError | None = None
+        """Why decoded audio could not be stored."""
+
+    def close(self) -> None:
+        """Frees the audio that is open; another turn opens its recording again."""
+        self._opened.close()
+        self._path = self._reader = self._whole = None
+
+    def __call__(self, sample: Sample, turn: Turn) -> np.ndarray | None:
+        path = self._dataset.audio_path(sample)
         if path is None or not path.is_file():
             return None
         try:
-            with soundfile.SoundFile(path) as file:
-                file.seek(min(round(turn.start * file.samplerate), file.frames))
-                audio = file.read(round((turn.end - turn.start) * file.samplerate), dtype="float32", always_2d=True)
-                rate = file.samplerate
-        except soundfile.LibsndfileError:
-            return None  # an unsupported format; the page says that there is no audio
-        if turn.channel is not None and turn.channel >= audio.shape[1]:
-            return None
-        track = audio.mean(axis=1) if turn.channel is None else audio[:, turn.channel]
-        return resample(torch.from_numpy(track), rate, dataset.codec.sample_rate).numpy()
+            if path != self._path:
+                self._open(path, sample)
+            assert self._reader is not None and self._whole is not None
+            rate, header = self._dataset.codec.sample_rate, self._reader.header
+            channel = 0 if turn.channel is None and header.channels == 1 else turn.channel
+            if not self._reader.skips or channel is None or channel >= header.channels:
+                return self._whole.track(turn.channel, rate, turn.start, turn.end)
+            first, last = round(turn.start * header.sample_rate), round(turn.end * header.sample_rate)
+            pieces = [block[:, channel] for block in self._reader.blocks(first, last)]
+            audio = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *pieces]))
+            return resample(audio, header.sample_rate, rate).numpy()
+        except (RejectedRecording, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                self.full = error
+            return None  # damaged since; the page says that there is no audio
 
-    return cut
+    def _open(self, path: Path, sample: Sample) -> None:
+        self.close()
+        self._reader = open_audio(self._opened.enter_context(path.open("rb")), path.name)
+        self._whole = self._opened.enter_context(
+            closing(
+                RecordingAudio(
+                    Recording(
+                        id=sample.recording,
+                        source=sample.source,
+                        audio=path.name,
+                        locator=Locator(str(path)),
+                        group=sample.group,
+                        split=sample.split,
+                        lang=sample.lang,
+                        licence=sample.licence,
+                    )
+                )
+            )
+        )
+        self._path = path
 
 
 def _hear(sample: Sample, voice: Voice, rate: int) -> Heard:
@@ -167,6 +224,7 @@ def view(heard: Heard) -> dict[str, Any]:
 
 _MEASURES = {
     "ovrl": "OVRL {:.2f}",
+    "music": "music {:.0%}",
     "lufs": "{:.0f} LUFS",
     "bandwidth": "{:.0f} Hz",
     "clipped": "clipped {:.2%}",

@@ -15,16 +15,22 @@ import pyarrow.parquet as pq
 from csm.data.dataset import ShardedDataset
 from csm.files import write_atomically
 from csm.progress import track
-from data_prep.records import Span
+from data_prep.report.calls import speech_of_call, words_of_call
 from data_prep.speech.text_checks import has_markup
-from data_prep.speech.words import united
 
 TURNS_FILE = "report_turns.parquet"
 NARROW_BAND = 4_500.0
 """Hz. Telephone speech ends at 3.4 to 4 kHz; wideband telephony reaches 7 kHz."""
 _WRITE_ROWS = 1 << 16
 
-_QUALITY = ("ovrl", "lufs", "cer", "half_similarity", "speaker_similarity")  # in `Turn.quality`, under these names
+_QUALITY = (
+    "ovrl",
+    "music",
+    "lufs",
+    "cer",
+    "half_similarity",
+    "speaker_similarity",
+)  # in `Turn.quality`, under these names
 _MEASURES = ("seconds", "gap", "overlap", "chars_per_second", "bandwidth", *_QUALITY)
 _TURNS_SCHEMA = pa.schema(
     {
@@ -53,6 +59,7 @@ class TurnMeasures:
     with_markup: float  # share of the turns with tags, entities or bracketed notes in their text
     langs_detected: float  # share of the conversations whose language was detected; those of the others were given
     both_speak: float | None  # share of the speech of calls during which both sides speak; None: there are no calls
+    said_twice: float | None  # share of the words recognized in calls that both sides say at once; None: there are none
     logprob_of_source: dict[str, float]  # median of the mean log probabilities of recognized turns
 
 
@@ -74,8 +81,11 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
                 counts["turns"] += len(record["turns"])
                 counts["given"] += sum(turn["words"] is None for turn in record["turns"])
                 counts["markup"] += sum(has_markup(turn["text"]) for turn in record["turns"])
-                speech, both = _speech_of_call(record["turns"])
+                speech, both = speech_of_call(record["turns"])
                 call_seconds, both_seconds = call_seconds + speech, both_seconds + both
+                said, twice = words_of_call(record["turns"])
+                counts["call_words"] += said
+                counts["said_twice"] += twice
                 found = [turn["quality"]["avg_logprob"] for turn in record["turns"] if "avg_logprob" in turn["quality"]]
                 if found:
                     logprobs.setdefault(record["source"], array("f")).extend(found)
@@ -99,19 +109,9 @@ def measure_turns(dataset: ShardedDataset, numbers: np.ndarray) -> TurnMeasures:
         with_markup=counts["markup"] / max(1, counts["turns"]),
         langs_detected=counts["detected"] / max(1, len(numbers)),
         both_speak=both_seconds / call_seconds if call_seconds else None,
+        said_twice=counts["said_twice"] / counts["call_words"] if counts["call_words"] else None,
         logprob_of_source={source: float(np.median(found)) for source, found in sorted(logprobs.items())},
     )
-
-
-def _speech_of_call(turns: list[dict[str, Any]]) -> tuple[float, float]:
-    """Seconds in which somebody speaks, and in which two channels do; 0 for a conversation on one track."""
-    channels = sorted({turn["channel"] for turn in turns if turn["channel"] is not None})
-    if len(channels) < 2:
-        return 0.0, 0.0
-    spans = {n: united(Span(turn["start"], turn["end"]) for turn in turns if turn["channel"] == n) for n in channels}
-    each = sum(span.end - span.start for of_channel in spans.values() for span in of_channel)
-    any_of_them = sum(span.end - span.start for span in united(span for some in spans.values() for span in some))
-    return any_of_them, each - any_of_them
 
 
 def _turn_rows(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -72,6 +72,9 @@ def check(
     if score is not None:
         bounds += [
             (Reason.quality, "DNSMOS OVRL", score.ovrl, limits.min_ovrl, None),
+            (Reason.quality, "DNSMOS SIG", score.sig, limits.min_sig, None),
+            (Reason.quality, "DNSMOS BAK", score.bak, limits.min_bak, None),
+            (Reason.quality, "share with music", score.music, None, limits.max_music),
             (Reason.clipping, "share of clipped samples", score.clipped, None, limits.max_clipped),
             (Reason.bandwidth, "bandwidth in Hz", score.bandwidth, limits.min_bandwidth, None),
             (Reason.text_mismatch, f"character error rate of its text (heard: {shortened(score.heard or '')!r})",

@@ -2,5 +2,5 @@
 
 vad -> diarize -> transcribe -> turns -> score -> encode
 
-silero.py, pyannote.py and dnsmos.py wrap models of other packages; recognizers and speaker encoders are in csm/judges.
+diarizers.py, pyannote.py and sortformer.py hold the diarizers; the other models that stages use are in csm/judges.
 """

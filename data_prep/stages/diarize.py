@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from csm.judges.hub import ModelUnavailable
-from csm.judges.speaker import Resemblyzer
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import DiarizeBackend, DiarizeConfig
 from data_prep.records import MODEL_RATE, Recording, Speakers, SpeakerSpan, Speech, TrackSpeech
-from data_prep.speech.clustering import cluster_speakers
 from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
-from data_prep.stages.pyannote import Pyannote, is_available
+from data_prep.stages.diarizers import Diarizer, load_diarizer
+from data_prep.stages.pyannote import is_available
 
 
 class DiarizeStage:
@@ -39,8 +37,7 @@ class DiarizeStage:
         self.options = cfg
         self.backend = cfg.backend.value
         self.device = cfg.device
-        self._encoder: Resemblyzer | None = None
-        self._pyannote: Pyannote | None = None
+        self._diarizer: Diarizer | None = None
 
     def process(self, items: Sequence[Item]) -> list[Speakers]:
         return [self._speakers(item.recording, item.audio, item.results["vad"]) for item in items]
@@ -52,30 +49,17 @@ class DiarizeStage:
             spans = [span for track in speech.tracks for span in _single(track, f"channel{track.channel}")]
             return Speakers(sorted(spans, key=lambda span: (span.start, span.speaker)))
         (track,) = speech.tracks
-        if self.options.backend is DiarizeBackend.single:
-            return Speakers(_single(track, "speaker0"), one_at_a_time=True)
-        spans = _named_by_appearance(self._search(audio, track, recording.seconds))
-        return Speakers(spans, one_at_a_time=self.options.backend is DiarizeBackend.cluster)
-
-    def _search(self, audio: RecordingAudio, track: TrackSpeech, seconds: float) -> list[SpeakerSpan]:
-        channel = track.channel
-        if self.options.backend is DiarizeBackend.pyannote:
-            if self._pyannote is None:
-                self._pyannote = Pyannote(self.options.pyannote, self.options.device)
-            heard = self._pyannote.speakers(audio.track(channel, MODEL_RATE), self.options.max_speakers)
-            return [SpeakerSpan(start, min(end, seconds), who, channel) for start, end, who in heard]
-        if self._encoder is None:
-            try:
-                self._encoder = Resemblyzer(self.options.device)
-            except ModelUnavailable as error:
-                raise ModelUnavailable(f"{error}, or set diarize.backend=single") from error
-        found = cluster_speakers(
-            self._encoder,
-            lambda start, end: audio.track(channel, MODEL_RATE, start, end),
-            track.spans,
-            self.options,
+        if self._diarizer is None:
+            self._diarizer = load_diarizer(self.options)
+        found = self._diarizer.speakers(
+            lambda start, end: audio.track(track.channel, MODEL_RATE, start, end), track.spans, recording.seconds
         )
-        return [SpeakerSpan(start, end, str(who), channel) for start, end, who in found]
+        spans = [
+            SpeakerSpan(start, min(end, recording.seconds), who, track.channel)
+            for start, end, who in found
+            if start < recording.seconds
+        ]
+        return Speakers(_named_by_appearance(spans), self._diarizer.one_at_a_time)
 
 
 def _single(track: TrackSpeech, speaker: str) -> list[SpeakerSpan]:

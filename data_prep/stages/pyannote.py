@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
 from csm.judges.hub import ModelUnavailable
-from data_prep.records import MODEL_RATE
+from data_prep.config import DiarizeConfig
+from data_prep.records import MODEL_RATE, Span
+from data_prep.speech.pauses import Read
 
 _CONFIG = "config.yaml"
 
@@ -35,7 +37,10 @@ class Pyannote:
         FileNotFoundError: its weights are not on this machine and cannot be downloaded.
     """
 
-    def __init__(self, model: str, device: str) -> None:
+    one_at_a_time = False
+
+    def __init__(self, cfg: DiarizeConfig) -> None:
+        model = cfg.pyannote
         try:
             from pyannote.audio import Pipeline
             from pyannote.audio.telemetry import set_telemetry_metrics
@@ -55,12 +60,13 @@ class Pyannote:
                 f"{model}: no such folder, and it cannot be downloaded from the hub; accept its terms there and log in "
                 "with `hf auth login`, or download it and set diarize.pyannote to the folder"
             )
-        self._pipeline: Any = pipeline.to(torch.device(device))
+        self._pipeline: Any = pipeline.to(torch.device(cfg.device))
+        self._max_speakers = cfg.max_speakers
 
-    def speakers(self, samples: np.ndarray, max_speakers: int) -> list[tuple[float, float, str]]:
-        """(start, end, speaker) by start, of speech at 16 kHz; overlapping where two speak at once."""
-        audio = {"waveform": torch.from_numpy(samples)[None], "sample_rate": MODEL_RATE}
+    def speakers(self, read: Read, spans: Sequence[Span], seconds: float) -> list[tuple[float, float, str]]:
+        """See `Diarizer.speakers`; two overlap where they speak at once."""
+        audio = {"waveform": torch.from_numpy(read(0.0, seconds))[None], "sample_rate": MODEL_RATE}
         # The diarization with overlaps, not the exclusive one: words go to the speaker they overlap most in any case,
         # and overlapping speech must be known.
-        found = self._pipeline(audio, max_speakers=max_speakers).speaker_diarization
+        found = self._pipeline(audio, max_speakers=self._max_speakers).speaker_diarization
         return sorted((turn.start, turn.end, str(who)) for turn, _, who in found.itertracks(yield_label=True))

@@ -13,6 +13,7 @@ import numpy as np
 import pyloudnorm
 
 from csm.judges.dnsmos import MIN_HOP_SECONDS, Dnsmos
+from csm.judges.music import MusicDetector
 from csm.judges.speaker import Resemblyzer
 from data_prep.audio.recording import RecordingAudio
 from data_prep.config import ScoreConfig, TranscribeBackend, TranscribeConfig
@@ -43,12 +44,13 @@ class ScoreOptions:
     dnsmos_hop_seconds: float
     fingerprint: bool
     voices: bool
+    music: bool
     recognizer: TranscribeConfig | None  # of given texts
 
 
 class ScoreStage:
     """Loudness, clipping, bandwidth and fingerprint of every turn that is not rejected; the recording's hash. If asked
-    for, DNSMOS, the similarity of voices, and the error rate of given texts.
+    for, DNSMOS, music, the similarity of voices, and the error rate of given texts.
 
     Raises ValueError for a hop of DNSMOS below 4.5 s.
 
@@ -65,8 +67,15 @@ class ScoreStage:
         if cfg.dnsmos and cfg.dnsmos_hop_seconds < MIN_HOP_SECONDS:
             raise ValueError(f"score.dnsmos_hop_seconds={cfg.dnsmos_hop_seconds:g} must be at least {MIN_HOP_SECONDS}")
         recognizer = _fast_recognizer(cfg, transcribe or TranscribeConfig())
-        self.options = ScoreOptions(cfg.dnsmos, cfg.dnsmos_hop_seconds, cfg.fingerprint, cfg.voices, recognizer)
-        models = [("dnsmos", cfg.dnsmos), ("voices", cfg.voices), ("texts", recognizer is not None)]
+        self.options = ScoreOptions(
+            cfg.dnsmos, cfg.dnsmos_hop_seconds, cfg.fingerprint, cfg.voices, cfg.music, recognizer
+        )
+        models = [
+            ("dnsmos", cfg.dnsmos),
+            ("voices", cfg.voices),
+            ("music", cfg.music),
+            ("texts", recognizer is not None),
+        ]
         self.backend = "+".join(name for name, wanted in models if wanted) or "signal"
         self.device = "cpu" if self.backend == "signal" else cfg.device
 
@@ -82,6 +91,9 @@ class ScoreStage:
                 clips = [item.audio.track(kept[i].channel, MODEL_RATE, kept[i].start, kept[i].end) for i in group]
                 for i, (sig, bak, ovrl) in zip(group, self._dnsmos(clips).tolist(), strict=True):
                     scores[i].sig, scores[i].bak, scores[i].ovrl = sig, bak, ovrl
+        if self.options.music:
+            for turn, score in zip(kept, scores, strict=True):
+                score.music = self._music.share(item.audio.track(turn.channel, MODEL_RATE, turn.start, turn.end))
         of_turn = {score.number: score for score in scores}
         if self._texts is not None:
             for number, (heard, cer) in self._texts.compare(item.audio, kept).items():
@@ -104,6 +116,10 @@ class ScoreStage:
     @cached_property
     def _dnsmos(self) -> Dnsmos:
         return Dnsmos(self.options.dnsmos_hop_seconds, self.device)
+
+    @cached_property
+    def _music(self) -> MusicDetector:
+        return MusicDetector()
 
     @cached_property
     def _encoder(self) -> Resemblyzer:

@@ -115,7 +115,7 @@ class TranscribeStage:
         lang: str,
         audio: RecordingAudio,
     ) -> list[tuple[int | None, Joined, Recognized]]:
-        """What is recognized in each clip, or in its parts, in order."""
+        """Texts recognized in each clip, or in its parts, in order."""
         assert self._model is not None
         texts = self._model.recognize([read(channel, clip) for channel, clip in stretches], lang)
         heard = []

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d
 
 from csm.judges.hub import ModelUnavailable
 from csm.judges.silero import FRAME, Silero, speech_spans
@@ -18,23 +17,11 @@ from data_prep.audio.recording import RecordingAudio
 from data_prep.config import VadBackend, VadConfig
 from data_prep.reasons import Reason, RejectedRecording
 from data_prep.records import MODEL_RATE, Recording, Span, Speech, TrackSpeech
+from data_prep.speech.crosstalk import are_two_speakers, is_leak
 from data_prep.speech.words import checked_turns, united
 from data_prep.stages.base import Item
 
 _BLOCK = 1875 * FRAME  # samples read at once: 60 s
-_FLOOR = 1e-8  # mean square at and below which a channel is silent: -80 dBFS
-DOMINANT = 4.0
-"""Least ratio of power (6 dB) between a speaker's channel and the other one, in a frame of speech."""
-DOMINATED_SHARE = 0.6
-"""Least share of a call's frames of speech that have a dominant channel; a stereo mix has voices on both."""
-OTHER_SHARE = 0.01
-"""Least share of the frames of speech in which each channel of a call dominates: both sides are heard."""
-ECHO_DB = 20.0
-"""Difference of level above which the weaker channel of a call always carries only the echo of the other."""
-LEAK_MARGIN_DB = 4.0
-"""How much closer than its usual leak another voice may come to a channel's level and still be taken for the leak."""
-_DOMINANT_DB = 10 * np.log10(DOMINANT)
-_ECHO_FRAMES = 11  # 0.35 s, over which the channels' peaks are compared: echoes are delayed
 
 
 class _Listener(Protocol):
@@ -55,7 +42,7 @@ class VadStage:
     """
 
     name = "vad"
-    version = 2  # 1: leaks of more than -20 dB counted as speech
+    version = 4  # 3: short calls lost speech; 2: late echoes counted as speech; 1: leaks of more than -20 dB did
     reads: tuple[str, ...] = ()
     result = Speech
     device = "cpu"
@@ -121,45 +108,6 @@ class VadStage:
             pad_seconds=self.options.pad_seconds,
         )
         return [Span(start, min(end, seconds)) for start, end in spans]
-
-
-def are_two_speakers(power: np.ndarray, speech: np.ndarray) -> bool:
-    """Whether two channels carry one speaker each.
-
-    Args:
-        power: mean square of each channel's frames, float [2, F].
-        speech: whether somebody speaks in each frame, bool [2, F].
-    """
-    frames = int(speech.any(axis=0).sum())
-    ratio = (power[0] + _FLOOR) / (power[1] + _FLOOR)
-    first = int((speech[0] & (ratio > DOMINANT)).sum())
-    second = int((speech[1] & (ratio < 1 / DOMINANT)).sum())
-    return first + second > DOMINATED_SHARE * frames and min(first, second) > OTHER_SHARE * frames
-
-
-def is_leak(power: np.ndarray, speech: np.ndarray) -> np.ndarray:
-    """Frames in which a channel of a call carries only the other side's voice, bool [2, F].
-
-    How much weaker the other side's voice is than on its own channel is estimated for each channel: the most frequent
-    difference of the levels while the other one speaks and is louder. Frames with nearly that difference, or a larger
-    one, are silenced; but none with less than 6 dB (or `are_two_speakers` would not have told the sides apart), and all
-    from 20 dB on.
-
-    Args:
-        power: mean square of each channel's frames, float [2, F].
-        speech: whether somebody speaks in each frame, bool [2, F].
-    """
-    level = 10 * np.log10(maximum_filter1d(power, _ECHO_FRAMES, axis=1) + _FLOOR)
-    found = np.zeros(speech.shape, bool)
-    for channel in (0, 1):
-        louder = level[1 - channel] - level[channel]
-        leaked = louder[speech[1 - channel] & (louder > _DOMINANT_DB / 2)]
-        if not len(leaked):
-            continue
-        counts = np.bincount(leaked.astype(int))  # by dB
-        usual = float(np.convolve(counts, np.ones(3), "same").argmax()) + 0.5
-        found[channel] = louder > np.clip(usual - LEAK_MARGIN_DB, _DOMINANT_DB, ECHO_DB)
-    return found
 
 
 def _given_speech(recording: Recording) -> Speech:

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
-    """What must be the same, byte for byte, of datasets from the same input: shards, index, rejects, ledger."""
+    """Files that are the same, byte for byte, in datasets from the same input: shards, index, rejects, ledger."""
     files_of = files(folder)
     names = [name for name in files_of if name.endswith((".tar", ".parquet")) and name != "stages.parquet"]
     return {name: files_of[name] for name in names} | {"codec.safetensors": files_of.get("codec.safetensors", b"")}

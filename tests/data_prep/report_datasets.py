@@ -82,7 +82,7 @@ def write_report_dataset(folder: Path, samples: list[Sample], codec: SpectralCod
 
 
 def ledger_rows(samples: list[Sample]) -> list[LedgerRow]:
-    """What was kept, and three ways of losing something."""
+    """Rows of kept turns, and of three ways of losing some."""
     rows = []
     for number, sample in enumerate(samples):
         kept = round(1000 * sum(turn.end - turn.start for turn in sample.turns))

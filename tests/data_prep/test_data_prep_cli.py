@@ -66,6 +66,16 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(calls, config, tmp
         assert code == 2 and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
 
 
+def test_missing_weights_of_the_codec_are_told_before_planning(calls, tmp_path, program):
+    for options, message in (
+        (["codec=mimi", f"codec.path={tmp_path / 'mimi.safetensors'}"], "give Mimi's weights with codec.path=FILE"),
+        (["codec=spectral", f"codec.path={tmp_path / 'gone.safetensors'}"], "gone.safetensors"),
+    ):
+        code, stdout, stderr = program(f"input={calls}", f"output={tmp_path / 'out'}", *options)
+        assert code == 2 and stderr.startswith("error: ") and message in stderr and stderr.count("\n") == 1
+        assert not stdout and not (tmp_path / "out.work").exists()
+
+
 def test_a_unit_that_fails_is_one_line_whichever_command_runs_it(tmp_path, program):
     """Exit code 1: it may succeed later. Here a model is missing, which only the unit's recognizer notices."""
     soundfile.write(tmp_path / "a.wav", noise(2.0, 16000, 1), 16000)
@@ -105,6 +115,10 @@ def test_unknown_or_mistyped_option_is_named_before_any_work(calls, tmp_path, pr
         (
             ["+sources={a: {input: x, lang: en}, b: {input: y, lang: pt_BR}}"],
             "sources.b.lang=pt_BR: not a language code of the speech recognizer; set sources.b.lang=pt, or",
+        ),
+        (
+            ["lang=null", "transcribe.model=bundled"],
+            "lang=null: transcribe.model=bundled knows only English and detects no language; set lang=en, ",
         ),
         (
             ["lang=de", "transcribe.model=bundled"],

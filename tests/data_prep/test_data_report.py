@@ -270,7 +270,7 @@ def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_o
                         text=text,
                         overlap=None,
                         start_frame=first,
-                        words=[],
+                        words=[[word, turn.start + 0.2 * channel, turn.end, 0.9] for word in turn.text.split()],
                         quality=turn.quality | {"avg_logprob": -0.7, "speaker_similarity": 0.5},
                     )
                 )
@@ -281,12 +281,13 @@ def test_calls_that_say_everything_twice_unknown_overlap_and_markup_are_warned_o
     write_report(folder)
     numbers = json.loads((folder / JSON_FILE).read_text())
     measured = numbers["turns_looked_at"]
-    assert measured["both_speak"] == pytest.approx(1.0)
+    assert measured["both_speak"] == pytest.approx(1.0) and measured["said_twice"] == 1.0
     assert (measured["with_markup"], measured["given_texts"], measured["langs_detected"]) == (1.0, 0.0, 1.0)
     assert "overlap" not in numbers["distributions"]  # nothing is drawn of what is not known
     broken = [check["rule"] for check in numbers["checks"] if check["broken"]]
     for begin in (
-        "Both sides of a call",
+        "Both sides of a call speak",
+        "Both sides of a call say",
         "Of at least 50 % of the turns it is known",
         "At most 1 % of the texts hold",
         "The median log probability of each source's recognized texts",

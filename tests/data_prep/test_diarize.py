@@ -149,15 +149,3 @@ def test_at_most_as_many_speakers_as_allowed(tmp_path):
     (_, both) = voices(tmp_path)
     stage = DiarizeStage(DiarizeConfig(backend=DiarizeBackend.cluster, max_speakers=1))
     assert {span.speaker for span in stage.process([both])[0].spans} == {"speaker0"}
-
-
-def test_without_pyannotes_weights_auto_clusters(tmp_path):
-    # decided before any work, so that it is part of the fingerprint of results
-    assert DiarizeStage(DiarizeConfig(pyannote=str(tmp_path))).options.backend is DiarizeBackend.cluster
-
-
-def test_a_missing_pyannote_is_one_line(tmp_path):
-    one = voices(tmp_path)[0]
-    stage = DiarizeStage(DiarizeConfig(backend=DiarizeBackend.pyannote, pyannote=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"pyannote.audio cannot be imported.*diarize.backend=cluster"):
-        stage.process([one])

@@ -1,4 +1,4 @@
-"""A prepared dataset written back in the forms of others, which our own readers and theirs understand."""
+"""A prepared dataset written back in the forms of others, read again by our own readers of these forms."""
 
 import gzip
 import json
@@ -79,6 +79,13 @@ def test_hugging_face_dataset_holds_sound_turns_and_codes(prepared, tmp_path):
             (turn.text, pytest.approx(turn.start - sample.start)) for turn in sample.turns
         ]
         assert entry.lang == "en" and entry.group == sample.group
+    features = json.loads(pq.read_schema(tmp_path / "hf" / "data" / "train-00000.parquet").metadata[b"huggingface"])
+    lists = features["info"][
+        "features"
+    ]  # as the package datasets has written them before version 4, and reads them since
+    assert (
+        lists["codes"] == [[{"dtype": "uint16", "_type": "Value"}]] and lists["turns"][0]["text"]["dtype"] == "string"
+    )
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "- split: validation\n    path: data/val-*.parquet" in card
 

@@ -1,4 +1,4 @@
-"""Which GPUs the workers of each executor get, and which requests are refused, without a GPU."""
+"""GPUs for the workers of each executor, and requests that are refused; no GPU is needed."""
 
 import re
 

@@ -166,6 +166,7 @@ def test_lhotse_shar(tmp_path):
             "duration": 1.0,
             "supervisions": [supervision("a", 0.25, "ann", name)],
             "type": "MonoCut",
+            "custom": {"group": f"show of {name}"},
         }
         for name in ("cut-1", "cut/2", "gone")
     ]
@@ -174,6 +175,7 @@ def test_lhotse_shar(tmp_path):
     source = Source(folder)
     assert source.said == {name: [("ann", 0.25, 0.75, name)] for name in ("cut-1", "cut/2")}
     assert source.reasons == {"gone": "audio_missing"} and source.notes.layouts == {"shar": 2}
+    assert [recording.group for recording in source.recordings.values()] == ["show of cut-1", "show of cut/2"]
     assert source.notes.set_aside == {"fields of Shar other than recording": ["features.000000.tar"]}
     assert probe(source.recordings["cut/2"].locator, "x.flac").seconds == 2.0
 
@@ -220,15 +222,15 @@ def test_emilia_in_a_tar(tmp_path):
                 "id": f"EN_W{n}",
                 "wav": f"EN/mp3/EN_W{n}.mp3",
                 "text": " So.",
-                "speaker": "EN_S1",
+                "speaker": f"EN_S{n}",
                 "language": "en",
                 "dnsmos": 3.4,
             }
             tar.add(text(tmp_path / "about.json", json.dumps(about)), f"EN_W{n}.json")
             tar.add(wav(tmp_path / f"{n}.mp3"), f"EN_W{n}.mp3")
     source = Source(tmp_path / "EN-B000000.tar", lang="fr")
-    assert source.said == {f"EN-B000000.tar/EN_W{n}.mp3": [("EN_S1", 0.0, None, "So.")] for n in range(2)}
-    assert {(entry.lang, entry.group) for entry in source.recordings.values()} == {("en", "EN_S1")}
+    assert source.said == {f"EN-B000000.tar/EN_W{n}.mp3": [(f"EN_S{n}", 0.0, None, "So.")] for n in range(2)}
+    assert {(entry.lang, entry.group) for entry in source.recordings.values()} == {("en", "EN_S0"), ("en", "EN_S1")}
     assert not source.notes.losses
 
 
@@ -240,7 +242,7 @@ def test_emilia_lines(tmp_path):
             "id": f"EN_{n}",
             "wav": f"mp3/EN_{n}.wav",
             "text": f"Text {n}.",
-            "speaker": "EN_S1",
+            "speaker": f"EN_S{n % 2}",
             "language": "en",
             "dnsmos": 3 + n / 10,
         }
@@ -248,9 +250,35 @@ def test_emilia_lines(tmp_path):
     ]
     jsonl(tmp_path / "EN.jsonl", rows)
     source = Source(tmp_path, lang="fr", min_dnsmos=3.05)
-    assert source.said == {f"mp3/EN_{n}.wav": [("EN_S1", 0.0, None, f"Text {n}.")] for n in (1, 2)}
+    assert source.said == {f"mp3/EN_{n}.wav": [(f"EN_S{n % 2}", 0.0, None, f"Text {n}.")] for n in (1, 2)}
     assert source.reasons == {"mp3/EN_0.wav": "quality"}
-    assert {(entry.lang, entry.group) for entry in source.recordings.values()} == {("en", "EN_S1")}
+    assert {(entry.lang, entry.group) for entry in source.recordings.values()} == {("en", "EN_S0"), ("en", "EN_S1")}
+
+
+def test_list_of_moshi_finetune_with_alignments_of_the_left_channel(tmp_path):
+    rows = []
+    for name in ("a", "b"):
+        wav(tmp_path / "stereo" / f"{name}.wav", channels=2)
+        words = [[name, [0.1, 0.3], "SPEAKER_MAIN"], ["there.", [0.35, 0.5], "SPEAKER_MAIN"]]
+        text(tmp_path / "stereo" / f"{name}.json", json.dumps({"alignments": words}))
+        rows.append({"path": f"stereo/{name}.wav", "duration": 1.0})
+    wav(tmp_path / "stereo" / "c.wav", channels=2)
+    file = jsonl(tmp_path / "data.jsonl", [*rows, {"path": "stereo/gone.wav", "duration": 1.0}])
+    said = {f"stereo/{name}.wav": [("SPEAKER_MAIN", 0.1, 0.5, f"{name} there.", 0)] for name in ("a", "b")}
+    for given in (file, tmp_path):
+        source = Source(given)
+        assert {name: turns for name, turns in source.said.items() if turns} == said
+        assert source.notes.layouts["moshi"] == 3 and not source.rejected and not source.notes.losses
+        assert list(source.notes.remarks) == [
+            "alignments of the left channel alone: the right channel has no text and is not used"
+        ]
+        recording = source.recordings["stereo/a.wav"]
+        left, _ = soundfile.read(tmp_path / "stereo" / "a.wav", dtype="float32")
+        np.testing.assert_array_equal(RecordingAudio(recording).track(recording.turns[0].channel, RATE), left[:, 0])
+    assert ("stereo/c.wav" in source.said) and source.notes.layouts["files"] == 1
+    jsonl(file, [*rows, {"duration": 1.0}])
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 3: names no audio file in 'path'"):
+        Source(file)
 
 
 def test_ljspeech(tmp_path):
@@ -588,15 +616,18 @@ def test_a_compressed_file_named_tar_says_so(tmp_path):
     assert "it is compressed: unpack it first" in Source(tmp_path / "a.tar").rejected["a.tar"].message
 
 
-def test_a_fifo_or_socket_is_skipped_by_name(tmp_path, monkeypatch):
+def test_a_fifo_a_socket_or_a_device_is_skipped_by_name(tmp_path, monkeypatch):
     wav(tmp_path / "good.wav")
     os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "device.wav").symlink_to("/dev/null")
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path)  # the name of a socket may have 108 bytes
         server.bind("socket.wav")
         source = Source(tmp_path)
         assert list(source.recordings) == ["good.wav"]
-        assert source.notes.set_aside == {"not a file, but a FIFO, a socket or a device": ["pipe.wav", "socket.wav"]}
+        assert source.notes.set_aside == {
+            "not a file, but a FIFO, a socket or a device": ["device.wav", "pipe.wav", "socket.wav"]
+        }
         with pytest.raises(ValueError, match=r"pipe\.wav: not a file, but a FIFO"):
             Source(tmp_path / "pipe.wav")
     (entry,) = Source(jsonl(tmp_path / "m.jsonl", [{"audio": "pipe.wav"}])).recordings.values()

@@ -22,7 +22,7 @@ from data_prep.speech.text_checks import (
 
 TEXT = "This has thirty-two letters, or nearly."  # 31 letters in 3 s
 TURN = draft(0, 10.0, 13.0, TEXT, lang="en", lang_prob=0.8, avg_logprob=-0.5, no_speech_prob=0.3, compression_ratio=1.5)
-SCORE = TurnScore(0, -20.0, 0.01, 7000.0, 3.0, 3.5, 4.0, [], "This had.", 0.4, 0.8, 0.7)
+SCORE = TurnScore(0, -20.0, 0.01, 7000.0, 3.0, 3.5, 4.0, [], "This had.", 0.4, 0.8, 0.7, 0.2)
 RATES = SourceRates(median=14.0, deviation=1.0)
 
 # option: (a value that the turn meets, one that it breaks, reason, what the message says)
@@ -31,6 +31,9 @@ LIMITS = {
     "max_seconds": (3.0, 2.5, "too_long", "seconds 3 is above 2.5"),
     "min_lang_prob": (0.8, 0.9, "language", "probability of its language 0.8 is below 0.9"),
     "min_ovrl": (3.0, 3.2, "quality", "DNSMOS OVRL 3 is below 3.2"),
+    "min_sig": (3.5, 3.6, "quality", "DNSMOS SIG 3.5 is below 3.6"),
+    "min_bak": (4.0, 4.1, "quality", "DNSMOS BAK 4 is below 4.1"),
+    "max_music": (0.2, 0.1, "quality", "share with music 0.2 is above 0.1"),
     "min_avg_logprob": (-0.5, -0.4, "asr_confidence", "mean log probability -0.5 is below -0.4"),
     "max_compression_ratio": (1.5, 1.4, "compression", "compression ratio 1.5 is above 1.4"),
     "max_no_speech_prob": (0.3, 0.2, "no_speech", "probability of no speech 0.3 is above 0.2"),

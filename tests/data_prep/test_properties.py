@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 from heard import draft, item, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,9 +36,10 @@ from data_prep.records import (
     Turns,
     Word,
 )
+from data_prep.speech.fingerprint import fingerprint
 from data_prep.speech.words import checked_turns
 from data_prep.stages.base import Item
-from data_prep.stages.score import ScoreStage, gating
+from data_prep.stages.score import ScoreStage, bandwidth, clipped, gating, loudness
 from data_prep.stages.turns import TurnsStage
 
 RATE = 16_000
@@ -45,17 +47,35 @@ SECONDS = 30.0
 CODEC = CodecInfo("spectral", "0123456789abcdef", num_codebooks=3, codebook_size=50, frame_rate=12.5, sample_rate=24000)
 
 
+def lengths_and_rates(count: int) -> list[tuple[int, int]]:
+    """Samples of 0.01 to 2 s, and rates: four of five are common ones."""
+    rng = np.random.default_rng(0)
+    common = rng.choice([8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000], count)
+    rates = np.where(rng.random(count) < 0.8, common, rng.integers(4000, 200_000, count))
+    lengths = (rates * rng.uniform(0.01, 2.0, count)).astype(int) + 1
+    return list(zip(lengths.tolist(), rates.tolist(), strict=True))
+
+
 def test_no_length_at_any_rate_fails_to_be_measured():
     """200,000 lengths and rates: pyloudnorm asks for at least one whole block, as it computes it."""
-    rng = np.random.default_rng(0)
-    common = rng.choice([8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000], 200_000)
-    rates = np.where(rng.random(200_000) < 0.8, common, rng.integers(4000, 200_000, 200_000))
-    lengths = (rates * rng.uniform(0.01, 2.0, 200_000)).astype(int) + 1
     failed = 0
-    for samples, rate in zip(lengths.tolist(), rates.tolist(), strict=True):
+    for samples, rate in lengths_and_rates(200_000):
         block, measured = gating(samples, rate)
         failed += not (0 < measured <= samples and measured >= block * rate)
     assert failed == 0
+
+
+@pytest.mark.slow
+def test_every_measure_takes_all_lengths_at_all_rates():
+    """2,000 lengths and rates of white noise at -20 dBFS: a quarter of a minute of a core."""
+    noise = (0.1 * np.random.default_rng(0).standard_normal(400_001)).astype(np.float32)
+    for samples, rate in lengths_and_rates(2_000):
+        audio, case = noise[:samples], (samples, rate)
+        assert -22 < loudness(audio, rate) < -14, case
+        assert clipped(audio) == 0.0, case
+        highest = bandwidth(audio, rate)
+        assert highest is None if samples < round(0.032 * rate) else 0.45 * rate < highest <= 0.5 * rate, case
+        assert len(fingerprint(audio)) == max(0, 1 + (samples - 24_000) // 2000), case
 
 
 @settings(max_examples=60, deadline=None)

@@ -121,6 +121,21 @@ def test_all_forms_give_the_same_recordings(calls, tmp_path):
     assert sound(one).tobytes() in [entry[3] for entry in seen["folder"]] and two.locator.offset > 0
 
 
+def test_recordings_of_one_speaker_can_be_divided(tmp_path):
+    """As one group they would all be trained on, or all held out."""
+    audio = {"bytes": (DEMO / "echo.flac").read_bytes(), "path": "echo.flac"}
+    rows = [{"audio": audio, "sentence": "Hello.", "speaker_id": who} for who in ("ann", "ann", "bob")]
+    source = write_table(tmp_path / "one.parquet", rows[:2])
+    notes = Notes()
+    recordings = list(read_source("s", SourceConfig(input=str(source)), notes))
+    assert len({entry.group for entry in recordings}) == 2 == len(recordings)
+    assert list(notes.remarks.values()) == [["ann"]]
+    source = write_table(tmp_path / "two.parquet", rows)
+    assert [entry.group for entry in listed(source).values()] == ["ann", "ann", "bob"]
+    source = write_table(tmp_path / "split.parquet", [{**row, "split": "val"} for row in rows[:2]])
+    assert {entry.group for entry in listed(source).values()} == {"ann"}
+
+
 def test_dataset_columns_become_a_turn(tmp_path):
     audio = {"bytes": (DEMO / "echo.flac").read_bytes(), "path": "/of/another/machine/echo.flac"}
     rows = [{"audio": audio, "sentence": " Hello. ", "raw": "HELLO", "speaker_id": 77, "id": 5, "duration": 1.5}]
@@ -224,7 +239,7 @@ MISTAKES = [
     ({**GOOD, "lenght": 3}, "unknown key 'lenght'; known are audio, id, group, split, turns"),
     ({"turns": GOOD["turns"]}, "'audio' "),
     ({**GOOD, "turns": []}, "'turns' must be a non-empty list"),
-    ({**GOOD, "split": "dev"}, '\'split\' must be one of "train", "val", got "dev"'),
+    ({**GOOD, "split": "holdout"}, "'split' must be one of train, validation, test, got 'holdout'"),
     ({**GOOD, "id": 7}, "'id' must be a non-empty string, got 7"),
     ([GOOD], "expected a JSON object, got list"),
     (first_turn(txt="x"), "turn 0: unknown key 'txt'"),

@@ -6,8 +6,6 @@ import tarfile
 import pytest
 from layouts import Source, text, wav
 
-from data_prep.inputs.transcripts.labels import parse_labels
-from data_prep.inputs.transcripts.nist import parse_stm
 from data_prep.inputs.transcripts.subtitles import parse_subtitles
 
 VTT = """WEBVTT
@@ -191,7 +189,10 @@ FORMS = {
         {"id": "x", "wav": "x.mp3", "text": "Hi.", "duration": 1.0, "speaker": "EN_1", "language": "de", "dnsmos": 3.2},
         [("EN_1", 0.0, None, "Hi.")],
     ),
-    "WebDataset": (".json", {"transcription": "Hi."}, [("0", 0.0, None, "Hi.")]),
+    **{
+        f"WebDataset {key}": (".json", {key: "Hi."}, [("0", 0.0, None, "Hi.")])
+        for key in ("text", "transcript", "transcription", "sentence")
+    },
 }
 
 
@@ -205,56 +206,19 @@ def test_each_form_gives_its_turns(tmp_path, form):
 
 
 def test_language_speaker_quality_of_a_side_file_are_used(tmp_path):
-    wav(tmp_path / "a.wav"), wav(tmp_path / "b.wav")
-    for name, quality in (("a", 3.2), ("b", 2.1)):
-        row = {"text": "Hallo.", "speaker": "DE_1", "language": "de", "dnsmos": quality}
+    for name, speaker, quality in (("a", "DE_1", 3.2), ("b", "DE_1", 2.1), ("c", "DE_2", 3.3)):
+        wav(tmp_path / f"{name}.wav")
+        row = {"text": "Hallo.", "speaker": speaker, "language": "de", "dnsmos": quality}
         text(tmp_path / f"{name}.json", json.dumps(row))
     source = Source(tmp_path, min_dnsmos=3.0)
-    assert {(recording.lang, recording.group) for recording in source.recordings.values()} == {("de", "DE_1")}
+    assert {(recording.lang, recording.group) for recording in source.recordings.values()} == {
+        ("de", "DE_1"),
+        ("de", "DE_2"),
+    }
     assert source.reasons == {"b.wav": "quality"}
     assert "DNSMOS 2.1 in its annotation is below min_dnsmos=3" in source.rejected["b.wav"].message
-    assert len({recording.group for recording in Source(tmp_path).recordings.values()}) == 1  # never on both sides
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b"])
-def test_lines_end_at_line_feeds_alone(separator):
-    said = f"First{separator}second."
-    turns = parse_stm(f"a 1 ann 0.1 0.5 {said}\r\na 1 bob 0.5 0.9 Yes.\n")["a"]
-    assert [turn.text for _, turn in turns] == [said, "Yes."]
-    assert [turn.text for turn in parse_labels(f"0.1\t0.5\t{said}\n0.5\t0.9\tYes.\n")] == [said, "Yes."]
-
-
-def test_names_with_blanks_in_nist_files(tmp_path):
-    wav(tmp_path / "my call.wav"), wav(tmp_path / "call 2 3.wav")
-    text(
-        tmp_path / "my call.rttm",
-        "SPEAKER my call 1 0.50 0.30 <NA> <NA> Ann Lee <NA> <NA>\n"
-        "SPEAKER my call 1 0.9 0.1 <NA> <NA> Ann Roe 0.9 <NA>\n",
-    )
-    text(tmp_path / "call 2 3.stm", "call 2 3 1 Ann 0.5 0.9 4 5 numbers\n")
-    assert Source(tmp_path).said == {
-        "call 2 3.wav": [("Ann", 0.5, 0.9, "4 5 numbers")],
-        "my call.wav": [("Ann Lee", 0.5, 0.8, None), ("Ann Roe", 0.9, 1.0, None)],
-    }
-    text(tmp_path / "my call.rttm", "SPEAKER x 1 0.50 0.30 <NA> <NA> <NA> <NA> <NA>\n")
-    assert Source(tmp_path).reasons == {"my call.wav": "bad_annotation"}
-
-
-@pytest.mark.parametrize("suffix", [".rttm", ".stm", ".ctm", ".trn"])
-def test_one_file_for_many_recordings(tmp_path, suffix):
-    lines = {
-        ".rttm": "SPEAKER {} 1 0.1 0.3 <NA> <NA> Ann <NA> <NA>\n",
-        ".stm": "{} 1 Ann 0.1 0.4 Hi.\n",
-        ".ctm": "{} 1 0.1 0.3 Hi. 1.0 lex Ann\n",
-        ".trn": "Hi. ({})\n",
-    }
-    for name in ("a", "sub/b", "c"):
-        wav(tmp_path / f"{name}.wav")
-    text(tmp_path / f"all{suffix}", "".join(lines[suffix].format(name) for name in ("a", "b", "gone")))
-    source = Source(tmp_path)
-    turn = ("0", 0.0, None, "Hi.") if suffix == ".trn" else ("Ann", 0.1, 0.4, None if suffix == ".rttm" else "Hi.")
-    assert source.said == {"a.wav": [turn], "sub/b.wav": [turn], "c.wav": None}
-    assert source.notes.without_audio == [f"all{suffix}: gone"] and not source.rejected
+    of_speaker = [recording.group for recording in Source(tmp_path).recordings.values()]
+    assert sorted(of_speaker) == ["DE_1", "DE_1", "DE_2"]  # a speaker is never on both sides
 
 
 STRUCTURES = {

@@ -207,7 +207,7 @@ def test_warnings_of_loggers_that_exist_already_reach_the_terminal(tmp_path, mix
 
 @pytest.mark.slow
 def test_the_first_word_comes_before_the_libraries(tmp_path):
-    """Which take seconds to import: at once in a terminal and in a log."""
+    """The libraries take seconds to import; the word comes at once in a terminal and in a log."""
     wav(tmp_path / "in" / "a.wav")
     command = [sys.executable, "-X", "importtime", "-m", "data_prep", "plan", f"input={tmp_path / 'in'}"]
     done = subprocess.run([*command, f"output={tmp_path / 'out'}"], cwd=REPOSITORY, capture_output=True, text=True)

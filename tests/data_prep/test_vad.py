@@ -10,6 +10,7 @@ from silero_vad.sequence_vad import get_speech_timestamps_sequence
 from data_prep.config import VadBackend, VadConfig
 from data_prep.reasons import RejectedRecording
 from data_prep.records import GivenTurn, Span, Speech
+from data_prep.speech.crosstalk import echo_delay
 from data_prep.stages.base import Item
 from data_prep.stages.vad import VadStage
 
@@ -96,10 +97,13 @@ def test_a_calls_speech_is_on_its_speakers_channel(stage, voices, tmp_path):
         assert track.spans and not other
 
 
-@pytest.mark.parametrize("crosstalk", [-20, -12, -9])
-@pytest.mark.parametrize(("delay", "quieter"), [(0.03, 0.0), (0.005, 0.0), (0.03, -18.0)])
+CROSSTALK = [(db, delay, 0.0) for db in (-26, -20, -15, -12, -9, -7) for delay in (0.03, 0.005, 0.5)]
+CROSSTALK += [(db, 0.03, -18.0) for db in (-26, -20, -15, -12, -9)]
+
+
+@pytest.mark.parametrize(("crosstalk", "delay", "quieter"), CROSSTALK)
 def test_crosstalk_is_nobodys_speech(stage, voices, tmp_path, crosstalk, delay, quieter):
-    """Telephone (30 ms) and two microphones in a room (5 ms), also with the second side 18 dB down."""
+    """Telephone (30 ms), two microphones in a room (5 ms), a late echo (0.5 s), and the second side 18 dB down."""
     voices = voices[: 40 * RATE]
     first = (np.arange(len(voices)) // (5 * RATE)) % 2 == 0
     sides = np.stack([np.where(first, voices, 0), 10 ** (quieter / 20) * np.where(first, 0, voices)])
@@ -110,15 +114,32 @@ def test_crosstalk_is_nobodys_speech(stage, voices, tmp_path, crosstalk, delay, 
     (clean,) = stage.process([item(tmp_path / "b.wav", (sides + noise).astype(np.float32), RATE, [])])
     assert [track.channel for track in speech.tracks] == [0, 1]
     for track, alone in zip(speech.tracks, clean.tracks, strict=True):
-        others = sum(_common(track.spans, span) for span in _turns_of(1 - track.channel, len(voices) / RATE))
+        others = sum(_common(track.spans, span) for span in _turns_of(1 - track.channel, len(voices) / RATE, delay))
         assert others < 0.1 * sum(span.end - span.start for span in alone.spans)
         own = sum(_common(track.spans, span) for span in alone.spans)
         assert own > 0.95 * sum(span.end - span.start for span in alone.spans)
 
 
-def _turns_of(channel: int, seconds: float) -> list[Span]:
-    """Where only the given channel speaks, half a second after the other one, whose span has a margin."""
-    return [Span(start + 0.5, start + 5.0) for start in np.arange(5.0 * channel, seconds - 5, 10.0).tolist()]
+@pytest.mark.parametrize(("seconds", "echo_db", "delays", "least"), [(6, None, {0}, 1.0), (14, -15.0, {15, 16}, 0.8)])
+def test_short_calls_have_a_delay_only_with_an_echo(voices, seconds, echo_db, delays, least):
+    """Turns of 2 s, and an echo half a second late: 15.6 frames."""
+    found: list[int] = []
+    for start in range(0, 70 - seconds + 1, seconds):
+        stretch = voices[start * RATE :][: seconds * RATE // 512 * 512]
+        first = (np.arange(len(stretch)) // (2 * RATE)) % 2 == 0
+        sides = np.stack([np.where(first, stretch, 0), np.where(first, 0, stretch)])
+        late = np.pad(sides, ((0, 0), (RATE // 2, 0)))[:, : len(stretch)]
+        echo = 0.0 if echo_db is None else 10 ** (echo_db / 20) * late[::-1]
+        noise = 10 ** (-65 / 20) * np.random.default_rng(start).standard_normal(sides.shape)
+        level = 10 * np.log10(np.square(sides + echo + noise).reshape(2, -1, 512).mean(axis=2))
+        found += [echo_delay(level[0], level[1]), echo_delay(level[1], level[0])]
+    assert len(found) >= 10 and sum(delay in delays for delay in found) >= least * len(found)
+
+
+def _turns_of(channel: int, seconds: float, delay: float) -> list[Span]:
+    """Where only the given channel speaks and its echo is heard: half a second after the other one, whose span has a
+    margin, and after what is still on the way when it begins."""
+    return [Span(start + 0.5 + delay, start + 5.0) for start in np.arange(5.0 * channel, seconds - 5, 10.0).tolist()]
 
 
 def _common(spans: list[Span], other: Span) -> float:

@@ -10,6 +10,7 @@ for one file, which inputs/merge.py puts together). Where nothing has its shape 
     ljspeech.py       metadata.csv of LJSpeech
     vctk.py           txt/p225/p225_001.txt for wav48/p225/p225_001.wav
     libri.py          LibriSpeech and LibriTTS
+    moshi.py          data.jsonl of moshi-finetune
     speaker_files.py  a file for each speaker of a conversation: Seamless Interaction, TurnBench, Open Yap, otoSpeech
     saved.py          `save_to_disk` of Hugging Face datasets
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
-from data_prep.inputs.readers import kaldi, lhotse, libri, ljspeech, rows, saved, shar, speaker_files, vctk
+from data_prep.inputs.readers import kaldi, lhotse, libri, ljspeech, moshi, rows, saved, shar, speaker_files, vctk
 from data_prep.records import Rejection
 
 Reader = Callable[[Pile], Iterator[Entry | Rejection]]
@@ -30,6 +31,7 @@ READERS: dict[str, Reader] = {
     "shar": shar.read,
     "lhotse": lhotse.read,
     **{layout: rows.reader(layout) for layout in rows.LAYOUTS},
+    "moshi": moshi.read,
     "ljspeech": ljspeech.read,
     "vctk": vctk.read,
     "librispeech": libri.read_librispeech,
@@ -42,4 +44,4 @@ READERS: dict[str, Reader] = {
 
 def is_own_manifest(pile: Pile, name: str) -> bool:
     """Whether a .jsonl file is a manifest of our own (or a damaged one), and not one that a reader knows."""
-    return rows.layout_of(pile, name) is None and not lhotse.is_manifest(pile, name)
+    return not (rows.layout_of(pile, name) or lhotse.is_manifest(pile, name) or moshi.is_list(pile, name))

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.inputs.kinds import suffix_of
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
-from data_prep.inputs.transcripts.json_text import seconds
+from data_prep.inputs.transcripts.json_text import language_of_all, seconds
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Rejection
 
@@ -80,11 +80,17 @@ def manifest(pile: Pile, name: str, kind: str) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{at}: not valid JSON ({error})") from error
         _check_row(row, "recording_id" if kind == "supervision" else "id", at)
-        supervisions = [row] if kind == "supervision" else row.get("supervisions") or []
-        for supervision in supervisions:
+        if kind == "cut":
+            _check_cut(row, at)
+        elif kind == "recording":
+            _check_recording(row, at)
+        for supervision in [row] if kind == "supervision" else _list_in(row, "supervisions", at):
             _check_row(supervision, "start", f"{at}, supervision")
             for key in ("start", "duration"):
                 seconds(supervision, (key,), f"{at}, supervision")
+            for key in ("text", "speaker"):
+                if isinstance(supervision.get(key), (dict, list)):
+                    raise ValueError(f"{at}, supervision: {key!r} must be a string, got {json.dumps(supervision[key])}")
         yield row
 
 
@@ -93,15 +99,46 @@ def _check_row(row: Any, key: str, at: str) -> None:
         raise ValueError(f"{at}: expected a JSON object with {key!r}")
 
 
+def _check_cut(cut: dict[str, Any], at: str) -> None:
+    if cut.get("start") is not None:
+        seconds(cut, ("start",), at)
+    recording = cut.get("recording")
+    if recording is not None:
+        _check_row(recording, "id", f"{at}, recording")
+        _check_recording(recording, f"{at}, recording")
+
+
+def _check_recording(recording: dict[str, Any], at: str) -> None:
+    _list_in(recording, "channel_ids", at)
+    for source in _list_in(recording, "sources", at):
+        _check_row(source, "type", f"{at}, source")
+        _list_in(source, "channels", f"{at}, source")
+
+
+def _list_in(row: dict[str, Any], key: str, at: str) -> list[Any]:
+    """The list under a key; empty if there is none. Raises ValueError, beginning with `at`, for anything else."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"{at}: {key!r} must be a list, got {json.dumps(value)}")
+    return value or []
+
+
 def _of_cut(pile: Pile, cut: dict[str, Any], name: str) -> Entry | Rejection:
-    if not isinstance(cut.get("recording"), dict):
+    if cut.get("recording") is None:
         message = f"{name}: a {cut.get('type', 'cut')} of several recordings, or without audio; save it as a file"
         return Rejection(audio=str(cut["id"]), reason=Reason.audio_missing, message=message)
-    entry = _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, float(cut.get("start") or 0.0))
-    custom = cut.get("custom")
-    if isinstance(entry, Entry) and isinstance(custom, dict) and isinstance(custom.get("group"), str):
-        entry.group = custom["group"]  # as our own export writes it
+    start = 0.0 if cut.get("start") is None else seconds(cut, ("start",), name)
+    entry = _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, start)
+    if isinstance(entry, Entry):
+        entry.group = group_of(cut)
     return entry
+
+
+def group_of(cut: dict[str, Any]) -> str | None:
+    """The group of a cut as our own export writes it, and other programs keep it."""
+    custom = cut.get("custom")
+    group = custom.get("group") if isinstance(custom, dict) else None
+    return group if isinstance(group, str) else None
 
 
 def _of_recording(
@@ -121,7 +158,7 @@ def _of_recording(
 def described(supervisions: list[dict[str, Any]], offset: float, several: bool) -> dict[str, Any]:
     """Fields of an `Entry` that supervisions give; `offset` is where their time begins, `several` channels or one."""
     turns = []
-    for number, row in enumerate(sorted(supervisions, key=lambda row: row["start"])):
+    for number, row in enumerate(sorted(supervisions, key=lambda row: float(row["start"]))):
         start = round(offset + float(row["start"]), 6)
         channel = row.get("channel")
         turns.append(
@@ -134,16 +171,9 @@ def described(supervisions: list[dict[str, Any]], offset: float, several: bool) 
                 channel if several and isinstance(channel, int) else None,
             )
         )
-    languages = {str(row["language"]).lower() for row in supervisions if row.get("language")}
     names = {turn.speaker for turn in turns}
     return {
         "turns": turns or None,
-        "lang": _code(languages.pop()) if len(languages) == 1 else None,
+        "lang": language_of_all(supervisions),
         "default_group": names.pop() if len(names) == 1 and supervisions[0].get("speaker") else None,
     }
-
-
-def _code(language: str) -> str | None:
-    """Lhotse's recipes write "English" as well as "en"."""
-    known = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "chinese": "zh", "mandarin": "zh"}
-    return known.get(language, language if len(language) <= 3 else None)

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_prep.inputs.kinds import suffix_of
-from data_prep.inputs.manifest import Entry
+from data_prep.inputs.manifest import Entry, parse_split
 from data_prep.inputs.pile import Pile
-from data_prep.inputs.splits import split_named
 from data_prep.inputs.transcripts.json_text import ONE_SPEAKER, SPEAKER_KEYS, finite, first_of, language, seconds
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Made, Rejection
@@ -63,7 +62,7 @@ def reader(layout: str) -> Callable[[Pile], Iterator[Entry | Rejection]]:
 
 
 def layout_of(pile: Pile, name: str) -> str | None:
-    """Which of LAYOUTS a table has, by its first row; None if it is none of them."""
+    """The one of LAYOUTS that a table has, by its first row, or None."""
     suffix = suffix_of(name)
     return pile.kind(name, "rows", lambda head: _layout(head, suffix)) if suffix in SUFFIXES else None
 
@@ -173,14 +172,13 @@ def _entry(row: dict[str, Any], audio: str, locator: Locator, pile: Pile, at: st
         end = seconds(row, _END, at)
     elif timed and row.get("duration") not in (None, ""):
         end = round(start + seconds(row, ("duration",), at), 6)
-    split = row.get("split")
     quality = row.get("dnsmos")
     entry = Entry(
         audio=audio,
         locator=locator,
         id=audio,
         default_group=speaker,
-        split=split_named(f"{split}/") if isinstance(split, str) and split else None,
+        split=_split(row, at),
         lang=language(row),
         dnsmos=None if quality in (None, "") else finite(quality, "'dnsmos' must be a number", at),
     )
@@ -195,3 +193,11 @@ def _entry(row: dict[str, Any], audio: str, locator: Locator, pile: Pile, at: st
         entry.group = audio
         pile.notes.remark("spans without a text: each is a recording, to be transcribed", entry.id)
     return entry
+
+
+def _split(row: dict[str, Any], at: str) -> str | None:
+    """The split of a row. Raises ValueError for another word, or a number, as of a fold of a cross-validation."""
+    try:
+        return None if row.get("split") == "" else parse_split(row, at)
+    except ValueError as error:
+        raise ValueError(f"{error}; rename the column 'split' if it holds something else, such as folds") from error

@@ -10,7 +10,7 @@ from data_prep.inputs.folders import tar_members
 from data_prep.inputs.kinds import is_audio
 from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
-from data_prep.inputs.readers.lhotse import described, manifest
+from data_prep.inputs.readers.lhotse import described, group_of, manifest
 from data_prep.reasons import Reason
 from data_prep.records import Rejection
 
@@ -46,10 +46,12 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
                 message = f"{cuts} describes it, but {tar} does not hold it"
                 yield Rejection(audio=f"{prefix}{cut['id']}", reason=Reason.audio_missing, message=message)
                 continue
-            several = len((cut.get("recording") or {}).get("channel_ids") or []) > 1
-            fields_of = described(cut.get("supervisions") or [], 0.0, several)
-            fields_of["default_group"] = (cut.get("recording") or {}).get("id")  # cuts of a recording share voices
-            yield Entry(audio=name, locator=members[name], table=cuts, id=f"{prefix}{cut['id']}", **fields_of)
+            recording = cut.get("recording") or {}
+            fields_of = described(cut.get("supervisions") or [], 0.0, len(recording.get("channel_ids") or []) > 1)
+            if recording:
+                fields_of["default_group"] = str(recording["id"])  # cuts of a recording share voices
+            cut_id = f"{prefix}{cut['id']}"
+            yield Entry(audio=name, locator=members[name], table=cuts, id=cut_id, group=group_of(cut), **fields_of)
         pile.notes.put_aside(audio.values(), "audio in Shar that no cut describes")
 
 

@@ -21,6 +21,7 @@ from data_prep.inputs.manifest import Entry
 from data_prep.inputs.pile import Pile
 from data_prep.inputs.side_files import SIDE_SUFFIXES, parse_side_file
 from data_prep.inputs.transcripts.annotation import Annotation
+from data_prep.inputs.transcripts.json_text import languages
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.reasons import Reason
 from data_prep.records import GivenTurn, Locator, Made, Rejection
@@ -61,6 +62,7 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
         pile.take(conversation.audio.values())
         _put_mix_aside(pile, conversation, beside)
         turns: list[GivenTurn] = []
+        annotations: list[Annotation] = []
         bare, problem = [], None
         for channel, (speaker, audio) in enumerate(conversation.audio.items()):
             found = _own_annotation(pile, audio, beside)
@@ -69,11 +71,20 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
             elif found is None:
                 bare.append(audio)
             else:
-                turns += [replace(turn, speaker=speaker, channel=channel, speaker_id=None) for turn in found]
+                annotations.append(found)
+                turns += [
+                    replace(turn, speaker=speaker, channel=channel, speaker_id=None) for turn in found.turns or []
+                ]
         if problem is None and not turns:
             found = _common_annotation(pile, conversation)
-            problem = found if isinstance(found, str) else None
-            turns, bare = (found, []) if isinstance(found, list) else ([], bare)
+            if isinstance(found, str):
+                problem = found
+            elif found is not None:
+                annotations, turns, bare = [found], found.turns or [], []
+        groups, splits = ({getattr(a, name) for a in annotations} - {None} for name in ("group", "split"))
+        for kind, values in (("groups", groups), ("splits", splits)):
+            if problem is None and len(values) > 1:
+                problem = f"its speakers' annotations give it several {kind}: {', '.join(sorted(values))}"
         if problem is not None:
             yield Rejection(audio=conversation.id, reason=Reason.bad_annotation, message=problem)
             continue
@@ -86,6 +97,10 @@ def read(pile: Pile) -> Iterator[Entry | Rejection]:
             locator=Locator(paths[0], made=Made(paths)),
             id=conversation.id,
             turns=numbered(turns) if turns else None,
+            group=next(iter(groups), None),
+            split=next(iter(splits), None),
+            lang=languages(annotation.lang for annotation in annotations),
+            dnsmos=min((a.dnsmos for a in annotations if a.dnsmos is not None), default=None),
             two_channel="yes" if len(paths) == 2 else None,
         )
 
@@ -111,8 +126,8 @@ def _put_mix_aside(pile: Pile, conversation: _Conversation, beside: list[str]) -
             pile.notes.put_aside([name], "mix of the speakers' own files")
 
 
-def _own_annotation(pile: Pile, audio: str, beside: list[str]) -> list[GivenTurn] | str | None:
-    """Turns of a speaker's annotation; a str says what is wrong with it; None: there is none."""
+def _own_annotation(pile: Pile, audio: str, beside: list[str]) -> Annotation | str | None:
+    """A speaker's annotation, with turns; a str says what is wrong with it; None: there is none."""
     base = _TAIL.sub("", str(PurePosixPath(audio).with_suffix("")))
     names = [name for name in beside if name in pile.left and _belongs(name, base)]
     names.sort(key=lambda name: (SIDE_SUFFIXES.index(suffix_of(name)), name))
@@ -122,7 +137,7 @@ def _own_annotation(pile: Pile, audio: str, beside: list[str]) -> list[GivenTurn
         if isinstance(found, str) or found.turns is not None:
             pile.take(names)
             pile.notes.put_aside(names[number + 1 :], "further annotations of the same speaker")
-            return found if isinstance(found, str) else found.turns
+            return found
         pile.notes.put_aside([name], f"{suffix_of(name)} (neither turns nor a text in it)")
     return None
 
@@ -131,8 +146,8 @@ def _belongs(name: str, base: str) -> bool:
     return suffix_of(name) in SIDE_SUFFIXES and name.startswith(base) and not name[len(base)].isalnum()
 
 
-def _common_annotation(pile: Pile, conversation: _Conversation) -> list[GivenTurn] | str | None:
-    """Turns of an annotation of the whole conversation; its speakers must be those of the files."""
+def _common_annotation(pile: Pile, conversation: _Conversation) -> Annotation | str | None:
+    """The annotation of the whole conversation, with turns; its speakers must be those of the files."""
     for suffix in SIDE_SUFFIXES:
         name = f"{conversation.id}{suffix}"
         if name not in pile.left:
@@ -147,7 +162,7 @@ def _common_annotation(pile: Pile, conversation: _Conversation) -> list[GivenTur
                 turn.channel = speakers.index(turn.speaker.lower())
             elif turn.channel is None:
                 return f"{name}: speaker {turn.speaker!r} is none of the files' {', '.join(conversation.audio)}"
-        return found.turns
+        return found
     return None
 
 

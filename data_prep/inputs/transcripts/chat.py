@@ -14,9 +14,9 @@ import io
 import re
 from collections.abc import Iterator
 
-from csm.languages import language_code
 from data_prep.inputs.transcripts.annotation import Annotation
 from data_prep.inputs.transcripts.chat_text import interposed, spoken_text
+from data_prep.inputs.transcripts.json_text import language
 from data_prep.inputs.transcripts.words import numbered
 from data_prep.records import GivenTurn
 
@@ -40,7 +40,7 @@ def parse_chat(text: str, stem: str | None = None) -> dict[str, Annotation]:
         if line.startswith("@Media:"):
             media = line.removeprefix("@Media:").split(",")[0].strip().strip('"') or media
         elif line.startswith("@Languages:"):
-            lang = _language(line.removeprefix("@Languages:").split(",")[0])
+            lang = language({"language": line.removeprefix("@Languages:").split(",")[0].strip()})
         if not line.startswith("*"):
             continue
         main = _MAIN.fullmatch(line)
@@ -87,10 +87,3 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
         first, parts = number, [line.strip()]
     if parts:
         yield first, " ".join(parts)
-
-
-def _language(name: str) -> str | None:
-    try:
-        return language_code(name)
-    except ValueError:
-        return None

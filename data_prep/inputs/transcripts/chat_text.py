@@ -25,7 +25,7 @@ _BLOCKED = re.compile("\u21ab([^\u21ab]*)\u21ab")  # a stutter: what is between 
 
 
 def spoken_text(line: str) -> tuple[str, bool]:
-    """What a main line says, and whether all of it was understood; "" if nothing is said.
+    """Spoken text of a main line, and whether all of it was understood; "" if nothing is said.
 
     Raises ValueError for a count of repetitions that nobody says.
     """
@@ -62,7 +62,7 @@ def spoken_text(line: str) -> tuple[str, bool]:
 
 
 def interposed(line: str) -> list[tuple[str, str, float]]:
-    """What others say during a main line: speaker, words, and how far into the line, as a share of its tokens."""
+    """Words of others during a main line: speaker, words, and how far into the line, as a share of its tokens."""
     tokens = _TOKEN.findall(line)
     found = []
     for number, token in enumerate(tokens, start=1):

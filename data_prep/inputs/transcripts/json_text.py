@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from csm.languages import language_code
@@ -28,6 +28,7 @@ from data_prep.inputs.transcripts.words import SaidWord, numbered, turns_of_word
 from data_prep.records import GivenTurn
 
 TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text")
+LANGUAGE_KEYS = ("language", "lang", "locale", "language_code", "detected_language")
 SPEAKER_KEYS = ("speaker", "speaker_id", "speaker_label", "spk", "spk_id")
 _WORD_KEYS = ("punctuated_word", "word", "text", "w")
 _START_KEYS = ("start", "begin", "start_time", "startTime", "offset", "from")
@@ -44,33 +45,43 @@ def parse_json(text: str) -> Annotation:
     except ValueError as error:
         raise ValueError(f"not valid JSON ({error})") from error
     if isinstance(record, list) and record and all(isinstance(part, dict) for part in record):
-        return _with_speakers(_segments(record, "the list"))
+        return _of_segments(record, "the list")
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, got {type(record).__name__}")
     found = _turns(record)
     found.group, found.split = parse_group(record, "it"), parse_split(record, "it")
-    found.lang = language(record)
+    found.lang = language(record) or found.lang
     quality = record.get("dnsmos")
     found.dnsmos = float(quality) if isinstance(quality, (int, float)) and not isinstance(quality, bool) else None
     return found
 
 
 def language(record: dict[str, Any]) -> str | None:
-    """The language a record gives, as a code ("en" for "eng", "en-US", "English"); None if it gives none that is known.
+    """The language a record gives, as a code ("en" for "eng", "en-US", "English"); None if it gives none.
 
-    A code that is not known is kept as it is.
+    A code of two or three letters that is not known is kept, and so is what is no code ("Klingon", a number), which
+    inputs/sources.py tells the user.
     """
-    for key in ("language", "lang", "locale"):
-        value = record.get(key)
-        if not isinstance(value, str):
-            continue
-        try:
-            return language_code(value)
-        except ValueError:
-            code = value.split("-")[0].split("_")[0]
-            if 2 <= len(code) <= 3:
-                return code.lower()
-    return None
+    value = next((record[key] for key in LANGUAGE_KEYS if record.get(key) not in (None, "")), None)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return json.dumps(value, default=str)
+    try:
+        return language_code(value)
+    except ValueError:
+        code = value.replace("_", "-").split("-")[0].lower()
+        return code if 2 <= len(code) <= 3 else value
+
+
+def language_of_all(records: Iterable[dict[str, Any]]) -> str | None:
+    """The language of records of one recording: a code, or several ("de, fr"); None if they give none."""
+    return languages(language(record) for record in records)
+
+
+def languages(given: Iterable[str | None]) -> str | None:
+    """One language for those of several parts: a code, or all of them ("de, fr"); None if there is none."""
+    return ", ".join(sorted({lang for lang in given if lang is not None})) or None
 
 
 def first_of(record: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -83,9 +94,11 @@ def _turns(record: dict[str, Any]) -> Annotation:
         "turns": lambda _: Annotation(parse_turns(record, "its entry")),
         "alignments": _moshi,
         "results": _deepgram,
-        "metadata:transcript": lambda rows: Annotation(_segments(rows, "metadata:transcript")),
-        "segments": lambda rows: _with_speakers(_segments(rows, "segments")),
-        "utterances": lambda rows: _with_speakers(_segments(rows, "utterances")),
+        "metadata:transcript": lambda rows: Annotation(
+            _segments(rows, "metadata:transcript"), lang=language_of_all(rows)
+        ),
+        "segments": lambda rows: _of_segments(rows, "segments"),
+        "utterances": lambda rows: _of_segments(rows, "utterances"),
         "words": lambda rows: _with_speakers(turns_of_words(_words(rows, "words"))),
     }
     for key, form in forms.items():
@@ -102,6 +115,12 @@ def _turns(record: dict[str, Any]) -> Annotation:
 def _with_speakers(turns: list[GivenTurn]) -> Annotation:
     named = any(turn.speaker != ONE for turn in turns)
     return Annotation(turns, remark=None if named else ONE_SPEAKER)
+
+
+def _of_segments(rows: Any, at: str) -> Annotation:
+    found = _with_speakers(_segments(rows, at))
+    found.lang = language_of_all(rows)
+    return found
 
 
 def _segments(rows: Any, at: str) -> list[GivenTurn]:
@@ -163,6 +182,12 @@ def _deepgram(results: Any) -> Annotation:
     if not isinstance(results, dict):
         raise ValueError("results: expected a JSON object")
     channels = _list(results.get("channels") or [], "results.channels")
+    found = _deepgram_turns(results, channels)
+    found.lang = language_of_all(channels)
+    return found
+
+
+def _deepgram_turns(results: dict[str, Any], channels: list[dict[str, Any]]) -> Annotation:
     if results.get("utterances"):
         turns = _segments(results["utterances"], "results.utterances")
         if len(channels) < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 
 from data_prep.inputs.transcripts.labels import parse_labels
 from data_prep.inputs.transcripts.nist import Rows
@@ -41,7 +42,7 @@ def parse_lab(text: str) -> list[GivenTurn]:
     return turns_of_words(words)
 
 
-def parse_trn(text: str, stem: str | None = None) -> Rows:
+def parse_trn(text: str, names: Collection[str] = ()) -> Rows:
     """Lines of a text and, in parentheses, the name of its recording."""
     rows: Rows = {}
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):

@@ -31,6 +31,10 @@ def parse_subtitles(text: str, kind: str) -> list[GivenTurn]:
     rows = [(cue.start / 1000, cue.end / 1000, cue.plaintext.strip()) for cue in cues if cue.plaintext.strip()]
     if not rows:
         raise ValueError("holds no cues")
+    if unread := next((said for _, _, said in rows if "-->" in said), None):
+        raise ValueError(
+            f"has a time that is not read, at {unread[-60:]!r}; write h:mm:ss{',' if kind == 'srt' else '.'}mmm"
+        )
     rows = _unscrolled(rows)
     return numbered(
         [
@@ -63,6 +67,12 @@ def speakers(texts: list[str]) -> list[tuple[str, str]]:
         last = match[1].strip() if match else last  # a cue without a name goes on with the speaker before
         found.append((last, _plain(text[match.end() :] if match else text)))
     return found
+
+
+def named_line(line: str) -> str | None:
+    """The name in front of a line; None if there is none."""
+    match = _PREFIX.match(line)
+    return match[1].strip() if match else None
 
 
 def _plain(text: str) -> str:
