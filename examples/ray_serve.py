@@ -32,7 +32,7 @@ def build_app() -> FastAPI:
     """The application of one replica. The weights are loaded before Ray sends it a request."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(os.environ["CSM_MODEL"], device, slots=8, watermark="none")
-    mark = load_watermark("auto")
+    mark = load_watermark("auto", streams=True)
     replica = serve.get_replica_context().rank.rank  # 0, 1, ...: a replica that is started again finds its folder
     data = Path(os.environ.get("CSM_DATA", "served")) / f"replica-{replica}"
     settings = Settings(names=("csm",), data=data)

@@ -14,6 +14,7 @@ import torch
 from csm.demo.stage import Stage
 from csm.demo.voices import Voice, read_voices
 from csm.formats.load import DTYPES, generation_dtype, load_generator
+from csm.watermark import load_watermark
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 
@@ -25,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint in any layout (train.py leaves one in run_dir/export) or hub id")
-    parser.add_argument("--voices", type=Path, help="folder of voices to choose from: name.wav and name.txt each")
+    parser.add_argument("--voices", type=Path, help="folder of name.safetensors (csm voice make), or name.wav and .txt")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all who reach this machine")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument("--slots", type=int, default=2, help="visitors served at the same time; others wait")
@@ -40,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def demo(arguments: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("csm demo needs Gradio: pip install 'csm-train[demo]'")
+    mark = load_watermark(arguments.watermark, streams=True)
     generator = load_generator(
         arguments.model,
         arguments.device,
@@ -47,9 +49,10 @@ def demo(arguments: argparse.Namespace) -> None:
         arguments.codec,
         arguments.tokenizer,
         slots=arguments.slots,
-        watermark=arguments.watermark,
+        watermark="none",
     )
-    voices = read_voices(arguments.voices, generator.sample_rate) if arguments.voices else {}
+    generator.watermark = mark
+    voices = read_voices(arguments.voices, generator) if arguments.voices else {}
     with tempfile.TemporaryDirectory(prefix="csm-demo-") as files:
         launch(Stage(generator), voices, Path(files), arguments.host, arguments.port)
 

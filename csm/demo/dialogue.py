@@ -134,7 +134,7 @@ class Dialogue:
 
     @property
     def pause(self) -> Tensor:
-        """What is heard between two lines, `[num_samples]`."""
+        """Silence between two lines, `[num_samples]`."""
         return torch.zeros(round(PAUSE_SECONDS * self.sample_rate))
 
     def audio(self) -> Tensor:

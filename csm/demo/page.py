@@ -14,7 +14,8 @@ from csm.audio import save_wav
 from csm.demo.dialogue import MOST_LINES, NAMES, Dialogue, disclosure
 from csm.demo.stage import Stage
 from csm.demo.stream import AacStream, adts_seconds
-from csm.demo.voices import LONGEST_SECONDS, Voice, read_voice
+from csm.demo.voices import LONGEST_SECONDS, Voice, read_upload
+from csm.inference.generator import Generator
 from csm.inference.segments import Segment
 
 NO_VOICE, OWN_VOICE = "the model's choice", "my recording"
@@ -26,7 +27,7 @@ CONSENT = "The speaker is me, or has agreed to this use of the voice"
 
 
 class Visit:
-    """What the page keeps for one visitor: the dialogue, and a folder with the files that are played and downloaded."""
+    """State of one visitor: the dialogue, and a folder with the files that are played and downloaded."""
 
     def __init__(self, stage: Stage) -> None:
         self.dialogue = Dialogue(stage)
@@ -51,6 +52,15 @@ class Visit:
         self._folder.cleanup()
 
 
+def edited(visit: Visit | None, number: int, text: str) -> Visit:
+    """The visit with another text in a line. Raises ValueError if it is over, and where `Dialogue.edit` does."""
+    if visit is None:
+        raise ValueError("This dialogue was not used for an hour and is deleted: press Speak to begin it anew.")
+    visit.dialogue.edit(number, text)
+    visit.takes.pop(number, None)
+    return visit
+
+
 def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) -> gr.Blocks:
     """voices: given ones, by name; script: what the box holds at first."""
     rate = stage.generator.sample_rate
@@ -64,7 +74,9 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
         label = f"Script: a line for each turn, {NAMES[0]}'s first; at most {MOST_LINES}"
         lines = gr.Textbox(script, label=label, lines=5, elem_id="script")
         with gr.Accordion("Sampling", open=False):
-            temperature = gr.Slider(0.0, 1.5, 0.9, step=0.05, label="Temperature (0: always the likeliest code)")
+            temperature = gr.Slider(
+                0.0, 1.5, 0.9, step=0.05, label="Temperature (0: always the likeliest code)", elem_id="temperature"
+            )
             topk = gr.Slider(0, 200, 50, step=1, label="Top-k (0: all codes)")
             seed = gr.Number(None, label="Seed (empty: another one each time)", precision=0, elem_id="seed")
         with gr.Row():
@@ -87,16 +99,15 @@ def build_page(stage: Stage, voices: dict[str, Voice], script: str = EXAMPLE) ->
         def speak_script(visit: Visit | None, script: str, *inputs: Any) -> Iterator[dict[Any, Any]]:
             visit = visit or Visit(stage)
             with _shown_errors():
-                given = [_voice(speaker, voices, rate, *inputs[4 * speaker :][:4]) for speaker in range(2)]
-                visit.dialogue.write(script, [segment for segment in given if segment is not None])
+                given = [_voice(speaker, voices, stage.generator, *inputs[4 * speaker :][:4]) for speaker in range(2)]
+                visit.dialogue.write(script, [segment for voice in given for segment in voice])
             visit.changes, visit.takes = visit.changes + 1, {}
             yield {visitor: visit, drawn: visit.changes, files: None}
             yield from speak_lines(visit, range(len(visit.dialogue.lines)), *inputs[8:])
 
-        def speak_again(visit: Visit, text: str, number: int, *inputs: Any) -> Iterator[dict[Any, Any]]:
+        def speak_again(visit: Visit | None, text: str, number: int, *inputs: Any) -> Iterator[dict[Any, Any]]:
             with _shown_errors():
-                visit.dialogue.edit(number, text)
-            visit.takes.pop(number, None)
+                visit = edited(visit, number, text)
             yield from speak_lines(visit, [number], *inputs)
 
         def speak_lines(
@@ -170,18 +181,24 @@ def _voice_inputs(speaker: int, given: list[str]) -> list[Any]:
 
 
 def _voice(
-    speaker: int, voices: dict[str, Voice], rate: int, choice: str, recording: str | None, text: str, consent: bool
-) -> Segment | None:
+    speaker: int,
+    voices: dict[str, Voice],
+    generator: Generator,
+    choice: str,
+    recording: str | None,
+    text: str,
+    consent: bool,
+) -> list[Segment]:
     """The voice that a visitor chose. ValueError: a recording is missing, unreadable or not agreed to."""
     if choice == NO_VOICE:
-        return None
+        return []
     if choice != OWN_VOICE:
-        return voices[choice].segment(speaker)
+        return voices[choice].segments(generator, speaker)
     if recording is None:
         raise ValueError(f"Voice of {NAMES[speaker]}: upload or record one, or choose another.")
     if not consent:
         raise ValueError(f"Voice of {NAMES[speaker]}: tick that its owner agrees, or choose another.")
-    return read_voice(Path(recording), text, rate).segment(speaker)
+    return read_upload(Path(recording), text, generator.sample_rate).segments(generator, speaker)
 
 
 def _summary(dialogue: Dialogue) -> str:

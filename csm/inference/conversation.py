@@ -93,6 +93,10 @@ class Conversation:
         request.prefix, request.keep = self._cached, True
         return speech, request, partial(self._add, turn, after=len(self.turns))
 
+    def release(self) -> None:
+        """Gives back the memory of keys and values: the next turn computes them anew."""
+        self._cached = None
+
     def cut(self, turn: Turn, frames: int) -> None:
         """Forgets all that was said after the first `frames` frames of `turn`, which a listener who broke in has not
         heard; without any, the whole turn."""

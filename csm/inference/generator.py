@@ -206,6 +206,11 @@ class Generator:
             raise ValueError(f"segment {segment.text!r} has neither audio nor codes; give it one of them")
         return -(-len(segment.audio) // self.codec.samples_per_frame)
 
+    def segment_positions(self, segment: Segment) -> int:
+        """Positions that a segment takes in the context. Raises ValueError as `segment_frames` does."""
+        tokens = self.tokenizer.encode_turn(segment.text, segment.speaker)
+        return len(tokens) + self.segment_frames(segment) + 1  # its end has a position
+
     def request(self, turn: SpeechRequest, turns: list[TurnTokens] | None = None) -> Request:
         """A turn as the engine takes it; turns: its prompt, if not that of its context.
 

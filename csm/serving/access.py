@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -14,6 +16,9 @@ from csm.serving.service import Service
 OPEN = ("/health", "/ready")
 """Paths that need no key: a balancer asks for them."""
 
+PART = 64 << 10
+"""Bytes of a body that are sent at a time. A server that is told to stop waits until the last part is taken."""
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -23,7 +28,7 @@ class BodyTooLarge(ApiError):
 
 
 class Access:
-    """ASGI middleware: key, origin, host, connections, size of the body; counts all answers."""
+    """ASGI middleware: key, origin, host, connections, size of the body; counts answers, and those being read."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service, self.settings = app, service, service.settings
@@ -42,9 +47,15 @@ class Access:
             begun = True
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 metrics.requests.labels(str(message["status"])).inc()
-            await send(message)
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            for part in _parts(message):
+                await asyncio.wait_for(send(part), limits.send)
 
+        listeners = int(scope["type"] == "http")
         self.connections += 1
+        self.service.listening += listeners
         try:
             self._check(scope)
             await self.app(scope, _bounded(receive, limits.body), counted)
@@ -60,6 +71,7 @@ class Access:
             await refuse(failed, scope, receive, counted)
         finally:
             self.connections -= 1
+            self.service.listening -= listeners
 
     def _check(self, scope: Scope) -> None:
         headers, limits = Headers(scope=scope), self.settings.limits
@@ -102,6 +114,14 @@ def _bounded(receive: Receive, most: int) -> Receive:
         return message
 
     return bounded
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A message with a body as several: the connection then says when its client has fallen behind."""
+    body = message.get("body", b"")
+    for start in range(0, max(1, len(body)), PART):
+        more = start + PART < len(body) or message.get("more_body", False)
+        yield {**message, "body": body[start : start + PART], "more_body": more}
 
 
 def _host(value: str) -> str | None:

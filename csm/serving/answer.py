@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import sentencex
 
@@ -28,14 +29,32 @@ SendAudio = Callable[[bytes], Awaitable[None]]
 
 @dataclass
 class Session:
-    """What all answers of a connection share. own: a dialogue that ends with it, if it has no session_id; spoken: turns
-    so far, for the seeds of the next."""
+    """State that all answers of a connection share.
+
+    own: a dialogue that ends with it, if it has no session_id; spoken: turns so far, for the seeds of the next
+    """
 
     session_id: str | None
     own: Dialogue | None
     options: Options
     audio_format: AudioFormat
     spoken: int = 0
+    _resting: asyncio.TimerHandle | None = None
+
+    def use(self, own: Dialogue, held: ExitStack, idle: float) -> Dialogue:
+        """The dialogue for as long as `held`; its keys and values leave the memory `idle` seconds later."""
+        if self._resting is not None:
+            self._resting.cancel()
+        held.callback(self._rest, ref(own), idle)  # which keeps nothing whose connection has ended
+        return own
+
+    def _rest(self, own: ref[Dialogue], idle: float) -> None:
+        self._resting = asyncio.get_running_loop().call_later(idle, _release, own)
+
+
+def _release(own: ref[Dialogue]) -> None:
+    if (dialogue := own()) is not None:
+        dialogue.conversation.release()
 
 
 class Answer:
@@ -102,7 +121,7 @@ class Answer:
     # ----------------------------------------------------------------------------------------------- speech
 
     async def run(self, room: ExitStack) -> None:
-        """Speaks and sends: the body of the answer's task. room: reserved for it."""
+        """Speaks and sends: the body of the answer's task. room: closed when it has spoken."""
         try:
             with ExitStack() as held:
                 held.callback(room.close)
@@ -110,7 +129,10 @@ class Answer:
                     await self.before.wait()
                 if not self.left:
                     dialogue = await self._dialogue(held)
-                    if dialogue.folder is not None:
+                    if self.left:
+                        return
+                    if self.session.own is None:  # those who wait for one busy conversation keep nobody else out
+                        held.enter_context(self.service.reserve())
                         dialogue.check_room(self.service.limits)
                     await self._speak(dialogue)
         except ApiError as error:
@@ -127,7 +149,7 @@ class Answer:
 
     async def _dialogue(self, held: ExitStack) -> Dialogue:
         if self.session.own is not None:
-            return self.session.own
+            return self.session.use(self.session.own, held, self.service.limits.idle)
         assert self.session.session_id is not None
         dialogue = await self.service.lock_dialogue(self.session.session_id)
         held.callback(dialogue.lock.release)
@@ -164,7 +186,7 @@ class Answer:
             return self._texts.get_nowait()
 
     async def _send_pieces(self, speech: Speech) -> None:
-        async for piece in pieces(speech):
+        async for piece in pieces(speech, self.file):
             data = await self.file.push(piece)
             if self.left:  # what is not sent is not heard
                 return

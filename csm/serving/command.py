@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from csm.formats.load import DTYPES, generation_dtype, load_generator
 from csm.inference.generator import Generator
+from csm.inference.voice import Voice, find_voice
 from csm.watermark import load_watermark
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,7 +33,11 @@ def add_parser(commands: Any) -> None:
         "--name", action="append", help="name of the model in requests, several: aliases; None: MODEL's"
     )
     parser.add_argument(
-        "--voice", action="append", default=[], metavar="NAME=SPEAKER", help="a name for a speaker of the model"
+        "--voice",
+        action="append",
+        default=[],
+        metavar="NAME=VOICE",
+        help="a name for a speaker of the model (alloy=0), or for a voice of csm voice make, by its file or name",
     )
     parser.add_argument("--data", type=Path, default=Path("csm_data"), help="folder of voices and conversations")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with the API key")
@@ -83,8 +89,7 @@ def serve(arguments: argparse.Namespace) -> None:
         limits=Limits(queue=arguments.queue),
     )
 
-    mark = load_watermark(arguments.watermark)
-    mark.stream(24_000)  # a backend that cannot mark streams is refused now
+    mark = load_watermark(arguments.watermark, streams=True)
 
     def load() -> Generator:
         generator = load_generator(
@@ -101,6 +106,10 @@ def serve(arguments: argparse.Namespace) -> None:
         )
         if arguments.mode != "eager":
             generator.engine.warm_up()
+        # Answers whose listeners leave are reference cycles, which hold their audio until a full collection. Python
+        # delays those until there are a quarter as many new objects as old ones: frozen, libraries and model are none.
+        gc.collect()
+        gc.freeze()
         return generator
 
     run_server(Service(load, settings, Marking(mark.name, mark.stream)), arguments.host, arguments.port)
@@ -116,8 +125,8 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
-def _voice(word: str) -> tuple[str, int]:
-    name, _, speaker = word.partition("=")
-    if not name or not speaker.isdecimal():
-        raise ValueError(f"--voice {word}: must be NAME=SPEAKER, such as alloy=0")
-    return name, int(speaker)
+def _voice(word: str) -> tuple[str, int | Voice]:
+    name, _, value = word.partition("=")
+    if not name or not value:
+        raise ValueError(f"--voice {word}: must be NAME=SPEAKER, such as alloy=0, or NAME=VOICE, of csm voice make")
+    return name, int(value) if value.isdecimal() else find_voice(value)

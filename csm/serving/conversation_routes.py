@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from csm.serving.dialogues import Dialogue, DialogueTurn
 from csm.serving.errors import invalid
-from csm.serving.prompting import segments_of, voices_of
+from csm.serving.prompting import check_length, segments_of, voices_of
 from csm.serving.schemas import ContextTurn, ConversationBody
 from csm.serving.service import Service
 
@@ -22,19 +22,22 @@ def conversation_routes(service: Service) -> APIRouter:
         return {
             "id": name,
             "object": "conversation",
-            "created": service.model.dialogues.created(name),
+            "created": service.loaded.dialogues.created(name),
             "turns": [turn.public(rate) for turn in dialogue.turns],
         }
 
     @router.post("/v1/conversations", status_code=201)
     async def begun(body: ConversationBody) -> dict[str, Any]:
+        dialogues = service.model.dialogues
         if len(body.voices) > service.limits.context_turns:
             message = f"voices: has {len(body.voices)}; at most {service.limits.context_turns} are taken"
             raise invalid(message, "voices")
         voices = voices_of(service, body.voices)
+        check_length(service, voices, "voices", "the voices")
         heard = await segments_of(service, body.turns, "turns")
+        check_length(service, [*voices, *heard], "turns", "voices and turns")
         try:
-            name, dialogue = await service.prepare(service.model.dialogues.create, voices, heard)
+            name, dialogue = await service.prepare(dialogues.create, voices, heard)
         except ValueError as error:
             raise invalid(str(error)) from error
         return public(name, dialogue)
@@ -46,6 +49,7 @@ def conversation_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/conversations/{name}")
     async def one(name: str) -> dict[str, Any]:
+        service.check_open()
         with ExitStack() as held:
             dialogue = await service.lock_dialogue(name)
             held.callback(dialogue.lock.release)
@@ -56,6 +60,7 @@ def conversation_routes(service: Service) -> APIRouter:
         """A turn that somebody else said."""
         rate = service.model.generator.codec.frame_rate
         segments = await segments_of(service, [body], "turns")
+        check_length(service, segments, "turns", "the turns")
 
         def hear() -> list[DialogueTurn]:
             return [dialogue.hear(segment) for segment in segments]

@@ -2,7 +2,7 @@
 
 Prints a line of JSON, {"sample_rate", "channels"} or {"error"}, then the samples, float32 [n, channels]. The file may
 have been made to attack its decoder: this process has little time and memory and can open nothing, whatever the file
-refers to. The parent reads the format from the first bytes; formats that other files can be named in are refused.
+refers to. The format is read from the first bytes; formats that other files can be named in are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 
+import av.subtitles.stream  # noqa: F401  PyAV imports it for every file, when nothing can be opened any more
 import numpy as np
 
 from csm.audio_bytes import UnreadableAudio
@@ -20,6 +21,7 @@ from csm.decode import open_audio
 
 MEMORY = 2 << 30
 CPU_SECONDS = 20
+LONGEST_DECODING = 2 * CPU_SECONDS  # of the clock
 LOWEST_RATE, HIGHEST_RATE, MOST_CHANNELS = 8_000, 192_000, 2
 
 _AUDIO = {b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\x1aE\xdf\xa3": "matroska", b"caff": "caf"}
@@ -43,6 +45,22 @@ _FOREIGN = {
     b"<": "text",
     b"#": "text",
 }
+
+
+def command(most_seconds: float) -> list[str]:
+    """The process, for whoever starts it."""
+    return [sys.executable, "-m", "csm.serving.decode_upload", str(most_seconds)]
+
+
+def decoded(output: bytes, returncode: int | None) -> tuple[int, np.ndarray]:
+    """Sample rate and samples float32 [n, channels] that a process has printed. Raises Refused if it has not."""
+    line, _, rest = output.partition(b"\n")
+    if returncode or not line:
+        raise Refused("it is damaged, its decoder failed")
+    head = json.loads(line)
+    if "error" in head:
+        raise Refused(head["error"])
+    return head["sample_rate"], np.frombuffer(rest, np.float32).reshape(-1, head["channels"])
 
 
 def main() -> None:

@@ -62,12 +62,12 @@ class DialogueTurn:
 class Dialogue:
     """A conversation and its turns; folder: None for one that is forgotten after a response.
 
-    Whoever speaks or changes it holds `lock`.
+    Whoever speaks or changes it holds `lock`; waiting: how many want it.
     """
 
     def __init__(self, generator: Generator, folder: Path | None, voices: Sequence[Segment]) -> None:
         self.generator, self.folder = generator, folder
-        self.lock = asyncio.Lock()
+        self.lock, self.waiting = asyncio.Lock(), 0
         self.turns: list[DialogueTurn] = []
         self.conversation = Conversation(generator, voices)
         for voice, turn in zip(voices, self.conversation.turns, strict=True):

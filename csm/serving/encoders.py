@@ -93,7 +93,7 @@ _ALL = {"flush_packets": "1", "fflags": "bitexact"}
 
 
 class _Sink:
-    """What FFmpeg writes to; it cannot go back."""
+    """File that FFmpeg writes to; it cannot go back."""
 
     def __init__(self) -> None:
         self.written = bytearray()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from csm.inference.engine import Request
@@ -37,7 +38,7 @@ class EngineFailed(RuntimeError):
 
 @dataclass
 class Store:
-    """What the listener of a response has and has not yet played, from one turn to the next.
+    """Audio that the listener of a response has and has not yet played, from one turn to the next.
 
     first: when it began to play; None: it has not, or has run dry between two turns; seconds: handed out since then
     """
@@ -115,6 +116,7 @@ class EngineThread:
     # ------------------------------------------------------------------------------- in the engine's thread
 
     def _run(self) -> None:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # a core is left for marks and the event loop
         while True:
             try:
                 if not self._take_commands():
@@ -140,6 +142,7 @@ class EngineThread:
             except queue.Empty:
                 return True
             if command is None:
+                self._commands.put(None)  # for the next time, if ending a turn fails
                 for turn in list(self._turns):
                     self._leave(turn)
                 return False
@@ -150,8 +153,8 @@ class EngineThread:
         if self.failure is not None:
             self._post(turn, self._resolve, turn)
             return
+        self._turns.append(turn)  # before all that may fail: what ends turns finds them here
         turn.listener = self.streams.listen(turn.request)
-        self._turns.append(turn)
 
     def _leave(self, turn: Turn) -> None:
         if turn in self._turns:
@@ -195,10 +198,15 @@ class EngineThread:
 
     def _end(self, turn: Turn) -> None:
         self._turns.remove(turn)
-        if self.failure is None:
-            turn.ended(turn.request)
-            self.metrics.turns.labels(turn.request.finished).inc()
-        self._post(turn, self._resolve, turn)
+        try:
+            if self.failure is None:
+                turn.ended(turn.request)
+                self.metrics.turns.labels(turn.request.finished).inc()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._post(turn, self._resolve, turn)
 
     def _resolve(self, turn: Turn) -> None:
         if self.failure is not None:

@@ -11,10 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from csm.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+METHODS = ("GET", "POST", "DELETE")
+"""Of all routes."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -71,8 +75,8 @@ def server_error(error: Exception, doing: str) -> ApiError:
 def validation_error(errors: Any) -> ApiError:
     """The first of pydantic's errors, without the value it is about."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(place) or None
+    place = first["loc"][1:] if first["loc"][:1] in (("body",), ("query",), ("path",)) else first["loc"]
+    param = ".".join(map(str, place)) if place and first["type"] != "json_invalid" else None
     message = "the body is not valid JSON" if first["type"] == "json_invalid" else first["msg"]
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else first["type"]
     return invalid(f"{param}: {message}" if param else message, param, code)
@@ -95,4 +99,13 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         if isinstance(error.__cause__, ApiError):  # met while the framework read the body
             return await refused(request, error.__cause__)
         messages = {404: "there is no such route", 405: "this route does not take this method"}
-        return await refused(request, ApiError(error.status_code, messages.get(error.status_code, str(error.detail))))
+        answer = await refused(request, ApiError(error.status_code, messages.get(error.status_code, str(error.detail))))
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(method for method in METHODS if _takes(request, method))
+        return answer
+
+
+def _takes(request: Request, method: str) -> bool:
+    """Whether a route takes `method` at the request's path; the framework tells of the first route only."""
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from csm.inference.segments import Segment
 from csm.serving.dialogues import Dialogue
 from csm.serving.errors import ApiError, invalid
-from csm.serving.schemas import ContextTurn, Name, Sampled, VoiceId, VoiceTurn
+from csm.serving.schemas import ContextTurn, Sampled, VoiceTurn
 from csm.serving.service import Service
 from csm.serving.speech import Options
 
 
 def check_model(service: Service, name: str) -> None:
+    """Raises ApiError unless a request may begin now, with the model of this name."""
+    service.check_open()
     if name not in service.settings.names:
         served = ", ".join(service.settings.names)
         raise ApiError(404, f"model: this server has {served}", "model", "model_not_found")
@@ -30,7 +32,7 @@ def check_unsupported(instructions: str | None, speed: float, param: str = "") -
 
 
 def options_of(service: Service, body: Sampled, speaker: int, param: str = "") -> Options:
-    generator, most = service.model.generator, 1000 * service.limits.audio
+    generator, most = service.loaded.generator, 1000 * service.limits.audio
     codebooks = generator.engine.num_codebooks
     if body.num_codebooks not in (None, codebooks):
         message = f"num_codebooks={body.num_codebooks}: this server generates {codebooks}, as it was started"
@@ -48,49 +50,56 @@ def options_of(service: Service, body: Sampled, speaker: int, param: str = "") -
 
 async def context_of(
     service: Service,
-    voice: Name | VoiceId | None,
+    voice: str | None,
     speaker: int | None,
     context: Sequence[ContextTurn],
     param: str = "",
 ) -> tuple[int, list[Segment]]:
     """The number that speaks, and the segments before it: the voice's recording, then the context."""
-    name = voice.id if isinstance(voice, VoiceId) else voice
-    found = None if name is None else service.model.voices.get(name, f"{param}voice")
+    found = None if voice is None else service.loaded.voices.get(voice, f"{param}voice")
     number = speaker if speaker is not None else found.speaker if found is not None else 0
     recording = found.context(number) if found is not None else []
     segments = [*recording, *await segments_of(service, context, f"{param}context")]
-    generator = service.model.generator
-    # Said now: to encode an hour of audio only to refuse it would keep all other requests waiting.
-    frames, most = sum(map(generator.segment_frames, segments)), generator.model.config.max_seq_len
-    if frames >= most:
-        rate = generator.codec.frame_rate
-        message = (
-            f"voice and context last {frames / rate:.0f} s, more than the {most / rate:.0f} s that the model reads"
-        )
-        raise invalid(f"{param}context: {message}", f"{param}context", "context_too_long")
+    check_length(service, segments, f"{param}context", "voice and context")
     return number, segments
 
 
-def speaker_in(service: Service, dialogue: Dialogue, voice: Name | VoiceId | None, speaker: int | None) -> int:
+def check_length(service: Service, segments: Sequence[Segment], param: str, what: str) -> None:
+    """Raises ApiError unless the model can read all segments and a frame more.
+
+    Said before they are encoded: an hour of audio that is then refused would keep all other requests waiting.
+    """
+    generator = service.loaded.generator
+    positions, most = sum(map(generator.segment_positions, segments)), generator.model.config.max_seq_len
+    if positions >= most:
+        rate = generator.codec.frame_rate
+        seconds = sum(map(generator.segment_frames, segments)) / rate
+        message = (
+            f"{param}: {what} last {seconds:.0f} s and take {positions} positions with their text; the model reads "
+            f"{most}, of {1000 / rate:g} ms of audio or a token of text: give shorter ones"
+        )
+        raise invalid(message, param, "context_too_long")
+
+
+def speaker_in(service: Service, dialogue: Dialogue, voice: str | None, speaker: int | None) -> int:
     """The number that speaks in a conversation, whose voices were given when it began."""
-    name = voice.id if isinstance(voice, VoiceId) else voice
-    if name is None:
+    if voice is None:
         return speaker or 0
-    found = service.model.voices.get(name, "voice")
-    if found.audio is None:
+    found = service.loaded.voices.get(voice, "voice")
+    if not found.turns:
         return found.speaker if speaker is None else speaker
-    known = [turn.speaker for turn in dialogue.turns if turn.kind == "voice" and turn.text == found.text]
+    known = [turn.speaker for turn in dialogue.turns if turn.kind == "voice" and turn.text == found.turns[0].text]
     if not known:
-        raise invalid(f"voice: {name!r} is not a voice of this conversation; begin one with it", "voice")
+        raise invalid(f"voice: {voice!r} is not a voice of this conversation; begin one with it", "voice")
     if speaker not in (None, *known):
-        raise invalid(f"speaker: in this conversation {name!r} speaks as {known[0]}", "speaker")
+        raise invalid(f"speaker: in this conversation {voice!r} speaks as {known[0]}", "speaker")
     return known[0] if speaker is None else speaker
 
 
 def voices_of(service: Service, voices: Sequence[VoiceTurn]) -> list[Segment]:
     segments = []
     for number, turn in enumerate(voices):
-        voice = service.model.voices.get(turn.voice, f"voices.{number}.voice")
+        voice = service.loaded.voices.get(turn.voice, f"voices.{number}.voice")
         segments += voice.context(voice.speaker if turn.speaker is None else turn.speaker)
     return segments
 
@@ -113,12 +122,12 @@ async def _segments(service: Service, turn: ContextTurn, param: str) -> list[Seg
         if turn.text is None or not turn.text.strip() or len(turn.text) > service.limits.text:
             raise invalid(f"{param}.text: must be what is said in the audio", f"{param}.text")
         data = service.uploads.bytes_of(turn.audio, f"{param}.audio")
-        audio = await service.uploads.decode(data, service.model.generator.sample_rate, f"{param}.audio")
+        audio = await service.uploads.decode(data, service.loaded.generator.sample_rate, f"{param}.audio")
         return [Segment(turn.speaker or 0, turn.text, audio)]
     if turn.text is not None:
         raise invalid(f"{param}.text: comes with the {sources[0]}; leave it out", f"{param}.text")
     if turn.voice is not None:
-        voice = service.model.voices.get(turn.voice, f"{param}.voice")
+        voice = service.loaded.voices.get(turn.voice, f"{param}.voice")
         return voice.context(voice.speaker if turn.speaker is None else turn.speaker)
     assert turn.segment_id is not None
     kept = service.segments(turn.segment_id, f"{param}.segment_id")

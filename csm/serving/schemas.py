@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from csm.serving.encoders import AudioFormat
 
@@ -26,12 +26,21 @@ Name = Annotated[str, Field(pattern=NAME)]
 Speaker = Annotated[int, Field(ge=0, lt=MOST_SPEAKERS)]
 
 
+def _voice_name(value: Any) -> Any:
+    return value["id"] if isinstance(value, dict) and value.keys() == {"id"} else value
+
+
+_BY_ID = {"type": "object", "properties": {"id": {"type": "string", "pattern": NAME}}, "required": ["id"]}
+VoiceName = Annotated[
+    Name,
+    BeforeValidator(_voice_name),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": NAME}, _BY_ID]}, mode="validation"),
+]
+"""OpenAI's clients give a name, or {"id": name}."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class VoiceId(_Body):
-    id: Name
 
 
 class ContextTurn(_Body):
@@ -59,7 +68,7 @@ class Spoken(Sampled):
     """Fields of OpenAI's speech request that a turn of a batch has as well."""
 
     input: Text = Field(min_length=1)
-    voice: Name | VoiceId | None = None
+    voice: VoiceName | None = None
     speaker: Speaker | None = None
     context: list[ContextTurn] = []
     instructions: Text | None = None
@@ -101,7 +110,7 @@ class SessionConfig(Sampled):
 
     type: Literal["session.config"]
     model: Text
-    voice: Name | VoiceId | None = None
+    voice: VoiceName | None = None
     speaker: Speaker | None = None
     context: list[ContextTurn] = []
     session_id: Name | None = None

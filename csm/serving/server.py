@@ -15,7 +15,10 @@ WEBSOCKET_MESSAGE = 1 << 20
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT lets responses that were begun finish and refuses new ones; the second ends them."""
+    """The first SIGTERM or SIGINT lets responses that were begun finish and refuses new ones; the second ends them.
+
+    A failure of the model or its engine ends the server, so that a supervisor starts another one.
+    """
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         super().__init__(
@@ -49,7 +52,7 @@ class Server(uvicorn.Server):
 
 
 def run_server(service: Service, host: str, port: int) -> None:
-    """Runs until a signal ends it. Raises the error that loading the model met."""
+    """Runs until a signal ends it. Raises the error that the model met, as it was loaded or later."""
     Server(service, host, port).run()
     if service.failure is not None:
         raise service.failure

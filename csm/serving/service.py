@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import threading
 import time
@@ -12,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from csm.files import exclusive
 from csm.inference.generator import Generator
@@ -41,7 +44,7 @@ class Model:
             pass
         self.generator = generator
         self.engine = EngineThread(generator, metrics)
-        self.voices = Voices(settings, generator.sample_rate)
+        self.voices = Voices(settings, generator)
         self.dialogues = Dialogues(generator, settings)
 
 
@@ -55,14 +58,16 @@ class Service:
         self.uploads = Uploads(settings.limits)
         self.started = int(time.time())
         self.draining = False
-        self.failure: BaseException | None = None
+        self._load_failure: BaseException | None = None
         self.live = 0  # responses that wait or are being spoken
-        self.listening = 0  # streams that are being read, also after they were spoken
+        self.listening = 0  # HTTP requests whose answers are not yet read to their end
         self._load = load
         self._model: Model | None = None
         self._held = ExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._preparer = ThreadPoolExecutor(1, "csm-prepare")
+        # Each of torch's threads waits for work by spinning: more of them than cores take the time of the engine.
+        self._preparer = ThreadPoolExecutor(1, "csm-prepare", torch.set_num_threads, (1,))
+        self._markers = ThreadPoolExecutor(os.cpu_count() or 1, "csm-mark", torch.set_num_threads, (1,))
         self._segments: OrderedDict[str, list[Segment]] = OrderedDict()
 
     # ----------------------------------------------------------------------------------------------- states
@@ -79,7 +84,7 @@ class Service:
             model.engine.start()
             self._model = model
         except BaseException as error:
-            self.failure = error
+            self._load_failure = error
 
     def _hold_data(self) -> None:
         """Keeps other servers away, which would take what this one is writing for what a killed one left."""
@@ -95,11 +100,17 @@ class Service:
         if self._model is not None:
             self._model.engine.stop()
         self._preparer.shutdown(cancel_futures=True)
+        self._markers.shutdown(cancel_futures=True)
         self._held.close()
 
     @property
+    def failure(self) -> BaseException | None:
+        """Error of loading the model, or of its engine: nothing can be spoken any more."""
+        return self._load_failure or (self._model.engine.failure if self._model is not None else None)
+
+    @property
     def state(self) -> Literal["loading", "ready", "draining", "failed"]:
-        if self.failure is not None or (self._model is not None and self._model.engine.failure is not None):
+        if self.failure is not None:
             return "failed"
         if self.draining:
             return "draining"
@@ -108,8 +119,7 @@ class Service:
     @property
     def model(self) -> Model:
         """For what begins. Raises ApiError 503 if there is nobody to speak, and while the server drains."""
-        if self.state == "draining":
-            raise ApiError(503, "the server is draining", code="server_draining")
+        self.check_open()
         return self.loaded
 
     @property
@@ -121,17 +131,22 @@ class Service:
             raise ApiError(503, f"the server is {state}", code=f"server_{state}", retry_after=retry)
         return self._model
 
+    def check_open(self) -> None:
+        """Raises ApiError 503 while the server drains: nothing begins any more, and what has begun is finished."""
+        if self.state == "draining":
+            raise ApiError(503, "the server is draining", code="server_draining")
+
     # -------------------------------------------------------------------------------------------- resources
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is spoken, waits or is still being read."""
-        return self.live == 0 and self.listening == 0
+        """Whether nothing is spoken, marked, or still being read."""
+        return not self._tasks and self.listening == 0
 
     @property
     def room(self) -> int:
         """Responses that can wait or be spoken at the same time."""
-        return len(self.model.generator.engine.slots) + self.limits.queue
+        return len(self.loaded.generator.engine.slots) + self.limits.queue
 
     @contextmanager
     def reserve(self, responses: int = 1) -> Iterator[None]:
@@ -149,6 +164,10 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._preparer, lambda: function(*arguments, **options))
 
+    async def mark(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs what marks and encodes audio, of several listeners at a time, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._markers, function, *arguments)
+
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs a task that nothing waits for or cancels."""
         task = asyncio.get_running_loop().create_task(work)
@@ -156,15 +175,21 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def lock_dialogue(self, name: str) -> Dialogue:
-        """The conversation of this name, locked. Raises ApiError 404, and 409 if it stays busy."""
+        """The conversation of this name, locked. Raises ApiError 404, and 409 if it stays busy or many wait."""
         dialogues = self.loaded.dialogues
         while True:
             dialogue = await self.prepare(dialogues.get, name)
+            if dialogue.waiting >= self.limits.session_queue:
+                message = f"{dialogue.waiting} other requests wait for a turn in this conversation"
+                raise ApiError(409, message, "session_id", "conversation_busy")
+            dialogue.waiting += 1
             try:
                 await asyncio.wait_for(dialogue.lock.acquire(), self.limits.session_wait)
             except asyncio.TimeoutError:
                 message = "another turn is being spoken in this conversation"
                 raise ApiError(409, message, "session_id", "conversation_busy") from None
+            finally:
+                dialogue.waiting -= 1
             if dialogues.holds(name, dialogue):
                 return dialogue
             dialogue.lock.release()

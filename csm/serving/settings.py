@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csm.inference.voice import Voice
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,7 +22,9 @@ class Limits:
     batch:         items of a batch
     voices, conversations, turns: kept, and turns of one conversation
     loaded:        conversations whose keys and values stay in memory
+    idle:          until those of a WebSocket without session_id leave the memory after an answer
     session_wait:  for the turn that is being spoken in the same conversation
+    session_queue: requests that wait so
     drain:         for responses that are being spoken when the server is told to stop
     send:          for a client that reads nothing
     text_wait:     for the next piece of text of an answer on a WebSocket, which holds a place for a response meanwhile
@@ -39,7 +43,9 @@ class Limits:
     conversations: int = 1024
     turns: int = 1024
     loaded: int = 64
+    idle: float = 60.0
     session_wait: float = 30.0
+    session_queue: int = 8
     drain: float = 60.0
     send: float = 30.0
     text_wait: float = 60.0
@@ -54,7 +60,7 @@ class Settings:
     allowed_origins: web pages of other hosts that browsers may call from
     local_only:      whether requests must be addressed to this machine, as protects a server on the loopback interface
                      from web pages whose name is made to point to it
-    voices:          names for speakers of the model itself, beside speaker_0, speaker_1, ...
+    voices:          names for speakers of the model, beside speaker_0, speaker_1, ..., and for voices made of turns
     """
 
     names: tuple[str, ...]
@@ -62,5 +68,5 @@ class Settings:
     api_key: str | None = None
     allowed_origins: tuple[str, ...] = ()
     local_only: bool = False
-    voices: dict[str, int] = field(default_factory=dict)
+    voices: dict[str, int | Voice] = field(default_factory=dict)
     limits: Limits = Limits()

@@ -31,11 +31,11 @@ def speech_routes(service: Service) -> APIRouter:
         check_model(service, body.model)
         file = SpeechFile(service, body.response_format)
         with ExitStack() as held:
-            held.enter_context(service.reserve())
             if body.session_id is None:
+                held.enter_context(service.reserve())
                 spoken, texts = await prepared(service, body)
             else:
-                spoken, texts = await in_session(service, body, body.session_id, held)
+                spoken, texts = await in_session(service, body, body.session_id, request, held)
             segment = service.new_segment()
             about = {
                 **headers(service, segment),
@@ -51,7 +51,7 @@ def speech_routes(service: Service) -> APIRouter:
             work = whole(spoken, file, body.response_format)
             data = await unless_gone(request, work, spoken.leave)
             return whole_response(spoken, data, body.response_format, about)
-        return SpeechStream(service, content, media_type, about, spoken.leave)
+        return SpeechStream(content, media_type, about, spoken.leave)
 
     @router.post("/v1/audio/speech/batch")
     async def batch(body: BatchBody, request: Request) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def speech_routes(service: Service) -> APIRouter:
         with service.reserve(count), ExitStack() as speeches:
             ready: list[tuple[Speech, list[str]]] = []
             for number, item in enumerate(body.items):  # what is wrong is refused before anything is spoken
+                await check_listens(request)
                 ready.append(await prepared(service, item, f"items.{number}."))
             for spoken, _ in ready:
                 speeches.callback(spoken.leave)
@@ -83,23 +84,36 @@ async def prepared(service: Service, body: Spoken, param: str = "") -> tuple[Spe
     speaker, segments = await context_of(service, body.voice, body.speaker, body.context, param)
     options = options_of(service, body, speaker, param)
     try:
-        dialogue = await service.prepare(Dialogue, service.model.generator, None, segments)
+        dialogue = await service.prepare(Dialogue, service.loaded.generator, None, segments)
     except ValueError as error:
         raise invalid(str(error), f"{param}context") from error
     return await begun(service, dialogue, options, texts), texts
 
 
-async def in_session(service: Service, body: SpeechBody, name: str, held: ExitStack) -> tuple[Speech, list[str]]:
-    """A speech in a conversation that is kept, which `held` unlocks."""
+async def in_session(
+    service: Service, body: SpeechBody, name: str, request: Request, held: ExitStack
+) -> tuple[Speech, list[str]]:
+    """A speech in a conversation that is kept; `held` unlocks it, and gives back the place to speak.
+
+    The place is taken when the conversation is free: those who wait for one busy conversation keep nobody else out.
+    """
     texts = checked_texts(service, body)
     if body.context:
         message = "context: a conversation has its own; add turns with POST /v1/conversations/{id}/turns"
         raise invalid(message, "context")
     dialogue = await service.lock_dialogue(name)
     held.callback(dialogue.lock.release)
+    await check_listens(request)
+    held.enter_context(service.reserve())
     dialogue.check_room(service.limits)
     options = options_of(service, body, speaker_in(service, dialogue, body.voice, body.speaker))
     return await begun(service, dialogue, options, texts), texts
+
+
+async def check_listens(request: Request) -> None:
+    """Raises ApiError, which nobody receives, if the client has disconnected."""
+    if await request.is_disconnected():
+        raise ApiError(499, "the client has gone", code="client_gone")
 
 
 async def begun(service: Service, dialogue: Dialogue, options: Options, texts: list[str]) -> Speech:
@@ -117,7 +131,7 @@ def checked_texts(service: Service, body: Spoken, param: str = "") -> list[str]:
 
 
 def finished(service: Service, speech: Speech, segment: str, held: ExitStack) -> Callable[[], None]:
-    """What happens when a speech has ended, before its listener is told."""
+    """The callback for the end of a speech: keeps its segments and closes `held`, before its listener is told."""
 
     def end() -> None:
         if speech.segments:

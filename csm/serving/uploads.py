@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
-import sys
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from csm.audio import mean_of_channels, mono_channel, resample
-from csm.serving.decode_upload import CPU_SECONDS
+from csm.audio import mix_to_mono, resample
+from csm.serving.decode_upload import LONGEST_DECODING, Refused, command, decoded
 from csm.serving.errors import ApiError, invalid
 from csm.serving.settings import Limits
 
@@ -41,39 +39,32 @@ class Uploads:
         """Mono float32 `[num_samples]` at `sample_rate`. Raises ApiError, naming what is wrong with the file."""
         if len(data) > self.limits.upload:
             raise self._too_large(param)
-        async with self._turns:
-            head, rest = await self._run(data, param)
-        if "error" in head:
-            raise invalid(f"{param}: {head['error']}", param, "invalid_audio")
-        return await asyncio.to_thread(_mono, rest, head["channels"], head["sample_rate"], sample_rate)
+        try:
+            async with self._turns:
+                rate, samples = await self._run(data)
+        except Refused as error:
+            raise invalid(f"{param}: {error}", param, "invalid_audio") from error
+        return await asyncio.to_thread(_mono, samples, rate, sample_rate)
 
-    async def _run(self, data: bytes, param: str) -> tuple[dict, bytes]:
-        command = [sys.executable, "-m", "csm.serving.decode_upload", str(self.limits.reference)]
+    async def _run(self, data: bytes) -> tuple[int, np.ndarray]:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+            *command(self.limits.reference), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            output, _ = await asyncio.wait_for(process.communicate(data), 2 * CPU_SECONDS)
+            output, _ = await asyncio.wait_for(process.communicate(data), LONGEST_DECODING)
         except asyncio.TimeoutError:
-            raise invalid(f"{param}: takes too long to decode", param, "invalid_audio") from None
+            raise Refused("it takes too long to decode") from None
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        line, _, rest = output.partition(b"\n")
-        if process.returncode or not line:
-            raise invalid(f"{param}: is damaged, its decoder failed", param, "invalid_audio")
-        return json.loads(line), rest
+        return decoded(output, process.returncode)
 
     def _too_large(self, param: str) -> ApiError:
         megabytes = self.limits.upload / (1 << 20)
         return ApiError(413, f"{param}: is larger than {megabytes:g} MiB", param, "file_too_large")
 
 
-def _mono(data: bytes, channels: int, from_rate: int, to_rate: int) -> Tensor:
-    samples = np.frombuffer(data, np.float32).reshape(-1, channels)
-    mean = mean_of_channels(samples)
-    chosen = mono_channel(np.einsum("nc,nc->c", samples, samples), float(np.dot(mean, mean)))
-    mono = mean if chosen is None or channels == 1 else np.ascontiguousarray(samples[:, chosen])
-    return resample(torch.from_numpy(mono), from_rate, to_rate).clamp(-1.0, 1.0)
+def _mono(samples: np.ndarray, from_rate: int, to_rate: int) -> Tensor:
+    return resample(torch.tensor(mix_to_mono(samples)[0]), from_rate, to_rate).clamp(-1.0, 1.0)

@@ -1,10 +1,11 @@
-"""Voices: recordings with their text that come before what is spoken, kept on disk, and the model's own speakers."""
+"""Voices: turns that come before what is spoken, as uploaded recordings, kept on disk, or as files of `csm voice make`;
+and the model's own speakers."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from csm.audio import load_audio, save_wav
 from csm.files import atomic_directory, remove, sync
+from csm.inference.generator import Generator
 from csm.inference.segments import Segment
+from csm.inference.voice import Voice as SavedVoice
 from csm.serving.errors import ApiError, invalid
 from csm.serving.schemas import MOST_SPEAKERS
 from csm.serving.settings import Settings
@@ -22,17 +25,17 @@ SHORTEST_CONSENT = 10
 
 @dataclass(frozen=True)
 class Voice:
-    """speaker: whose number it speaks with, if a request says no other; audio: None for a speaker of the model."""
+    """speaker: whose number it speaks with, if a request says no other; turns: none for a speaker of the model."""
 
     name: str
     speaker: int
-    text: str = ""
-    audio: Tensor | None = None
+    turns: tuple[Segment, ...] = ()
     seconds: float = 0.0
     created: int = 0
+    uploaded: bool = False
 
     def context(self, speaker: int) -> list[Segment]:
-        return [] if self.audio is None else [Segment(speaker, self.text, self.audio)]
+        return [replace(turn, speaker=speaker) for turn in self.turns]
 
     @property
     def public(self) -> dict[str, Any]:
@@ -43,7 +46,7 @@ class Voice:
             "speaker": self.speaker,
             "seconds": round(self.seconds, 2),
             "created": self.created,
-            "uploaded": self.audio is not None,
+            "uploaded": self.uploaded,
         }
 
 
@@ -59,16 +62,23 @@ class _Record:
 
 
 class Voices:
-    """One folder for each uploaded voice, voice.json and audio.wav; loaded when the server starts."""
+    """One folder for each uploaded voice, voice.json and audio.wav; loaded when the server starts.
 
-    def __init__(self, settings: Settings, sample_rate: int) -> None:
-        self.folder, self.sample_rate, self.limits = settings.data / "voices", sample_rate, settings.limits
+    Raises ValueError for a voice of the settings whose codec is not the model's, or whose name an uploaded voice has.
+    """
+
+    def __init__(self, settings: Settings, generator: Generator) -> None:
+        self.folder, self.sample_rate = settings.data / "voices", generator.sample_rate
+        self.limits = settings.limits
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # What a server that was killed had begun to write or to delete.
         for unfinished in [*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")]:
             remove(unfinished)
-        self.own = {name: Voice(name, speaker) for name, speaker in settings.voices.items()}
+        self.own = {name: _own(name, given, generator) for name, given in settings.voices.items()}
         self.uploaded = {path.parent.name: self._load(path.parent) for path in sorted(self.folder.glob("*/voice.json"))}
+        for name in self.own.keys() & self.uploaded.keys():
+            message = f"--voice {name}: a voice of this name was uploaded to {self.folder / name}"
+            raise ValueError(f"{message}; delete that folder, or choose another name")
 
     def get(self, name: str, param: str) -> Voice:
         """Raises ApiError 404 for a name that there is not: no other voice takes its place."""
@@ -118,7 +128,15 @@ class Voices:
         record = _Record(**json.loads((folder / "voice.json").read_text()))
         audio = load_audio(folder / "audio.wav", self.sample_rate)
         seconds = len(audio) / self.sample_rate
-        return Voice(record.name, record.speaker, record.text, audio, seconds, record.created)
+        turn = Segment(record.speaker, record.text, audio)
+        return Voice(record.name, record.speaker, (turn,), seconds, record.created, uploaded=True)
+
+
+def _own(name: str, given: int | SavedVoice, generator: Generator) -> Voice:
+    """A name for a speaker of the model, or for turns, which speaker 0 says unless a request names another."""
+    if isinstance(given, int):
+        return Voice(name, given)
+    return Voice(name, 0, tuple(given.segments(generator, 0)), given.seconds)
 
 
 def _speaker(name: str) -> Voice | None:

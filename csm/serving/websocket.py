@@ -15,24 +15,27 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from csm.serving.answer import Answer, Session
 from csm.serving.dialogues import Dialogue
-from csm.serving.errors import ApiError, invalid, validation_error
+from csm.serving.errors import ApiError, busy, invalid, validation_error
 from csm.serving.prompting import check_model, context_of, options_of, speaker_in
 from csm.serving.responses import SpeechFile
 from csm.serving.schemas import Cancel, InputDone, InputText, SessionClose, SessionConfig
 from csm.serving.service import Service
 
-_EVENTS: TypeAdapter[InputText | InputDone | Cancel | SessionClose] = TypeAdapter(
-    Annotated[InputText | InputDone | Cancel | SessionClose, Field(discriminator="type")]
-)
-_CONFIG = TypeAdapter(SessionConfig)
+_EVENTS: dict[str, type[InputText | InputDone | Cancel | SessionClose]] = {
+    "input.text": InputText,
+    "input.flush": InputDone,
+    "input.done": InputDone,
+    "response.cancel": Cancel,
+    "session.close": SessionClose,
+}
 KEPT_ANSWERS = 8
 """Answers that can be cut after they are sent, since their listener may still be playing them."""
 
@@ -54,6 +57,8 @@ class _Connection:
         self.session: Session | None = None
         self.answers: list[Answer] = []
         self.count = 0
+        self._unspoken = 0
+        self._place = ExitStack()  # for all answers of its own dialogue, spoken one after another
 
     async def serve(self) -> None:
         try:
@@ -90,13 +95,13 @@ class _Connection:
     async def _configure(self, event: dict[str, Any]) -> None:
         if self.session is not None:
             raise invalid("session.config: comes once, first", "type")
-        config = _CONFIG.validate_python(event)
+        config = SessionConfig.model_validate(event)
         check_model(self.service, config.model)
         SpeechFile(self.service, config.response_format)  # refused now, not by the first answer
         if config.session_id is None:
             speaker, segments = await context_of(self.service, config.voice, config.speaker, config.context)
             try:
-                own = await self.service.prepare(Dialogue, self.service.model.generator, None, segments)
+                own = await self.service.prepare(Dialogue, self.service.loaded.generator, None, segments)
             except ValueError as error:
                 raise invalid(str(error), "context") from error
         else:
@@ -109,7 +114,7 @@ class _Connection:
                 dialogue.lock.release()
         options = options_of(self.service, config, speaker)
         self.session = Session(config.session_id, own, options, config.response_format)
-        rate = self.service.model.generator.sample_rate
+        rate = self.service.loaded.generator.sample_rate
         about = {"sample_rate": rate, "response_format": config.response_format}
         await self._send({"type": "session.created", **about, "watermark": self.service.marking.name})
 
@@ -117,7 +122,9 @@ class _Connection:
         """True when the session ends."""
         if self.session is None:
             raise invalid("session.config: has to come first", "type")
-        event = _EVENTS.validate_python(values)
+        if values["type"] not in _EVENTS:
+            raise invalid(f"type: must be one of {', '.join(_EVENTS)}", "type")
+        event = _EVENTS[values["type"]].model_validate(values)
         if isinstance(event, InputText):
             self._open_answer().write(event.text)
         elif isinstance(event, InputDone):
@@ -138,15 +145,26 @@ class _Connection:
         if self.answers and not self.answers[-1].closed:
             return self.answers[-1]
         assert self.session is not None
+        self.service.check_open()
+        if self._unspoken >= self.service.room:
+            raise busy(f"{self._unspoken} answers of this connection are not yet spoken")
         before = self.answers[-1].ended if self.answers else None
         answer = Answer(self.service, self.session, self.count, self._send, self._send_audio, before)
+        if self._unspoken == 0 and self.session.own is not None:
+            self._place.enter_context(self.service.reserve())
+        self._unspoken += 1
         room = ExitStack()
-        room.enter_context(self.service.reserve())
+        room.callback(self._spoken)
         self.service.keep(answer.run(room))
         ended = [one for one in self.answers if one.ended.is_set()][-KEPT_ANSWERS:]
         self.answers = [*ended, *(one for one in self.answers if not one.ended.is_set()), answer]
         self.count += 1
         return answer
+
+    def _spoken(self) -> None:
+        self._unspoken -= 1
+        if self._unspoken == 0:
+            self._place.close()
 
     async def _cancel(self, event: Cancel) -> None:
         """Ends what is being spoken; the conversation keeps what was heard of `event.answer`, and nothing after it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 THRESHOLD = 0.9
-"""Confidence from which audio counts as marked. Unmarked speech has reached 0.57 with Perth, see docs/watermark.md."""
+"""Confidence from which audio counts as marked. Unmarked speech has reached 0.65 with Perth, see docs/watermark.md."""
 
 
 class WatermarkUnavailable(ValueError):

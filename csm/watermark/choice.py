@@ -1,4 +1,4 @@
-"""Chooses the watermark of a program: a backend by name, the first one that is installed, or none."""
+"""Chooses the watermark of a program: a backend by name, the first one that works, or none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 import torch
+from torch import Tensor
 
 from csm.watermark.audioseal import AudioSeal
 from csm.watermark.base import THRESHOLD, UNMARKED, Watermark, WatermarkUnavailable
@@ -22,28 +23,36 @@ ENTRY_POINTS = "csm.watermarks"
 
 CHOICES = ("auto", "required", "none", *BACKENDS)
 
+RATE = 24_000  # Hz of the speech
 
-def load_watermark(name: str = "auto") -> Watermark:
+
+def load_watermark(name: str = "auto", streams: bool = False) -> Watermark:
     """The watermark that a program uses for what it gives out.
 
-    name: "auto" takes the first backend that is installed, and warns once where there is none; "required" does so and
-    raises instead, also where the backend does not find its own mark; "none" is `UNMARKED`; else a backend's name.
+    name: "auto" takes the first backend that is installed and whose weights load, and warns once where there is none;
+    "required" does so and raises instead, also where the backend does not find its own mark; "none" is `UNMARKED`; else
+    a backend's name. streams: whether speech is marked while it is spoken, which not every backend can. Without it,
+    "auto" takes an installed Perth as it is, whose import takes longer than a short command: one that does not import
+    raises WatermarkUnavailable when it is first used.
 
-    Raises ValueError for an unknown name, and WatermarkUnavailable (one, too) where the package of a named or required
-    backend is missing. Weights are loaded at the first use, or here if required.
+    Raises ValueError for an unknown name and for a named backend that cannot mark streams, and WatermarkUnavailable
+    (one, too) where the package of a named or required backend is missing.
     """
     if name == "none":
         return UNMARKED
     if name in ("auto", "required"):
-        found = _first_available()
+        found, failures = _first_working(streams, lazy=name == "auto" and not streams)
         if name == "required":
             if found is None:
-                raise WatermarkUnavailable(f"a watermark is required and no backend is installed: {REMEDY}")
+                raise WatermarkUnavailable(f"a watermark is required and no backend works{failures}: {REMEDY}")
             _check(found)
         elif found is None:
-            _warn_once()
+            _warn_once(failures)
         return found or UNMARKED
-    return _backend(name)
+    watermark = _backend(name)
+    if streams:
+        watermark.stream(RATE)
+    return watermark
 
 
 def backend_names() -> list[str]:
@@ -59,20 +68,37 @@ def _backend(name: str) -> Watermark:
     return BACKENDS[name]()
 
 
-def _first_available() -> Watermark | None:
+def _first_working(streams: bool, lazy: bool) -> tuple[Watermark | None, str]:
+    """The first backend that marks, and why those before it do not, in brackets; nothing of those not installed.
+
+    lazy: Perth, whose weights are in its wheel, is not tried.
+    """
+    failures = []
     for name in backend_names():
         try:
-            return _backend(name)
+            watermark = _backend(name)
         except WatermarkUnavailable:
             continue
-    return None
+        try:
+            if streams:
+                watermark.stream(RATE)
+            if not (lazy and isinstance(watermark, Perth)):
+                watermark.embed(_noise(), RATE)
+        except Exception as error:  # of whatever package
+            failures.append(f"{name}: {error}")
+            continue
+        return watermark, ""
+    return None, f" ({'; '.join(failures)})" if failures else ""
+
+
+def _noise() -> Tensor:
+    return 0.1 * torch.randn(RATE, generator=torch.Generator().manual_seed(0))
 
 
 def _check(watermark: Watermark) -> None:
     """Raises unless the backend finds its mark in a second of noise, and none in it before."""
-    rate = 24_000
-    noise = 0.1 * torch.randn(rate, generator=torch.Generator().manual_seed(0))
-    before, after = watermark.detect(noise, rate), watermark.detect(watermark.embed(noise, rate), rate)
+    noise = _noise()
+    before, after = watermark.detect(noise, RATE), watermark.detect(watermark.embed(noise, RATE), RATE)
     if not before < THRESHOLD <= after:
         raise WatermarkUnavailable(
             f"{watermark.name} does not find its own mark (confidence {before:.2f} before, {after:.2f} after): "
@@ -81,7 +107,8 @@ def _check(watermark: Watermark) -> None:
 
 
 @cache
-def _warn_once() -> None:
+def _warn_once(failures: str) -> None:
     warnings.warn(
-        f"no watermark backend is installed, so speech leaves unmarked: {REMEDY}, or say watermark='none'", stacklevel=4
+        f"no watermark backend works{failures}, so speech leaves unmarked: {REMEDY}, or say watermark='none'",
+        stacklevel=4,
     )

@@ -14,7 +14,7 @@ import torch
 
 from csm.audio import check_wav_name, load_channels, mean_of_channels
 from csm.files import write_atomically
-from csm.watermark.base import THRESHOLD, Watermark
+from csm.watermark.base import THRESHOLD, UNMARKED, Watermark
 from csm.watermark.choice import load_watermark
 
 WINDOW_SECONDS = 30
@@ -58,6 +58,8 @@ def highest(watermark: Watermark, mono: torch.Tensor, rate: int) -> tuple[float,
 def embed(arguments: argparse.Namespace) -> None:
     check_wav_name(arguments.output)
     watermark = load_watermark(arguments.backend)
+    if watermark is UNMARKED:
+        raise ValueError(f"--backend {arguments.backend}: puts no mark; choose a backend that is installed, like perth")
     channels, rate = load_channels(arguments.input)
     marked = torch.stack([watermark.embed(channel, rate) for channel in channels])  # [C, N]
     samples = marked.clamp(-1.0, 1.0).T.numpy()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import soundfile
 import torch
 
 from csm import Segment
 from csm.audio import load_audio, save_wav
 from csm.demo.dialogue import PAUSE_SECONDS, Dialogue
 from csm.demo.stage import Stage
-from csm.demo.voices import read_voices
+from csm.demo.voices import Recording, read_upload, read_voices
+from csm.inference.voice import Voice as SavedVoice
 from tests.inference.toys import toy_generator
 
 SCRIPT = "one\n\n two \nthree"
@@ -119,17 +123,67 @@ def test_files_hold_the_dialogue_and_say_what_it_is(stage, tmp_path):
     assert float(second.split()[0]) == pytest.approx((len(heard[0]) + pause) / dialogue.sample_rate, abs=0.01)
 
 
-def test_voices_come_from_files_with_their_text(tmp_path):
+def test_voices_come_from_files_with_their_text(tmp_path, stage):
+    generator = stage.generator
+    rate = generator.sample_rate
     save_wav(tmp_path / "anna.wav", torch.rand(16_000) - 0.5, 16_000)
     with pytest.raises(ValueError, match=r"anna.wav: lacks its text; write what is said in it into anna.txt"):
-        read_voices(tmp_path, 24_000)
+        read_voices(tmp_path, generator)
     (tmp_path / "anna.txt").write_text("Hello,\nworld.")
-    voice = read_voices(tmp_path, 24_000)["anna"]
-    assert voice.text == "Hello, world." and len(voice.audio) == 24_000
+    voice = read_voices(tmp_path, generator)["anna"]
+    assert isinstance(voice, Recording) and voice.text == "Hello, world." and len(voice.audio) == rate
     save_wav(tmp_path / "bert.wav", torch.zeros(31 * 8_000), 8_000)
     (tmp_path / "bert.txt").write_text("Silence.")
     with pytest.raises(ValueError, match=r"bert.wav: is longer than 30 s"):
-        read_voices(tmp_path, 24_000)
+        read_voices(tmp_path, generator)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no voices"):
-        read_voices(tmp_path / "none", 24_000)
+        read_voices(tmp_path / "none", generator)
+
+
+def test_voices_made_on_disk_are_spoken_with(tmp_path, stage):
+    generator = stage.generator
+    codes = [torch.randint(0, generator.codec.codebook_size, (generator.codec.num_codebooks, n)) for n in (5, 7)]
+    made = SavedVoice("anna", ["One.", "Two."], codes, generator.codec.info)
+    made.save(tmp_path / "anna.safetensors")
+    turns = read_voices(tmp_path, generator)["anna"].segments(generator, 1)
+    assert [(turn.speaker, turn.text) for turn in turns] == [(1, "One."), (1, "Two.")]
+    assert all(torch.equal(turn.codes, code) for turn, code in zip(turns, codes, strict=True))
+
+    save_wav(tmp_path / "anna.wav", torch.zeros(800), 8_000)
+    with pytest.raises(ValueError, match=r"anna.wav: there is another voice anna in this folder"):
+        read_voices(tmp_path, generator)
+    (tmp_path / "anna.wav").unlink()
+    replace(made, codes=[codes[0].repeat(1, 100), codes[1]]).save(tmp_path / "anna.safetensors")
+    with pytest.raises(ValueError, match=r"anna.safetensors: is longer than 30 s; make it again with .* --seconds 30"):
+        read_voices(tmp_path, generator)
+    replace(made, codec=replace(made.codec, name="another")).save(tmp_path / "anna.safetensors")
+    with pytest.raises(ValueError, match="voice anna and the model"):
+        read_voices(tmp_path, generator)
+
+
+@pytest.mark.parametrize(
+    "samples, rate, message",
+    [
+        (torch.zeros(8_000, 6), 8_000, r"a.wav: it has 6 channels; give mono or stereo"),
+        (torch.zeros(4_000, 1), 4_000, r"a.wav: its sample rate is 4000 Hz"),
+        (torch.zeros(31 * 8_000, 1), 8_000, r"a.wav: it lasts 31 s; at most 30 s are taken"),
+        (None, 0, r"a.wav: it is a playlist; give WAV"),
+    ],
+)
+def test_recordings_of_visitors_have_the_limits_of_uploads(tmp_path, samples, rate, message):
+    if samples is None:
+        (tmp_path / "a.wav").write_bytes(b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n")
+    else:
+        soundfile.write(tmp_path / "a.wav", samples.numpy(), rate)
+    with pytest.raises(ValueError, match=message):
+        read_upload(tmp_path / "a.wav", "Hello.", 24_000)
+
+
+def test_a_visitor_s_recording_is_a_voice(tmp_path, stage):
+    stereo = torch.stack([torch.linspace(-0.5, 0.5, 800), torch.zeros(800)], dim=1)
+    soundfile.write(tmp_path / "a.wav", stereo.numpy(), 8_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"a.wav: write what is said in the recording"):
+        read_upload(tmp_path / "a.wav", " ", 8_000)
+    (turn,) = read_upload(tmp_path / "a.wav", "Hello,\nworld.", 8_000).segments(stage.generator, 1)
+    assert (turn.speaker, turn.text) == (1, "Hello, world.") and torch.equal(turn.audio, stereo[:, 0] / 2)

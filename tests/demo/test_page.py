@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,20 +15,31 @@ import soundfile
 import torch
 
 from csm.codec import SpectralCodec
-from csm.config import CSMConfig, TokenizerConfig, TokenizerKind, TransformerConfig
+from csm.config import AsrKind, CSMConfig, TokenizerConfig, TokenizerKind, TransformerConfig
 from csm.demo.command import launch
 from csm.demo.stage import Stage
+from csm.evaluation.text_norm import load_normalizer
+from csm.evaluation.wer import align_words, corpus_wer, count_errors
+from csm.formats.load import load_generator
 from csm.inference.generator import Generator
+from csm.judges.whisper import load_recognizer
 from csm.model.csm import CSM
 from csm.text import load_tokenizer
+from csm.watermark.base import THRESHOLD
 from tests.codec.conftest import make_babble
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 CHROMIUM = "/usr/bin/chromium"
+MODEL = os.environ.get("CSM_DEMO_MODEL")
+"""Directory of the quickstart's model, which knows a few lines: what it says of them on the page is transcribed."""
+LINES = ["Message marked urgent.", "No, it can wait.", "Urgent status removed."]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
-    """The page of a model with random weights, which says something until a guard ends it."""
+def stage() -> Stage:
+    """A model with random weights, which says something until a guard ends it."""
     torch.manual_seed(7)
     codec = SpectralCodec.fit([make_babble(48_000, seed=1)], num_codebooks=5, codebook_size=23)
     config = CSMConfig(
@@ -37,14 +51,19 @@ def address(tmp_path_factory) -> Iterator[str]:
         max_seq_len=1024,
     )
     tokenizer = load_tokenizer(TokenizerConfig(kind=TokenizerKind.bytes, vocab_size=258))
-    stage = Stage(Generator(CSM(config), codec, tokenizer, slots=1))
+    return Stage(Generator(CSM(config), codec, tokenizer, slots=1))
+
+
+@pytest.fixture(scope="module")
+def address(stage, tmp_path_factory) -> Iterator[str]:
     page = launch(stage, {}, tmp_path_factory.mktemp("visitors"), "127.0.0.1", None, block=False)
     yield page.local_url
     page.close()
 
 
-@pytest.mark.slow
-def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
+@contextmanager
+def opened(address: str) -> Iterator[tuple[Page, set[str | None]]]:
+    """The page in a browser, when it hears what is typed and clicked, and the hosts that it asks."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -55,8 +74,6 @@ def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
         hosts = set()
         page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
         page.goto(address)
-        page.get_by_text("This speech is synthetic: no human said it. It carries no watermark.").wait_for()
-
         for _ in range(8):  # what is typed and clicked before the page's scripts have run is lost
             page.locator("#script textarea").fill("")
             page.locator("#speak").click()
@@ -64,9 +81,16 @@ def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
             if refused := page.get_by_text("The script is empty").count():
                 break
         assert refused
-
-        page.locator("#script textarea").fill("Hello.\nYes?")
         page.get_by_text("Sampling").click()
+        yield page, hosts
+        browser.close()
+
+
+@pytest.mark.slow
+def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
+    with opened(address) as (page, hosts):
+        page.get_by_text("This speech is synthetic: no human said it. It carries no watermark.").wait_for()
+        page.locator("#script textarea").fill("Hello.\nYes?")
         page.locator("#seed input").fill("3")
         page.locator("#speak").click()
         page.wait_for_function("() => (document.querySelector('#player audio')?.currentTime ?? 0) > 0.1")
@@ -84,7 +108,36 @@ def test_a_dialogue_is_typed_heard_fetched_and_changed(address):
         first_again = again["dialogue.txt"].decode().splitlines()[2]
         assert first_again == first  # the first line stays as it was said
         assert hosts == {"127.0.0.1"}  # nothing comes from elsewhere: fonts, scripts, analytics
-        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MODEL is None, reason="CSM_DEMO_MODEL names no model")
+def test_what_is_fetched_is_what_was_typed(tmp_path):
+    generator = load_generator(str(MODEL), "cpu", slots=1)
+    shown = launch(Stage(generator), {}, tmp_path, "127.0.0.1", None, block=False)
+    with opened(shown.local_url) as (page, _):
+        page.locator("#script textarea").fill("\n".join(LINES))
+        page.locator("#temperature input[type=number]").fill("0")
+        page.locator("#speak").click()
+        content = fetched_with(page, LINES[-1])["dialogue.wav"]
+    shown.close()
+    audio, rate = soundfile.read(BytesIO(content), dtype="float32")
+    heard = load_recognizer(AsrKind.faster_whisper, None, "en", "cpu").transcribe(torch.from_numpy(audio), rate)
+    normalize = load_normalizer("en")
+    assert corpus_wer([count_errors(align_words(normalize(" ".join(LINES)), normalize(heard)))]) <= 0.15
+    assert generator.watermark.detect(torch.from_numpy(audio), rate) > THRESHOLD
+
+
+def test_a_line_of_a_deleted_dialogue_asks_to_begin_anew(stage):
+    from csm.demo.page import Visit, edited  # after `launch`, which tells Gradio where to keep files
+
+    visit = Visit(stage)
+    visit.dialogue.write("One.\nTwo.")
+    assert edited(visit, 1, "Three.") is visit
+    assert visit.dialogue.lines[1].text == "Three."
+    with pytest.raises(ValueError, match="not used for an hour and is deleted: press Speak"):
+        edited(None, 1, "Three.")
+    visit.close()
 
 
 def fetched_with(page, text: str) -> dict[str, bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,6 +117,18 @@ def started(service: Service) -> Iterator[tuple[Server, str]]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+def asking(address: str, body: dict, buffer: int | None = None, path: str = "/v1/audio/speech") -> socket.socket:
+    """A connection on which speech has been asked for; buffer: bytes that are received before they are read."""
+    content, url = json.dumps(body).encode(), httpx.URL(address)
+    connection = socket.socket()
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect((url.host, url.port))
+    head = f"POST {path} HTTP/1.1\r\nHost: {url.netloc.decode()}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    return connection
 
 
 def heard_samples(content: bytes, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 from csm import Conversation
 from csm.serving.settings import Limits
-from tests.serving.served import OPTIONS, heard_samples, recording, running, service_of, speaking_generator, wait_for
+from tests.serving.served import OPTIONS, heard_samples, recording, running, service_of, speaking_generator
 from tests.serving.test_voices_and_conversations import upload
 from tests.serving.test_websocket import opened, receive, send, text, until
 
@@ -109,13 +109,23 @@ def test_an_answer_that_cannot_be_kept_is_an_error_event(served):
         folder.unlink()
         send(socket, text("Two."), DONE)
         assert until(socket, "audio.done")[1]
+
+
+def test_an_answer_in_events_that_cannot_be_kept_ends_with_an_error(served):
+    """All that was spoken has been sent by then."""
+    client, service = served
+    session = begun(client)
+    folder = service.model.dialogues.folder / session
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")  # the conversation itself is in memory
     body = {**OPTIONS, "voice": None, "session_id": session, "stream_format": "sse"}
-    folder_again = service.model.dialogues.folder / session
-    shutil.rmtree(folder_again, ignore_errors=True)
-    folder_again.write_text("not a folder")
     answer = client.post("/v1/audio/speech", json=body)
-    folder_again.unlink()
-    assert answer.status_code == 404 or "speech.audio.error" in answer.text
+    folder.unlink()
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
+    kinds = [event["type"] for event in events]
+    assert answer.status_code == 200
+    assert kinds == ["speech.audio.delta"] * (len(events) - 1) + ["speech.audio.error"] and len(events) > 1
+    assert events[-1]["error"]["code"] == "server_error" and service.live == 0
 
 
 def test_a_conversation_has_the_most_turns_whoever_speaks(served):
@@ -137,7 +147,8 @@ def test_a_draining_server_ends_what_it_began(tmp_path):
         session = begun(client)
         with opened(client, session_id=session, max_audio_length_ms=2_000) as socket:
             send(socket, text("x" * 60), DONE, text("Then this."), DONE)
-            wait_for(lambda: service.live == 2)
+            send(socket, {"type": "unknown"})
+            until(socket, "error")  # so both answers have been taken
             service.draining = True
             send(socket, text("Too late."))
             events, _ = until(socket, "error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 import torch
 
 from csm.inference.generator import SpeechRequest
@@ -105,6 +106,39 @@ def test_an_engine_that_fails_ends_its_turns(monkeypatch):
 
     asyncio.run(speak())
     assert isinstance(thread.failure, ZeroDivisionError)
+
+
+def test_a_turn_that_cannot_be_kept_is_an_error_of_its_listener():
+    """Its listener would wait for ever."""
+    generator = toy_generator(slots=2)
+    thread = EngineThread(generator, Metrics())
+
+    async def speak() -> None:
+        thread.start()
+        keep_failing = thread.speak(generator.request(TURNS[0]), lambda chunk: None, lambda request: 1 / 0, Store())
+        other = thread.speak(generator.request(TURNS[1]), lambda chunk: None, lambda request: None, Store())
+        ended = asyncio.gather(keep_failing.done, other.done, return_exceptions=True)
+        failing, _ = await asyncio.wait_for(ended, 10)
+        assert isinstance(failing, engine_thread.EngineFailed)
+        thread.stop()
+
+    asyncio.run(speak())
+    assert isinstance(thread.failure, ZeroDivisionError)
+
+
+def test_a_turn_that_cannot_begin_is_an_error_of_its_listener(monkeypatch):
+    generator = toy_generator(slots=1)
+    thread = EngineThread(generator, Metrics())
+    monkeypatch.setattr(generator.streams, "listen", lambda request: 1 / 0)
+
+    async def speak() -> None:
+        thread.start()
+        turn = thread.speak(generator.request(TURNS[0]), lambda chunk: None, lambda request: None, Store())
+        with pytest.raises(engine_thread.EngineFailed):
+            await asyncio.wait_for(turn.done, 10)
+        thread.stop()
+
+    asyncio.run(speak())
 
 
 def advanced(thread: EngineThread, now: float) -> None:

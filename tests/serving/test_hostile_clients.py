@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
 import os
-import random
 
 import httpx
-import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csm.formats.load import load_generator
-from csm.inference.generator import Generator
-from csm.serving.dialogues import Dialogue
-from csm.serving.encoders import AudioFormat, open_encoder
-from csm.serving.engine_thread import Turn
 from csm.serving.settings import Limits
-from csm.serving.speech import Speech
-from tests.serving.served import (
-    OPTIONS,
-    RATE,
-    heard_samples,
-    recording,
-    running,
-    service_of,
-    speaking_generator,
-    wait_for,
-)
+from tests.serving.served import OPTIONS, recording, running, service_of, wait_for
 
 EXAMPLES = int(os.environ.get("CSM_FUZZ_REQUESTS", "200"))
 
@@ -99,7 +79,15 @@ ROUTES = st.sampled_from(
         ("DELETE", "/v1/audio/voices/{}"),
         *(
             ("GET", path)
-            for path in ("/v1/models/{}", "/v1/audio/voices", "/v1/conversations", "/{}", "/metrics", "/ready")
+            for path in (
+                "/v1/models/{}",
+                "/v1/audio/voices",
+                "/v1/conversations",
+                "/{}",
+                "/metrics",
+                "/ready",
+                "/health",
+            )
         ),
         *((method, "/v1/audio/speech") for method in ("GET", "PUT", "OPTIONS", "TRACE")),
     ]
@@ -168,87 +156,3 @@ def check(answer: httpx.Response, service) -> None:
     if answer.status_code >= 400 and answer.request.method != "HEAD":
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     wait_for(lambda: service.live == 0)
-
-
-SECONDS = float(os.environ.get("CSM_SOAK_SECONDS", "15"))
-MODEL = os.environ.get("CSM_SOAK_MODEL")
-"""A model directory instead of the tiny model of the tests."""
-FORMATS = {"flac": 1e-4, "wav": 1e-4, "pcm": 1e-4, "mp3": 0.02, "opus": 0.02, "aac": 0.02}
-"""How far samples may be from the same audio encoded alone: the engine's rounding, and what codecs make of it."""
-
-
-def soaked_generator(slots: int) -> Generator:
-    return speaking_generator(slots) if MODEL is None else load_generator(MODEL, "cpu", slots=slots, watermark="none")
-
-
-def encoded(audio: torch.Tensor, name: AudioFormat) -> np.ndarray:
-    """Samples of a file of `audio` [n]."""
-    encoder = open_encoder(name, RATE)
-    return heard_samples(encoder.push(audio) + encoder.finish(), name)
-
-
-@pytest.mark.slow
-def test_a_soak_mixes_nothing_up_and_leaks_nothing(tmp_path):
-    """Random lengths, formats, listeners who leave, and garbage: every answer is the one that its seed gives alone."""
-    generator = soaked_generator(1)
-    random.seed(0)
-    jobs = [
-        {"input": "x" * random.randint(1, 60), "seed": n, "max_audio_length_ms": 80 * random.randint(1, 40)}
-        for n in range(12)
-    ]
-    alone = [
-        torch.cat([*generator.stream(job["input"], 1, [], job["max_audio_length_ms"], seed=job["seed"])])
-        for job in jobs
-    ]
-    expected = {name: [encoded(audio, name) for audio in alone] for name in FORMATS}
-    service = service_of(tmp_path, limits=Limits(queue=20), generator=soaked_generator)
-    answers = {"complete": 0, "left": 0, "garbage": 0}
-    sizes: list[int] = []
-
-    async def listener(client: httpx.AsyncClient, until: float) -> None:
-        loop = asyncio.get_running_loop()
-        while loop.time() < until:
-            number, kind = random.randrange(len(jobs)), random.random()
-            name = random.choice([*FORMATS])
-            body = {**OPTIONS, **jobs[number], "response_format": name, "stream": random.random() < 0.7}
-            if kind < 0.2:
-                answer = await client.post("/v1/audio/speech", json={**body, "seed": "garbage"})
-                assert answer.status_code == 400
-                answers["garbage"] += 1
-            elif kind < 0.5:
-                async with client.stream("POST", "/v1/audio/speech", json={**body, "stream": True}) as answer:
-                    async for _ in answer.aiter_bytes():
-                        if random.random() < 0.5:
-                            break
-                answers["left"] += 1
-            else:
-                answer = await client.post("/v1/audio/speech", json=body)
-                assert answer.status_code == 200, answer.text
-                heard, right = heard_samples(answer.content, name), expected[name][number]
-                assert heard.shape == right.shape and np.abs(heard - right).max() < FORMATS[name], (name, number)
-                answers["complete"] += 1
-            sizes.append(resident())
-
-    async def soak(address: str) -> None:
-        async with httpx.AsyncClient(base_url=address, timeout=300) as client:
-            until = asyncio.get_running_loop().time() + SECONDS
-            await asyncio.gather(*(listener(client, until) for _ in range(8)))
-
-    with running(service) as address:
-        asyncio.run(soak(address))
-        wait_for(lambda: service.live == 0, 60)
-        engine = service.model.generator.engine
-        assert not any(engine.slots) and not engine.waiting
-        assert service.model.generator.streams.listeners == [] and len(service.model.generator.streams.free) == 3
-    assert min(answers.values()) > 5, answers
-    quarters = [float(np.median(part)) for part in np.array_split(sizes, 4)]  # of the allocators' ups and downs
-    print(f"{SECONDS:g} s: {answers}, pages of memory in each quarter: {quarters}")
-    assert quarters[3] < 1.05 * quarters[2], quarters
-    gc.collect()
-    assert not any(type(one) in (Speech, Turn, Dialogue) for one in gc.get_objects())
-
-
-def resident() -> int:
-    """Pages of this process in memory, server and clients alike."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1])

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-import socket
+import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 import torch
 
+from csm.audio import load_audio
 from csm.inference.segments import Segment
+from csm.inference.voice import Voice as SavedVoice
+from csm.inference.voice import make_voice
 from csm.serving.marks import Marking
-from csm.serving.settings import Limits
 from tests.serving.served import (
     FRAME,
     OPTIONS,
+    RATE,
     TEXT,
+    asking,
     heard_samples,
     recording,
     running,
     service_of,
     speaking_generator,
+    started,
     wait_for,
 )
 
@@ -78,7 +85,7 @@ def test_events_carry_the_same_bytes_and_their_usage(served):
     assert [block.split("\n")[0] for block in blocks] == [f"event: {event['type']}" for event in events]
     audio = b"".join(base64.b64decode(event["audio"]) for event in events[:-1])
     assert audio == speak(client, response_format="pcm").content
-    assert events[-1]["type"] == "speech.audio.done" and len(events) == 11
+    assert events[-1]["type"] == "speech.audio.done" and 3 <= len(events) <= 11  # ten frames, some of them together
     assert events[-1]["usage"] == {"input_tokens": len(TEXT) + 3, "output_tokens": 10, "total_tokens": len(TEXT) + 13}
 
 
@@ -109,6 +116,34 @@ def test_context_is_read_from_recordings_and_earlier_answers(served):
     assert np.abs(heard_samples(answer.content, "pcm") - expected.audio.numpy()).max() < 1e-4
 
 
+def test_a_voice_made_on_disk_comes_first(tmp_path):
+    generator = speaking_generator()
+    (tmp_path / "anna.wav").write_bytes(recording(0.8))
+    recorded = Segment(0, "Hi there.", load_audio(tmp_path / "anna.wav", RATE))
+    make_voice("anna", [recorded], generator.codec).save(tmp_path / "anna.safetensors")
+    anna = SavedVoice.load(tmp_path / "anna.safetensors")
+    service = service_of(tmp_path / "data", voices={"anna": anna})
+    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
+        for speaker, fields in ((0, {}), (1, {"speaker": 1})):
+            said = generator.generate_segment(
+                TEXT, speaker, [replace(recorded, speaker=speaker)], 800, seed=OPTIONS["seed"]
+            )
+            heard = heard_samples(speak(client, voice="anna", response_format="pcm", **fields).content, "pcm")
+            assert np.abs(heard - said.audio.numpy()).max() < 1e-4
+        listed = {voice["id"]: voice for voice in client.get("/v1/audio/voices").json()["data"]}
+        assert listed["anna"]["seconds"] == 0.8 and not listed["anna"]["uploaded"]
+        session = client.post("/v1/conversations", json={"voices": [{"voice": "anna", "speaker": 2}]}).json()["id"]
+        speak(client, voice="anna", session_id=session)
+        turns = client.get(f"/v1/conversations/{session}").json()["turns"]
+        assert [(turn["speaker"], turn["text"]) for turn in turns] == [(2, "Hi there."), (2, TEXT)]
+    stranger = replace(anna, codec=replace(anna.codec, codebook_size=999))
+    refused = service_of(tmp_path / "other", voices={"anna": stranger})
+    refused.start()
+    wait_for(lambda: refused.failure is not None)
+    assert "voice anna and the model" in str(refused.failure)
+    refused.stop()
+
+
 def test_a_long_text_is_spoken_sentence_by_sentence(served):
     client, _ = served
     text = "one two three. " * 25  # more than one turn
@@ -131,7 +166,9 @@ def test_a_long_text_is_spoken_sentence_by_sentence(served):
         ({"input": "\ud800"}, 400, "input", "string_unicode"),
         ({"model": "gpt-4o-mini-tts"}, 404, "model", "model_not_found"),
         ({"voice": "nobody"}, 404, "voice", "voice_not_found"),
-        ({"voice": "../../etc/passwd"}, 400, "voice.function-after", None),
+        ({"voice": "../../etc/passwd"}, 400, "voice", "string_pattern_mismatch"),
+        ({"voice": {"id": "my voice!"}}, 400, "voice", "string_pattern_mismatch"),
+        ({"voice": {"id": "anna", "body": 1}}, 400, "voice", "string_type"),
         ({"session_id": "conv_000000000000000000000000"}, 404, "session_id", "conversation_not_found"),
         ({"context": [{"text": "a", "audio": "http://localhost/a.wav"}]}, 400, "context.0.audio", "invalid_value"),
         ({"context": [{"text": "a", "audio": "/etc/passwd"}]}, 400, "context.0.audio", "invalid_value"),
@@ -149,21 +186,25 @@ def test_mistakes_are_refused_by_name(served, change, status, param, code):
     answer = client.post("/v1/audio/speech", content=content, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code == status and set(error) == {"message", "type", "param", "code"}, answer.text
-    assert error["param"].startswith(param.split(".function")[0]) and error["type"] == "invalid_request_error"
-    assert code is None or error["code"] == code
-    assert param.split(".")[0] in error["message"] or status == 404
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert error["message"].startswith(param) or status == 404
 
 
 def test_unknown_routes_and_methods_have_the_envelope(served):
     client, _ = served
-    for method, path, status in [
-        ("GET", "/nothing", 404),
-        ("GET", "/v1/audio/speech", 405),
-        ("GET", "/v1/models/x", 404),
+    for method, path, status, allowed in [
+        ("GET", "/nothing", 404, None),
+        ("GET", "/v1/audio/speech", 405, "POST"),
+        ("PUT", "/v1/audio/voices", 405, "GET, POST"),
+        ("POST", "/v1/conversations/conv_0", 405, "GET, DELETE"),
+        ("GET", "/v1/models/x", 404, None),
     ]:
         answer = client.request(method, path)
         assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert client.post("/v1/audio/speech", content=b"{").json()["error"]["type"] == "invalid_request_error"
+        assert answer.headers.get("allow") == allowed
+    headers = {"Content-Type": "application/json"}
+    error = client.post("/v1/audio/speech", content=b"{", headers=headers).json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "json_invalid")
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "alias"]
 
 
@@ -182,72 +223,47 @@ def test_a_batch_is_its_items_alone(served):
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "items.1.speed"
 
 
-def test_whoever_leaves_frees_the_slot(served):
-    client, service = served
-    slots = service.model.generator.engine.slots
-    body = json.dumps({**OPTIONS, "input": "x" * 120, "max_audio_length_ms": 25_000, "response_format": "pcm"}).encode()
-    host = client.base_url.netloc.decode()
-    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    for unstreamed in (False, True):
-        content = body[:-1] + b', "stream": false}' if unstreamed else body
-        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            if not unstreamed:
-                connection.recv(1)
-            wait_for(lambda: any(slot is not None and slot.request.frames for slot in slots))
-            spoken = next(slot.request for slot in slots if slot is not None)
-        wait_for(lambda: service.live == 0)
-        assert not any(slots) and spoken.finished == "cancelled" and len(spoken.frames) < 312
+def test_whoever_leaves_frees_the_slot_within_two_frames(tmp_path, monkeypatch):
+    """Counted from when the connection is lost; a frame takes half as long as it lasts."""
+    service, lost = service_of(tmp_path), []
+    with started(service) as (server, address):
+        engine, slots = service.loaded.engine, service.loaded.generator.engine.slots
+        advance = engine.streams.advance
+        engine.streams.advance = lambda: time.sleep(0.04) or advance()
+        protocol = server.config.http_protocol_class
+        closed = protocol.connection_lost
+
+        def connection_lost(self, error):
+            lost.extend(len(slot.request.frames) for slot in slots if slot is not None)
+            closed(self, error)
+
+        monkeypatch.setattr(protocol, "connection_lost", connection_lost)
+        for stream in (True, False):
+            lost.clear()
+            with asking(address, {**OPTIONS, "input": "x" * 120, "max_audio_length_ms": 25_000, "stream": stream}):
+                wait_for(lambda: any(slot is not None and len(slot.request.frames) > 4 for slot in slots))
+                spoken = next(slot.request for slot in slots if slot is not None)
+            wait_for(lambda: service.live == 0)
+            assert not any(slots) and spoken.finished == "cancelled"
+            assert len(lost) == 1 and len(spoken.frames) - lost[0] <= 2
 
 
-def test_a_full_server_says_when_to_try_again(tmp_path):
-    service = service_of(tmp_path, slots=1, limits=Limits(queue=1, body=5_000, connections=3))
-    long = {**OPTIONS, "input": "x" * 40, "max_audio_length_ms": 9_000}
-    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
-        with client.stream("POST", "/v1/audio/speech", json=long), client.stream("POST", "/v1/audio/speech", json=long):
-            answer = client.post("/v1/audio/speech", json=OPTIONS)
-            assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-            assert answer.json()["error"]["type"] == "rate_limit_error"
-        wait_for(lambda: service.live == 0)
-        assert speak(client).content
-        assert client.post("/v1/audio/speech", json={**OPTIONS, "input": "x" * 6000}).status_code == 413
-        chunks = iter([b"x" * 3000, b"y" * 3000])
-        assert client.post("/v1/audio/speech", content=chunks).json()["error"]["code"] == "body_too_large"
-        packed = client.post("/v1/audio/speech", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
-        assert packed.status_code == 415
-        assert 'csm_refusals_total{code="server_busy"} 1.0' in client.get("/metrics").text
-
-
-def test_keys_origins_and_hosts(tmp_path):
-    service = service_of(tmp_path, api_key="secret-key", allowed_origins=("https://talk.example",), local_only=True)
-    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
-        assert client.get("/health").status_code == 200
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-key"}):
-            answer = client.post("/v1/audio/speech", json=OPTIONS, headers=headers)
-            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
-        client.headers["Authorization"] = "Bearer secret-key"
-        assert client.get("/v1/models").status_code == 200
-        for headers, status in [
-            ({"Origin": "https://elsewhere.example"}, 403),
-            ({"Origin": address}, 200),
-            ({"Origin": "https://talk.example"}, 200),
-            ({"Host": "rebound.example"}, 403),
-        ]:
-            assert client.get("/v1/models", headers=headers).status_code == status
-
-
-def test_loading_and_draining_servers_refuse(tmp_path):
+def test_a_batch_is_prepared_as_long_as_somebody_listens(tmp_path):
     service = service_of(tmp_path)
-    load, refused_once = service._load, service.metrics.refusals.labels("server_loading")._value.get
-    service._load = lambda: wait_for(refused_once) or load()
-    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
-        long = {**OPTIONS, "input": "x" * 40, "max_audio_length_ms": 4_000, "response_format": "pcm"}
-        with client.stream("POST", "/v1/audio/speech", json=long) as answer:
-            service.draining = True
-            refused = client.post("/v1/audio/speech", json=OPTIONS)
-            assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_draining"
-            assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
-            assert len(b"".join(answer.iter_bytes())) == 2 * FRAME * 50
+    with running(service) as address:
+        prepare, prepared = service.prepare, []
+
+        async def slow(function, *arguments, **options):
+            prepared.append(function)
+            await asyncio.sleep(0.1)
+            return await prepare(function, *arguments, **options)
+
+        service.prepare = slow
+        body = {"model": "tiny", "items": [{"input": "Hello."}] * 20}
+        with asking(address, body, path="/v1/audio/speech/batch"):
+            wait_for(lambda: prepared)
+        wait_for(lambda: service.live == 0)
+        assert len(prepared) <= 4  # two for each item
 
 
 def test_speech_and_text_are_not_logged(served, caplog, capfd):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
 import zipfile
+from contextlib import ExitStack
+from functools import cache, partial
 
 import httpx
 import numpy as np
@@ -17,7 +20,17 @@ from csm import Conversation
 from csm.inference.segments import Segment
 from csm.serving.decode_upload import decode
 from csm.serving.settings import Limits
-from tests.serving.served import OPTIONS, RATE, heard_samples, recording, running, service_of, speaking_generator
+from tests.serving.served import (
+    OPTIONS,
+    RATE,
+    asking,
+    heard_samples,
+    recording,
+    running,
+    service_of,
+    speaking_generator,
+    wait_for,
+)
 
 CONSENT = "I am the speaker and agree to the use of my voice."
 TURN = {"max_audio_length_ms": 400}
@@ -69,10 +82,29 @@ def test_a_voice_is_spoken_with_and_survives_a_restart(tmp_path):
                 assert list((tmp_path / "voices").iterdir()) == []
 
 
-def silence(seconds: float) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(round(seconds * 8000), np.int16), 8000, format="FLAC")
+def test_a_name_is_that_of_one_voice(tmp_path):
+    with running(service_of(tmp_path)) as address, httpx.Client(base_url=address, timeout=30) as client:
+        assert upload(client, recording(1.0)).status_code == 201
+    service = service_of(tmp_path, voices={"anna": 1})
+    service.start()
+    wait_for(lambda: service.failure is not None)
+    assert re.fullmatch(r"--voice anna: .* uploaded to \S+voices/anna; delete that folder, .*", str(service.failure))
+    service.stop()
+
+
+@cache
+def ten_hours_of_silence() -> bytes:
+    """FLAC of 0.9 MB."""
+    file, minute = io.BytesIO(), np.zeros(60 * 8000, np.int16)
+    with soundfile.SoundFile(file, "w", 8000, 1, format="FLAC") as writer:
+        for _ in range(600):
+            writer.write(minute)
     return file.getvalue()
+
+
+def of_unknown_length(flac: bytes) -> bytes:
+    """The same file as recorders write it that cannot go back: 0 samples, see RFC 9639, section 8.2."""
+    return flac[:21] + bytes([flac[21] & 0xF0, 0, 0, 0, 0]) + flac[26:]
 
 
 def float_wav(values) -> bytes:
@@ -99,7 +131,8 @@ HOSTILE = [
     (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
     (lambda: bytes(1000), "of an unknown format"),
     (lambda: b"", "the file is empty"),
-    (lambda: silence(3_600), "it lasts 3600 s; at most 3 s"),
+    (lambda: ten_hours_of_silence(), "it lasts 36000 s; at most 3 s"),
+    (lambda: of_unknown_length(ten_hours_of_silence()), "it lasts more than 3 s"),
     (lambda: float_wav([0.1, float("nan")] * 9000), "NaN or infinite"),
     (lambda: float_wav(np.zeros((9000, 6))), "it has 6 channels"),
     (lambda: recording(1.0)[:999], "cut off"),
@@ -189,6 +222,34 @@ def test_voices_of_a_conversation_stay(served):
         assert wrong.json()["error"]["param"] == "voice"
     finally:
         client.delete("/v1/audio/voices/anna")
+
+
+def test_a_busy_conversation_keeps_nobody_else_out(tmp_path):
+    """Those who wait for it take no place to speak, have a most, and say nothing if they have left meanwhile."""
+    service = service_of(tmp_path, slots=2, limits=Limits(queue=1, session_queue=4))
+    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client:
+        session = client.post("/v1/conversations", json={}).json()["id"]
+        body = {**OPTIONS, "session_id": session, "voice": None, "input": "x" * 40, "max_audio_length_ms": 9_000}
+        dialogue = service.loaded.dialogues.get(session)
+
+        def waited(most: int) -> bool:
+            return dialogue.waiting == most
+
+        with asking(address, body) as speaking, ExitStack() as leaving:
+            speaking.recv(1)
+            for waiting in range(4):
+                leaving.enter_context(asking(address, {**body, "input": "I waited."}))
+                wait_for(partial(waited, waiting + 1))
+            assert service.live == 1
+            error = client.post("/v1/audio/speech", json=body).json()["error"]
+            assert error["code"] == "conversation_busy" and error["message"].startswith("4 other requests wait")
+            assert client.post("/v1/audio/speech", json=OPTIONS).status_code == 200
+            leaving.close()
+            assert dialogue.waiting == 4
+        wait_for(lambda: dialogue.waiting == 0 and not dialogue.lock.locked())
+        say(client, session, "after", 1)
+        turns = client.get(f"/v1/conversations/{session}").json()["turns"]
+        assert [turn["text"] for turn in turns] == ["x" * 40, "after"]
 
 
 def test_turns_of_one_conversation_wait_for_each_other(served):

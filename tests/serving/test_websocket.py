@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import signal
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import numpy as np
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from csm import Conversation
-from tests.serving.served import FRAME, heard_samples, running, service_of, speaking_generator, wait_for
+from csm.serving.dialogues import Dialogue
+from csm.serving.errors import invalid
+from csm.serving.settings import Limits
+from tests.serving.served import (
+    FRAME,
+    OPTIONS,
+    heard_samples,
+    running,
+    service_of,
+    speaking_generator,
+    started,
+    wait_for,
+)
 
 CONFIG = {"type": "session.config", "model": "tiny", "voice": "speaker_1", "seed": 3, "max_audio_length_ms": 2_000}
 PIECES = ["One, t", "wo. Thr", "ee, four. Fi", "ve"]
@@ -96,6 +109,18 @@ def test_an_answer_is_what_the_conversation_says(served):
     assert events[-1]["usage"]["output_tokens"] == sum(turn.frames for turn in turns)
 
 
+def test_what_is_flushed_is_spoken_before_its_sentence_ends(served):
+    client, _ = served
+    with opened(client, max_audio_length_ms=4_000) as socket:
+        send(socket, text("One, two"))
+        send(socket, {"type": "input.flush"})
+        events, _ = until(socket, "audio.sentence")
+        assert events[-1]["text"] == "One, two"
+        send(socket, text("and three."), {"type": "input.done"})
+        events, _ = until(socket, "audio.done")
+    assert [event["text"] for event in events[:-1]] == ["and three."] and events[-1]["answer"] == 0
+
+
 def test_the_conversation_keeps_what_was_heard(served):
     client, _ = served
     session = client.post("/v1/conversations", json={}).json()["id"]
@@ -136,6 +161,102 @@ def test_breaking_in_ends_what_is_spoken(served):
         assert events[-1]["answer"] == 2 and audio
 
 
+def test_a_connection_takes_one_place(tmp_path):
+    """However many answers it has not yet spoken, of which there is a most."""
+    service = service_of(tmp_path, slots=2, limits=Limits(queue=1))
+    with (
+        running(service) as address,
+        httpx.Client(base_url=address, timeout=30) as client,
+        opened(client, max_audio_length_ms=25_000) as socket,
+        opened(client) as other,
+    ):
+        for _ in range(4):
+            send(socket, text("x" * 120), {"type": "input.done"})
+        events, _ = until(socket, "error")
+        assert events[-1]["error"]["code"] == "server_busy" and service.live == 1
+        send(other, text("Hello."), {"type": "input.done"})
+        assert until(other, "audio.done")[1]
+        send(socket, {"type": "response.cancel", "played_ms": 0})
+        until(socket, "audio.cancelled")
+        assert service.live == 0
+        send(socket, text("Next."), {"type": "input.done"})
+        assert until(socket, "audio.done")[1]
+
+
+def test_answers_that_wait_for_their_conversation_take_no_place(tmp_path):
+    """They are spoken when it is free, if there is a place then, also while the server drains."""
+    service = service_of(tmp_path, slots=2, limits=Limits(queue=1))
+    with (
+        started(service) as (server, address),
+        httpx.Client(base_url=address, timeout=30) as client,
+        ExitStack() as sockets,
+    ):
+        session = client.post("/v1/conversations", json={}).json()["id"]
+        options = {"session_id": session, "voice": None, "max_audio_length_ms": 25_000}
+        speaking, cancelled, refused, last = (sockets.enter_context(opened(client, **options)) for _ in range(4))
+        dialogue = service.loaded.dialogues.get(session)
+        send(speaking, text("x" * 120))  # goes on until it is done
+        wait_for(dialogue.lock.locked)
+        for number, socket in enumerate((cancelled, refused, last), 1):
+            send(socket, text("I waited."), {"type": "input.done"})
+            wait_for(lambda most=number: dialogue.waiting == most)
+        assert service.live == 1
+        assert client.post("/v1/audio/speech", json=OPTIONS).status_code == 200
+        send(cancelled, {"type": "response.cancel"})
+        reserve, asked = service.reserve, iter([4, 1])  # of three places
+        service.reserve = lambda: reserve(next(asked))
+        server.handle_exit(signal.SIGTERM, None)
+        send(speaking, {"type": "input.done"})
+        assert until(speaking, "audio.done")[1]
+        assert [event["type"] for event in until(cancelled, "audio.cancelled")[0]] == ["audio.cancelled"]
+        assert until(refused, "error")[0][-1]["error"]["code"] == "server_busy"
+        assert until(last, "audio.done")[1]
+        wait_for(lambda: server.should_exit)
+
+
+def test_an_answer_that_cannot_be_made_takes_no_place(served, monkeypatch):
+    client, service = served
+
+    def refuse(*_) -> None:
+        raise invalid("response_format: has no encoder", "response_format")
+
+    with opened(client) as socket:
+        with monkeypatch.context() as patched:
+            patched.setattr("csm.serving.answer.SpeechFile", refuse)
+            send(socket, text("Hello."))
+            assert until(socket, "error")[0][-1]["error"]["param"] == "response_format"
+        assert service.live == 0
+        send(socket, text("Hello."), {"type": "input.done"})
+        assert until(socket, "audio.done")[1]
+    wait_for(lambda: service.live == 0)
+
+
+def test_an_idle_connection_keeps_no_keys_and_values(tmp_path):
+    """They are computed anew: the next answer is what it would have been."""
+    service, dialogues = service_of(tmp_path, limits=Limits(idle=1.0)), []
+    prepare = service.prepare
+
+    async def seen(function, *arguments, **options):
+        result = await prepare(function, *arguments, **options)
+        if function is Dialogue:
+            dialogues.append(result)
+        return result
+
+    service.prepare = seen
+    with running(service) as address, httpx.Client(base_url=address, timeout=30) as client, opened(client) as socket:
+        (dialogue,) = dialogues
+        send(socket, text("One."), {"type": "input.done"})
+        until(socket, "audio.done")
+        assert dialogue.conversation._cached is not None
+        wait_for(lambda: dialogue.conversation._cached is None)
+        send(socket, text("Two."), {"type": "input.done"})
+        _, audio = until(socket, "audio.done")
+    conversation = Conversation(speaking_generator())
+    conversation.say("One.", 1, seed=3, max_audio_length_ms=2_000)
+    expected = conversation.say("Two.", 1, seed=4, max_audio_length_ms=2_000).audio.numpy()
+    assert np.abs(heard_samples(audio, "pcm") - expected).max() < 1e-4
+
+
 def test_leaving_ends_what_is_spoken(served):
     client, service = served
     with opened(client, max_audio_length_ms=28_000) as socket:
@@ -163,17 +284,28 @@ def test_mistakes_are_events_and_the_session_goes_on(served):
             assert receive(socket)["error"]["code"] == code
         send(socket, CONFIG)
         assert receive(socket)["type"] == "session.created"
-        for event, code in [
-            (CONFIG, "invalid_value"),
-            ({"type": "unknown"}, "union_tag_invalid"),
-            ({"type": "response.cancel"}, "invalid_value"),
-            (text("x" * 5000), "string_too_long"),
+        for event, param, code in [
+            (CONFIG, "type", "invalid_value"),
+            ({"type": "unknown"}, "type", "invalid_value"),
+            ({"type": "input.text"}, "text", "missing"),
+            ({"type": "response.cancel"}, "answer", "invalid_value"),
+            (text("x" * 5000), "text", "string_too_long"),
         ]:
             send(socket, event)
-            assert until(socket, "error")[0][-1]["error"]["code"] == code
+            error = until(socket, "error")[0][-1]["error"]
+            assert (error["param"], error["code"]) == (param, code)
         assert until(socket, "audio.done")[0][-1]["answer"] == 0  # the one that had become too long
         send(socket, text("Hello."), {"type": "input.done"})
         assert until(socket, "audio.done")[1]
+
+
+def test_a_message_of_more_than_a_mebibyte_ends_the_session(served):
+    client, _ = served
+    with opened(client) as socket:
+        send(socket, text("x" * (1 << 20)))
+        with pytest.raises(ConnectionClosedError) as caught:
+            receive(socket)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009
 
 
 def test_keys_and_origins_of_sockets(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -114,6 +115,57 @@ def test_without_a_backend_auto_warns_once_and_required_refuses(monkeypatch):
         load_watermark("required")
 
 
+class Whole(Shift):
+    """A mark of whole files."""
+
+    name = "whole"
+
+    def stream(self, rate):
+        raise ValueError("whole cannot mark streams: choose perth")
+
+
+class Weightless(Shift):
+    def embed(self, samples, rate):
+        raise WatermarkUnavailable("its weights do not load")
+
+
+def test_auto_takes_the_first_backend_that_works(monkeypatch):
+    monkeypatch.setattr(choice, "BACKENDS", {"weightless": Weightless, "whole": Whole, "shift": Shift})
+    assert load_watermark("auto").name == "whole"
+    assert load_watermark("auto", streams=True).name == "shift"
+    with pytest.raises(ValueError, match="whole cannot mark streams"):
+        load_watermark("whole", streams=True)
+    monkeypatch.setattr(choice, "BACKENDS", {"weightless": Weightless, "whole": Whole})
+    choice._warn_once.cache_clear()
+    reasons = r"\(weightless: its weights do not load; whole: whole cannot mark streams: choose perth\)"
+    with pytest.warns(UserWarning, match=f"no watermark backend works {reasons}, so speech leaves unmarked"):
+        assert load_watermark("auto", streams=True) is UNMARKED
+    with pytest.raises(WatermarkUnavailable, match=f"required and no backend works {reasons}"):
+        load_watermark("required", streams=True)
+
+
+def test_a_perth_that_does_not_import_is_passed_over_by_servers(monkeypatch):
+    """Short commands, which do not try it, meet it when they mark."""
+    monkeypatch.setattr(choice, "BACKENDS", {"perth": perth.Perth, "shift": Shift})
+    monkeypatch.setattr(perth, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "perth", SimpleNamespace(PerthImplicitWatermarker=None))
+    assert load_watermark("auto", streams=True).name == "shift"
+    with pytest.raises(WatermarkUnavailable, match="shift does not find its own mark"):
+        load_watermark("required")
+    with pytest.raises(WatermarkUnavailable, match="Perth does not import"):
+        load_watermark("auto").embed(torch.rand(24_000), 24_000)
+
+
+@pytest.mark.filterwarnings("ignore:no watermark backend works")
+def test_a_server_starts_without_a_mark_for_streams(monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr(choice, "BACKENDS", {"whole": Whole})
+    monkeypatch.setattr("csm.serving.server.run_server", lambda service, host, port: served.append(service))
+    monkeypatch.setattr("sys.argv", ["csm", "serve", "model", "--data", str(tmp_path)])
+    main()
+    assert served[0].marking.name == "none"
+
+
 def test_a_package_adds_its_backend_and_required_tries_it(monkeypatch):
     class Point:
         name = "shift"
@@ -213,12 +265,14 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch, capsys
         (["detect", str(tmp_path / "no.wav")], "no.wav"),
         (["embed", str(DEMO / "urgent.flac"), str(tmp_path / "out.mp3")], "only WAV files are written"),
         (["detect", str(DEMO / "urgent.flac"), "--backend", "none"], "choose a backend"),
+        (["embed", str(DEMO / "urgent.flac"), str(tmp_path / "out.wav"), "--backend", "none"], "puts no mark"),
     ):
         monkeypatch.setattr("sys.argv", ["csm", "watermark", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         error = capsys.readouterr().err
         assert ended.value.code == 2 and message in error and error.count("\n") == 1
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
