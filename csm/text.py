@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from csm.config import TokenizerConfig, TokenizerKind
 from csm.spoken_text import check_normalizer, spoken_english
@@ -33,7 +33,7 @@ SESAME_PROMPT = "[{speaker}]{text}"
 MISO_PROMPT = "[{speaker}] {text}"
 
 BOS_EOS_NAMES = (("<|begin_of_text|>", "<|end_of_text|>"), ("<s>", "</s>"), ("<bos>", "<eos>"))
-"""Tried in this order when a lone tokenizer.json does not come with a tokenizer_config.json that names them."""
+"""Tried in this order when neither tokenizer.json nor a tokenizer_config.json beside it names them."""
 
 
 class TextTokenizer(ABC):
@@ -141,8 +141,14 @@ class HFTokenizer(TextTokenizer):
         prompt: str | None = None,
         default_prompt: str = SESAME_PROMPT,
         normalize: str | None = None,
+        saved: bool = False,
     ) -> HFTokenizer:
         """Reads a directory with tokenizer.json, such a file itself, or a hub repository id.
+
+        BOS and EOS are those that its template (TemplateProcessing) puts around a text. Where it leaves one out, it is
+        the one that the tokenizer_config.json names, and that comes first in a file that `save` wrote.
+
+        saved: `save` wrote it. A tokenizer_config.json with a prompt says so itself.
 
         prompt: of the turns. None takes what the tokenizer_config.json says, as `save` writes it, else the default.
         normalize: of their texts. None takes what the tokenizer_config.json says, else there is none.
@@ -160,9 +166,15 @@ class HFTokenizer(TextTokenizer):
         prompt = prompt or config.get(PROMPT_KEY) or default_prompt
         check_prompt(prompt, f"tokenizer {source}")
         normalize = normalize or config.get(NORMALIZE_KEY)
-        named = tuple(_token_name(config.get(key)) for key in ("bos_token", "eos_token"))
-        for bos, eos in (named, *BOS_EOS_NAMES):
-            if bos and eos and None not in (tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)):
+        named = [_token_name(config.get(key)) for key in ("bos_token", "eos_token")]
+        stated = _template_names(tokenizer)
+        first, second = (named, stated) if saved or PROMPT_KEY in config else (stated, named)
+        known = [
+            _in_vocabulary(tokenizer, a) or _in_vocabulary(tokenizer, b) for a, b in zip(first, second, strict=True)
+        ]
+        for bos, eos in (known, *BOS_EOS_NAMES):
+            agrees = known[0] in (None, bos) and known[1] in (None, eos)
+            if bos and eos and agrees and _in_vocabulary(tokenizer, bos) and _in_vocabulary(tokenizer, eos):
                 return cls(tokenizer, bos, eos, prompt, normalize)
         raise ValueError(
             f"tokenizer {source}: has no BOS and EOS token; name them as bos_token and eos_token in a {CONFIG_FILE} "
@@ -172,6 +184,21 @@ class HFTokenizer(TextTokenizer):
     def content(self) -> dict[str, Any]:
         """A copy of the tokenizer.json."""
         return json.loads(self._tokenizer.to_str())
+
+    def config(self) -> dict[str, Any]:
+        """Contents of the tokenizer_config.json."""
+        # Without the entry, transformers 4 switches the leading space of a byte-level tokenizer off.
+        spaced = {"add_prefix_space": True} if getattr(self._tokenizer.pre_tokenizer, "add_prefix_space", False) else {}
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "clean_up_tokenization_spaces": False,
+            # Without it transformers also returns token_type_ids, which CSM's generate() refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
+            **spaced,
+            **saved_properties(self),
+        }
 
     def vocabulary(self) -> dict[str, int]:
         """{piece: id} as the tokenizer spells pieces, added tokens included."""
@@ -183,20 +210,12 @@ class HFTokenizer(TextTokenizer):
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads as well."""
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.bos,
-            "eos_token": self.eos,
-            "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"],
-            **saved_properties(self),
-        }
-        _write_json(Path(directory) / CONFIG_FILE, config)
+        _write_json(Path(directory) / CONFIG_FILE, self.config())
         self._tokenizer.save(str(Path(directory) / TOKENIZER_FILE))
 
 
 def saved_properties(tokenizer: TextTokenizer) -> dict[str, str]:
-    """What a tokenizer's files say of how turns are written."""
+    """Entries of a tokenizer's files about how turns are written."""
     normalize = {NORMALIZE_KEY: tokenizer.normalize} if tokenizer.normalize else {}
     return {PROMPT_KEY: tokenizer.prompt, **normalize}
 
@@ -239,7 +258,7 @@ def load_saved_tokenizer(directory: str | Path) -> TextTokenizer:
             raise ValueError(f"{directory / BYTES_FILE}: unknown format {found!r}, expected {BYTES_FORMAT!r}")
         return ByteTokenizer(content.get(PROMPT_KEY, SESAME_PROMPT), content.get(NORMALIZE_KEY))
     if (directory / TOKENIZER_FILE).is_file():
-        return HFTokenizer.load(directory)
+        return HFTokenizer.load(directory, saved=True)
     raise FileNotFoundError(f"{directory}: holds no tokenizer (neither {TOKENIZER_FILE} nor {BYTES_FILE})")
 
 
@@ -267,6 +286,27 @@ def _find_files(source: str | Path) -> tuple[Path, Path | None]:
         return path, Path(hf_hub_download(str(source), CONFIG_FILE))
     except (OSError, ValueError):  # optional: BOS and EOS may have one of the usual names
         return path, None
+
+
+def _template_names(tokenizer: Tokenizer) -> list[str | None]:
+    """The tokens that the tokenizer's template puts before and after a text; None where it is not exactly one."""
+    if tokenizer.post_processor is None:
+        return [None, None]
+    alone = Tokenizer(models.BPE())  # shows the template without the vocabulary, whose JSON takes half a second
+    alone.post_processor = tokenizer.post_processor
+    processor = json.loads(alone.to_str())["post_processor"]
+    for part in processor["processors"] if processor["type"] == "Sequence" else [processor]:
+        if part["type"] == "TemplateProcessing":
+            names = [piece.get("SpecialToken", {}).get("id") for piece in part["single"]]
+            text = names.index(None)
+            around = names[:text], names[text + 1 :]
+            return [side[0] if len(side) == 1 else None for side in around]
+    return [None, None]
+
+
+def _in_vocabulary(tokenizer: Tokenizer, token: str | None) -> str | None:
+    """The token, if there is one and the tokenizer has it."""
+    return token if token is not None and tokenizer.token_to_id(token) is not None else None
 
 
 def _token_name(entry: str | dict[str, Any] | None) -> str | None:

@@ -110,6 +110,68 @@ def test_a_tokenizer_without_bos_or_eos_is_refused(tmp_path):
     assert HFTokenizer.load(tmp_path).eos_id == HFTokenizer.load(tmp_path).vocab_size - 1
 
 
+@pytest.mark.parametrize("first", ["<start>", BOS], ids=["both", "end alone"])
+def test_the_template_says_what_begins_and_ends_a_turn(tmp_path, first):
+    """Before tokenizer_config.json, which names other tokens here; alone or after another processor, as in Llama 3."""
+    tokenizer = llama_like()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<start>", "<stop>")])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": BOS, "eos_token": EOS}))
+    around = {name: tokenizer.token_to_id(name) for name in ("<start>", "<stop>")}
+    single = "$A <stop>" if first == BOS else "<start> $A <stop>"
+    template = processors.TemplateProcessing(single=single, special_tokens=list(around.items()))
+    for processor in (template, processors.Sequence([processors.ByteLevel(trim_offsets=True), template])):
+        tokenizer.post_processor = processor
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        loaded = HFTokenizer.load(tmp_path)
+        assert (loaded.bos, loaded.eos) == (first, "<stop>")
+        if first == "<start>":
+            assert loaded.encode_turn("test", 1) == tokenizer.encode("[1]test").ids
+    # A model that was trained with others keeps them.
+    trained = HFTokenizer(Tokenizer.from_file(str(tmp_path / "tokenizer.json")), BOS, EOS)
+    trained.save(tmp_path / "saved")
+    saved = HFTokenizer.load(tmp_path / "saved")
+    assert (saved.bos, saved.eos, saved.identity) == (BOS, EOS, trained.identity)
+    # So does one that was saved before the prompt was saved with it.
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    (tmp_path / "saved" / "tokenizer_config.json").write_text(
+        json.dumps({k: config[k] for k in ("bos_token", "eos_token")})
+    )
+    assert load_saved_tokenizer(tmp_path / "saved").identity == trained.identity
+
+
+def test_names_that_the_vocabulary_lacks_are_nobodys(tmp_path):
+    """The template's give way to the configuration's, and half a pair to usual names that agree with it."""
+    tokenizer = llama_like()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<zz> $A <yy>", special_tokens=[("<zz>", 1), ("<yy>", 2)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    loaded = HFTokenizer.load(tmp_path)
+    assert (loaded.bos, loaded.eos) == ("<s>", "</s>")
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = HFTokenizer.load(tmp_path)
+    assert (loaded.bos, loaded.eos) == ("<s>", "</s>")  # though Llama's pair is there as well
+
+
+def test_transformers_keeps_the_leading_space_of_a_saved_tokenizer(tmp_path):
+    """It switches it off without an entry in tokenizer_config.json, which others' files need not have."""
+    tokenizer = llama_like()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = HFTokenizer.load(tmp_path)
+    loaded.save(tmp_path / "saved")
+    found = AutoTokenizer.from_pretrained(tmp_path / "saved").encode("test", add_special_tokens=False)
+    assert found == loaded.encode("test") == loaded.encode(" test")
+
+
 def test_unreachable_or_unreadable_tokenizers_say_how_to_go_on(source, tmp_path, hub_cache):
     with pytest.raises(FileNotFoundError, match=r"give tokenizer\.path=PATH or use tokenizer=bytes") as caught:
         load_tokenizer(TokenizerConfig(path="nobody/no-such-tokenizer"))

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues: where it is, whether it belongs to the run, and whether it is whole.
+"""The checkpoint that a run continues: where it is, whether it belongs to the run, and whether it is whole.
 
 `CheckpointFallback` looks at the candidates before anything else happens and loads one, the same on all ranks. Damage
 may be seen by one rank alone: only that one reads a part of a sharded checkpoint, or its disk is at fault.

@@ -28,6 +28,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 MAX_CODEBOOKS = 32
+TRANSFORMERS_TENSOR = "encoder.layers.0.conv.weight"
+"""A tensor of every Mimi under transformers' names, which moshi calls otherwise."""
 
 
 class MimiCodec(Codec):
@@ -75,7 +77,12 @@ class MimiCodec(Codec):
         try:
             model = loaders.get_mimi(path, device=device, num_codebooks=num_codebooks)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-            reason = " ".join(str(error).split())[:200]
+            if isinstance(error, (pickle.UnpicklingError, KeyError, EOFError)):
+                reason = "it is neither safetensors nor a pickled file of moshi's"
+            elif f'"{TRANSFORMERS_TENSOR}"' in str(error):
+                reason = "it has transformers' layout, as kyutai/mimi"
+            else:
+                reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{path}: not Mimi weights in moshi's safetensors format, such as {loaders.MIMI_NAME} of "
                 f"{loaders.DEFAULT_REPO} ({reason})"

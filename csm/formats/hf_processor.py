@@ -25,7 +25,6 @@ from csm.text import (
     HFTokenizer,
     TextTokenizer,
     check_prompt,
-    saved_properties,
     strips_text,
 )
 
@@ -117,16 +116,7 @@ def write_processor_files(folder: Path, tokenizer: TextTokenizer, text_vocab_siz
     _check_spelling(full, tokenizer)
     full.save(str(folder / TOKENIZER_FILE))
     names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.eos}
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "CsmProcessor",
-        **names,
-        **saved_properties(tokenizer),
-        "clean_up_tokenization_spaces": False,
-        # Without it transformers also returns token_type_ids, which generate() refuses.
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    _write_json(folder / CONFIG_FILE, config)
+    _write_json(folder / CONFIG_FILE, {**tokenizer.config(), **names, "processor_class": "CsmProcessor"})
     _write_json(folder / "special_tokens_map.json", names)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
     (folder / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer.prompt), encoding="utf-8")
@@ -218,7 +208,7 @@ def _check_spelling(full: Tokenizer, tokenizer: HFTokenizer) -> None:
     """Raises ValueError if a turn that follows BOS as text gets other ids than training gave it.
 
     transformers tokenizes the chat template's text, BOS and EOS included. Some pre-tokenizers (Metaspace with
-    prepend_scheme "first", ByteLevel with a prefix space) treat the start of a text differently from other text.
+    prepend_scheme "first") treat the start of a text differently from other text.
     """
     sample = "a b"
     expected = tokenizer.encode_turn(sample, 0)

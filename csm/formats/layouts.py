@@ -30,6 +30,7 @@ from csm.model.csm import CSM
 from csm.model.single_stack import build_model
 from csm.model.speech_lm import SpeechLM
 from csm.text import (
+    BYTES_FILE,
     PROMPT_KEY,
     SESAME_PROMPT,
     TOKENIZER_FILE,
@@ -189,11 +190,13 @@ class SesameCheckpoint(Checkpoint):
     ) -> SesameCheckpoint:
         """weights: the contents of `file`; content: of the config.json next to it, empty if there is none."""
         folder = file.parent
-        if "backbone_flavor" in content:
+        if "depth_decoder_config" in content and "csm" not in content:  # states the shape that flavors name
+            config = hf.read_config(content, str(folder / "config.json"))
+        elif "backbone_flavor" in content:
             config = sesame.read_config(content, str(folder / "config.json"))
         else:
             config = sesame.config_from_weights(weights, str(file))
-        carried = (folder / TOKENIZER_FILE).is_file()
+        carried = _has_tokenizer(folder)
         known = registry.of_shape(config)  # a published file without a tokenizer has that of its code
         return cls(
             path=folder,
@@ -206,13 +209,14 @@ class SesameCheckpoint(Checkpoint):
         )
 
     def read_properties(self) -> dict[str, str]:
-        carried = (self.path / TOKENIZER_FILE).is_file()
         # a published file does not need the hub for that
-        return super().read_properties() if carried else {PROMPT_KEY: self.prompt}
+        return super().read_properties() if _has_tokenizer(self.path) else {PROMPT_KEY: self.prompt}
 
     _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
 
     def _load_tokenizer(self) -> TextTokenizer:
+        if (Path(self.tokenizer) / BYTES_FILE).is_file():
+            return load_saved_tokenizer(self.tokenizer)
         try:
             return HFTokenizer.load(self.tokenizer, default_prompt=self.prompt)
         except FileNotFoundError as error:
@@ -333,3 +337,7 @@ class TrainingCheckpoint(Checkpoint):
 
 def _mimi(config: CSMConfig) -> CodecConfig:
     return CodecConfig(kind=CodecKind.mimi, num_codebooks=config.num_codebooks, codebook_size=config.codebook_size)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, BYTES_FILE))

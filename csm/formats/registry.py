@@ -15,6 +15,16 @@ from csm.text import MISO_PROMPT, SESAME_PROMPT
 LLAMA_TOKENIZER = "unsloth/Llama-3.2-1B"
 """An ungated copy of the gated tokenizer that the code of Sesame and MisoTTS loads."""
 
+_MARVIS_LAYOUT = "sesame; hf in a repository of the same name with -transformers"
+_MARVIS_250M = ("llama-250M", "llama-60M")
+_MARVIS = (
+    "its layout as public code shows it (Marvis's trainer, mlx-audio): names, rotary positions, prompt, BOS and EOS; "
+    "logits, greedy codes and ids of turns against the formulas of that code at small size, and the same weights under "
+    "transformers' names against transformers; the 250M's names and shapes on the meta device. Neither its files nor "
+    "its weights were at hand."
+)
+_MARVIS_SHAPE = " No public code names this one's shape: it is read from its config.json."
+
 
 @dataclass(frozen=True)
 class KnownModel:
@@ -25,9 +35,9 @@ class KnownModel:
     gate:      what has to be accepted before it can be downloaded
     size:      of backbone and depth decoder, and of the weights' file
     preset:    `model=` of the same shape; None if there is none
-    tokenizer: its text tokenizer, a hub id or where it is
+    tokenizer: its text tokenizer, a hub id
     prompt:    how a turn is written, for `str.format`
-    flavors:   of its stacks in Sesame's layout (csm/formats/sesame.py); None in others, whose config.json has the shape
+    flavors:   of its stacks in Sesame's layout (csm/formats/sesame.py); None where only its config.json has the shape
     verified:  what was checked here, and against what
     """
 
@@ -77,22 +87,21 @@ KNOWN = (
     *(
         KnownModel(
             name=name,
-            address=f"Marvis-AI/marvis-tts-{size}-{version}",
+            address=address,
             licence="Apache-2.0",
             gate="none",
-            layout="hf",
-            size=stacks,
+            layout=layout,
+            size=size,
             preset=None,
-            tokenizer="in the repository (SmolLM2's)",
+            tokenizer=address,
             prompt=SESAME_PROMPT,
-            flavors=None,
-            verified="its layout, with configurations of transformers 4.52 to 5, at small size. Neither its files "
-            "nor its weights were at hand. It continues a voice within one turn: reference text and new text joined.",
+            flavors=flavors,
+            verified=verified + " It continues a voice within one turn: reference text and new text joined.",
         )
-        for name, size, version, stacks in (
-            ("marvis-250m", "250m", "v0.1", "250M + 60M"),
-            ("marvis-250m-v0.2", "250m", "v0.2", "250M + 60M"),
-            ("marvis-100m-v0.2", "100m", "v0.2", "100M"),
+        for name, address, layout, size, flavors, verified in (
+            ("marvis-250m", "Marvis-AI/marvis-tts-250m-v0.1", _MARVIS_LAYOUT, "250M + 60M", _MARVIS_250M, _MARVIS),
+            ("marvis-250m-v0.2", "Marvis-AI/marvis-tts-250m-v0.2", _MARVIS_LAYOUT, "250M + 60M", _MARVIS_250M, _MARVIS),
+            ("marvis-100m-v0.2", "Marvis-AI/marvis-tts-100m-v0.2", "sesame", "100M", None, _MARVIS + _MARVIS_SHAPE),
         )
     ),
 )

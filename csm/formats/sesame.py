@@ -1,8 +1,9 @@
 """Sesame's config.json: two "flavors" name the shapes of the stacks (SesameAILabs/csm models.py).
 
 Sesame published llama-1B and llama-100M; MisoTTS, which has the same layout but no config.json, llama-8B and
-llama-300M. For other shapes we write names that are recognizably ours (custom-...), which no other code knows, and the
-exact shape under "csm", which it ignores.
+llama-300M; Marvis llama-250M and llama-60M, beside transformers' keys, which state the shape (csm/formats/hf.py).
+For other shapes we write names that are recognizably ours (custom-...), which no other code knows, and the exact shape
+under "csm", which it ignores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ FLAVORS = {
     # MisoLabsAI/MisoTTS models.py
     "llama-8B": TransformerConfig(layers=32, dim=4096, heads=32, kv_heads=8, ffn_dim=14336),
     "llama-300M": TransformerConfig(layers=8, dim=1536, heads=24, kv_heads=6, ffn_dim=6912),
+    # the trainer of Marvis, flavors.py
+    "llama-250M": TransformerConfig(layers=6, dim=1536, heads=12, kv_heads=3, ffn_dim=8192),
+    "llama-60M": TransformerConfig(layers=4, dim=1024, heads=8, kv_heads=2, ffn_dim=4096),
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from csm.cli import main
 from csm.config import CodecConfig, CSMConfig, TransformerConfig
 from csm.formats.export import LAYOUTS, export
 from csm.formats.native import write_native
@@ -79,3 +81,19 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory, small_mimi:
         for layout in LAYOUTS:
             export(open_checkpoint(source, codec_path=str(small_mimi)), folder / layout, layout)
     return {layout: folder / layout for layout in LAYOUTS}
+
+
+@pytest.fixture
+def csm(monkeypatch):
+    """`csm ARGUMENTS` in this process; returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["csm", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            return stop.code
+        return 0
+
+    return run

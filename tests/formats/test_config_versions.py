@@ -63,7 +63,7 @@ def test_every_dialect_is_read_and_written_for_all(exported, tmp_path, version, 
     assert CsmConfig.from_pretrained(tmp_path / "again").depth_decoder_config.rope_scaling["rope_type"] == "llama3"
 
 
-MARVIS = CSMConfig(  # of the 250M; the feed-forward widths and the heads are not published in words, so of ours
+SMALLER = CSMConfig(
     backbone=TransformerConfig(layers=6, dim=1536, heads=12, kv_heads=3, ffn_dim=8192),
     decoder=TransformerConfig(layers=4, dim=1024, heads=8, kv_heads=2, ffn_dim=8192),
     text_vocab_size=49_152,
@@ -73,7 +73,7 @@ MARVIS = CSMConfig(  # of the 250M; the feed-forward widths and the heads are no
 
 
 def test_what_a_file_leaves_out_has_transformers_defaults():
-    """Marvis's shape, stated as differences from csm-1b's alone, under another name of the vocabulary."""
+    """A shape that is stated as differences from csm-1b's alone, under another name of the vocabulary."""
     scaling = {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 1024}
     scaling |= {"low_freq_factor": 0.125, "high_freq_factor": 0.5}
     of_depth = scaling | {"low_freq_factor": 2**-9, "high_freq_factor": 2**-7, "original_max_position_embeddings": 16}
@@ -88,7 +88,7 @@ def test_what_a_file_leaves_out_has_transformers_defaults():
         "rope_scaling": scaling,
         "depth_decoder_config": {"rope_scaling": of_depth, "backbone_hidden_size": 1536, "num_codebooks": 32},
     }
-    assert hf.read_config(content, "config.json") == MARVIS
+    assert hf.read_config(content, "config.json") == SMALLER
     theirs = CsmConfig(**content)
     for defaults, entry in ((hf.BACKBONE_DEFAULTS, theirs), (hf.DEPTH_DEFAULTS, theirs.depth_decoder_config)):
         for name, value in defaults.items():

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, CsmProcessor
 from csm.audio import save_wav
 from csm.formats import hf
 from csm.formats.hf_processor import write_processor_files
-from csm.formats.registry import KNOWN
+from csm.formats.registry import KNOWN, LLAMA_TOKENIZER
 from csm.frames import TurnTokens, conversation_frames
 from csm.inference.messages import segments_from_messages
 from csm.text import MISO_PROMPT, SESAME_PROMPT, ByteTokenizer, HFTokenizer
@@ -80,10 +80,11 @@ MISO_IDS = [128000, 58, 15, 60, 1115, 374, 264, 1296, 11914, 13, 128001]  # 1115
 
 
 def test_golden_ids_of_known_models(llama_tokenizer):
-    """With Llama-3's published vocabulary; Sesame's are the values above."""
+    """With Llama-3's published vocabulary; Sesame's are the values above. Marvis has another: test_marvis.py."""
     golden = {SESAME_PROMPT: [*MISO_IDS[:4], 2028, *MISO_IDS[5:]], MISO_PROMPT: MISO_IDS}
     tokenizer = HFTokenizer.load(llama_tokenizer)
-    known = [model for model in KNOWN if "Llama" in model.tokenizer]
+    known = [model for model in KNOWN if not model.name.startswith("marvis")]
+    assert {model.tokenizer for model in known} == {LLAMA_TOKENIZER}
     assert {model.prompt for model in known} == golden.keys()
     for model in known:
         tokenizer.prompt = model.prompt
@@ -206,6 +207,25 @@ def test_tokenizers_that_treat_the_start_of_a_text_apart_are_refused(tmp_path, p
         return
     with pytest.raises(ValueError, match="this tokenizer's pre-tokenizer treats the start of a text apart"):
         write_processor_files(tmp_path, loaded, loaded.vocab_size + 2)
+
+
+@pytest.mark.parametrize("leading_space", [False, True])
+def test_a_leading_space_is_written_in_transformers_too(tmp_path, leading_space):
+    """Byte-level tokenizers of GPT-2's kind may put one before a text, and then before a turn, which follows BOS."""
+    letters = {character: number for number, character in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = Tokenizer(models.BPE({**letters, "Ġ[": 256}, [("Ġ", "[")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=leading_space)
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = HFTokenizer.load(tmp_path)
+    expected = loaded.encode_turn("Is it?", 1)
+    assert expected[:3] == [257, *([256] if leading_space else [letters["["]]), letters["1"]]
+    out = tmp_path / "out"
+    out.mkdir()
+    write_processor_files(out, loaded, loaded.vocab_size + 2)
+    (out / "config.json").write_text(json.dumps({"model_type": "csm"}))
+    found = tokenize(AutoProcessor.from_pretrained(out), [message(1, "Is it?")])
+    assert found["input_ids"][0].tolist() == expected
 
 
 def test_other_tokenizers_get_two_new_ids_if_there_is_room(small_tokenizer, tmp_path):

@@ -137,7 +137,8 @@ def test_wrong_number_of_codebooks(sesame_folder):
 def test_text_vocabulary_mismatch(sesame_folder, llama_tokenizer):
     folder, _ = sesame_folder
     opened = open_checkpoint(folder, tokenizer_path=str(llama_tokenizer))
-    with pytest.raises(ValueError, match="has 128256 ids, more than"):
+    advice = r"text vocabulary of 41; give the tokenizer the model was trained with \(--tokenizer, tokenizer_path\)$"
+    with pytest.raises(ValueError, match=r"sesame: its tokenizer has 128256 ids, more than the model's " + advice):
         opened.read_tokenizer()
 
 

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csm import Segment, load_generator, load_model
+from csm.config import CodecConfig
 from csm.formats.export import LAYOUTS, export
+from csm.formats.native import write_native
 from csm.formats.open import open_checkpoint
+from csm.text import MISO_PROMPT, ByteTokenizer
 from tests.codec.conftest import make_babble
 
 pytestmark = pytest.mark.usefixtures("narrow_mimi")
@@ -69,6 +72,28 @@ def test_sesame_layout_as_sesame_writes_it(exported, tmp_path):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_byte_tokenizer_is_kept_in_sesames_layout(source, small_mimi, tmp_path):
+    native = open_checkpoint(source, codec_path=str(small_mimi))
+    tokenizer = ByteTokenizer(MISO_PROMPT)
+    (tmp_path / "bytes").mkdir()
+    write_native(
+        tmp_path / "bytes",
+        weights=native.weights,
+        config=native.config,
+        codec=CodecConfig(),
+        codec_info=native.codec_info,
+        fitted_codec=None,
+        tokenizer=tokenizer,
+        training={},
+    )
+    export(open_checkpoint(tmp_path / "bytes", codec_path=str(small_mimi)), tmp_path / "sesame", "sesame")
+    opened = open_checkpoint(tmp_path / "sesame", codec_path=str(small_mimi))
+    assert opened.layout == "sesame" and opened.read_properties() == {"csm_prompt": MISO_PROMPT}
+    assert opened.read_tokenizer().identity == tokenizer.identity
+    export(opened, tmp_path / "again", "native")
+    assert open_checkpoint(tmp_path / "again").read_tokenizer().encode_turn("Hi.", 1) == tokenizer.encode_turn("Hi.", 1)
+
+
 def test_tied_embedding_once_or_twice_and_shards(exported, tmp_path):
     stored = load_file(exported["hf"] / "model.safetensors")
     stored = {name: tensor for name, tensor in stored.items() if not name.startswith("codec_model.")}
@@ -107,7 +132,7 @@ def test_bf16_export_halves_the_model_and_keeps_the_codec(source, tmp_path, smal
 
 
 def test_a_codec_that_was_saved_rounded_is_said(exported, tmp_path, caplog):
-    """What transformers saves of a model that was loaded in bfloat16; its own export keeps float32, and is silent."""
+    """Export by transformers of a model that was loaded in bfloat16; its own export keeps float32, and is silent."""
     open_checkpoint(exported["hf"]).read_codec()
     assert not caplog.records
     stored = load_file(exported["hf"] / "model.safetensors")

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csm.audio import load_audio, save_wav
-from csm.cli import main
 from csm.codec import SpectralCodec
 from csm.config import CodecConfig, CodecKind
 from csm.data.dataset import ShardedDataset
@@ -129,22 +128,6 @@ def test_pickled_code_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="holds Python objects, which could run code and are not loaded"):
         load_model(tmp_path / "evil.ckpt")
     assert not (tmp_path / "owned").exists()
-
-
-@pytest.fixture
-def csm(monkeypatch):
-    """`csm ARGUMENTS` in this process; returns its exit code."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["csm", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            return stop.code
-        return 0
-
-    return run
 
 
 @pytest.mark.slow

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
@@ -89,18 +89,24 @@ def test_forty_pieces(source, small_mimi, tmp_path):
     assert open_checkpoint(tmp_path / "hf").read_tokenizer().encode_turn("ƒa is", 1) == tokenizer.encode_turn(
         "ƒa is", 1
     )
-    theirs = CsmForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype="float32")
+    theirs = assert_transformers_reads_alike(tmp_path / "hf", model, tokenizer, "ƒa is")
     assert theirs.config.text_vocab_size == 300 and torch.equal(theirs.embed_text_tokens.weight, table)
     assert theirs.config.vocab_size == 2051  # that of the codebooks
-    message = {"role": "1", "content": [{"type": "text", "text": "ƒa is"}]}
-    inputs = AutoProcessor.from_pretrained(tmp_path / "hf").apply_chat_template(
-        [message], tokenize=True, return_dict=True
-    )
-    assert inputs["input_ids"][0].tolist() == tokenizer.encode_turn("ƒa is", 1)
+
+
+@torch.no_grad()
+def assert_transformers_reads_alike(
+    folder: Path, model: CSM, tokenizer: HFTokenizer, text: str
+) -> CsmForConditionalGeneration:
+    """Equal ids of a turn and equal logits after it; returns transformers' model."""
+    theirs = CsmForConditionalGeneration.from_pretrained(folder, dtype="float32")
+    message = {"role": "1", "content": [{"type": "text", "text": text}]}
+    inputs = AutoProcessor.from_pretrained(folder).apply_chat_template([message], tokenize=True, return_dict=True)
+    assert inputs["input_ids"][0].tolist() == tokenizer.encode_turn(text, 1)
     states = model.backbone_states(*_text_only(inputs["input_ids"][0], 32))
-    with torch.no_grad():
-        expected = theirs(input_ids=inputs["input_ids"]).logits
-        torch.testing.assert_close(model.codebook0_head(states), expected, atol=1e-4, rtol=1e-4)
+    expected = theirs(input_ids=inputs["input_ids"]).logits
+    torch.testing.assert_close(model.codebook0_head(states), expected, atol=1e-4, rtol=1e-4)
+    return theirs
 
 
 def _text_only(ids: torch.Tensor, books: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -141,7 +147,8 @@ def test_another_tokenizer(source, small_mimi, tmp_path):
         torch.testing.assert_close(table[row], before[ids].mean(0))
     assert torch.equal(table[[new.bos_id, new.eos_id]], before[[old.bos_id, old.eos_id]])
     export(changed, tmp_path / "hf", "hf")
-    assert load_file(tmp_path / "hf" / "model.safetensors")["embed_text_tokens.weight"].shape[0] == size
+    theirs = assert_transformers_reads_alike(tmp_path / "hf", changed.load_model(), new, "ab ba\né")
+    assert theirs.embed_text_tokens.weight.shape[0] == theirs.config.text_vocab_size == size
 
 
 def test_bytes_are_bytes_however_a_tokenizer_spells_them(tmp_path):
