@@ -1,21 +1,23 @@
 """Fine-tuning a base model to a voice that it has not heard: full, LoRA, decoder alone, each with and without replay.
 
-    python benchmarks/finetune_voice.py runs/quickstart/export runs/demo-data --minutes 3 10 20
-    python benchmarks/finetune_voice.py runs/proving_desk/export data/desk --held-out data/desk_test_sentence \
-        --experiment proving_desk --shifts 4 --steps 200 data.num_workers=0
+    python benchmarks/finetune_voice.py runs/quickstart/export runs/demo-data --minutes 3,10,20
+    python benchmarks/finetune_voice.py runs/proving_voices/export data/voices --held-out data/voices_test_sentence \
+        --experiment proving_desk --voice rms --shifts 4 --steps 200 --lines 60 \
+        tokenizer.path=corpora/voices/tokenizer data.num_workers=0
 
 The new voice is one of the program flite (or espeak-ng, with `--program espeak-ng`), which reads lines of the base's
 dataset, and joined pairs of them where they do not make `--minutes` of audio. Lines that are judged were never said by
 the new voice in training: those of `--held-out`, or every fifth of the base's own, which it can say in its own voices.
-The new voice is speaker 2, the base's are 0 and 1. Words at the end are options of train.py for all arms.
+The new voice is speaker 2, which must not be one of the base's. Words at the end are options of train.py for all arms.
 
-Prints for each arm, and for the base before it, with the mean over the held-out lines:
+Prints for each arm, and for the base before it:
 
 new        cosine of speaker embeddings of generated speech and the new voice's recordings after the codec
-old        the same with the nearer of the base's two voices: below `new` where the voice was learned
-WER        word errors of the held-out lines in the new voice, and of the recordings after the codec for comparison
-own lines  WER of lines by speaker 0 and their cosine with its voice: what is forgotten. Lines that it said in training,
-           or the held-out ones with `--held-out`
+old        the same with the nearest of the base's voices: below `new` where the voice was learned
+WER        word errors of the held-out lines in the new voice, with the 95 % interval of a bootstrap over lines, and of
+           the recordings after the codec for comparison
+own lines  WER of lines by the base's speakers and their cosine with the speaker's own voice: what is forgotten. Lines
+           that they said in training, or the held-out ones with `--held-out`
 ended      share of all these turns that the model ended itself
 """
 
@@ -23,9 +25,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +42,9 @@ from csm.codec import Codec
 from csm.compose import TRAIN
 from csm.config import CodecConfig, CodecKind, SpeakerKind
 from csm.data.dataset import ShardedDataset
+from csm.evaluation.statistics import compare_ratios, estimate_ratio
 from csm.evaluation.text_norm import load_normalizer
-from csm.evaluation.wer import align_words, count_errors
+from csm.evaluation.wer import WordErrors, align_words, count_errors
 from csm.inference.generator import Generator, SpeechRequest
 from csm.judges.faster_whisper import FasterWhisper
 from csm.judges.speaker import SpeakerEmbedder, cosine, load_embedder
@@ -63,13 +68,13 @@ class Judges:
     def __post_init__(self) -> None:
         self.normalizer = load_normalizer("en")
 
-    def wer(self, spoken: list[tuple[str, Tensor]], rate: int) -> float:
-        errors = words = 0
-        for text, audio in spoken:
-            heard = self.recognizer.transcribe(audio, rate) if len(audio) else ""
-            counted = count_errors(align_words(self.normalizer(text), self.normalizer(heard)))
-            errors, words = errors + counted.errors, words + counted.reference_words
-        return errors / words
+    def errors(self, lines: list[Line], audios: list[Tensor], rate: int) -> list[WordErrors]:
+        """Word errors of each line."""
+        heard = [self.recognizer.transcribe(audio, rate) if len(audio) else "" for audio in audios]
+        return [
+            count_errors(align_words(self.normalizer(text), self.normalizer(words)))
+            for (text, _), words in zip(lines, heard, strict=True)
+        ]
 
     def voice(self, audios: list[Tensor], rate: int) -> Tensor:
         """Unit mean of the embeddings [D]."""
@@ -130,45 +135,75 @@ def make_dataset(folder: Path, lines: list[str], minutes: float, codec: Codec, a
 def read_turns(path: str, split: str, limit: int | None = None) -> dict[int, dict[str, Tensor]]:
     """Codes [K, T] of the turns of a dataset, by speaker and text, of its first `limit` conversations."""
     dataset = ShardedDataset(path)
-    turns: dict[int, dict[str, Tensor]] = {0: {}, 1: {}}
+    turns: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for number in dataset.select(split)[:limit]:
         sample = dataset.read(int(number))
         for turn in sample.turns:
             turns[turn.speaker].setdefault(turn.text, torch.from_numpy(sample.turn_codes(turn)))
-    return turns
+    return dict(sorted(turns.items()))
 
 
-def speak(generator: Generator, texts: list[str], speaker: int) -> tuple[list[Tensor], int]:
-    """(greedy speech of each text, how many turns the model ended)."""
-    requests = [SpeechRequest(text, speaker, (), 12_000, temperature=0) for text in texts]
-    turns = generator.generate_batch(requests)
+Line = tuple[str, int]
+"""A text and the base's speaker who says it in the dataset."""
+
+
+def speak(generator: Generator, lines: list[Line]) -> tuple[list[Tensor], int]:
+    """(greedy speech of each line, how many turns the model ended)."""
+    turns = generator.generate_batch([SpeechRequest(*line, (), 12_000, temperature=0) for line in lines])
     return [turn.audio for turn in turns], sum(turn.finish_reason == "stop" for turn in turns)
 
 
-def score(name: str, model: Path, judges: Judges, held: list[str], own: list[str], voices: dict[int, Tensor]) -> None:
+def interval(errors: list[WordErrors]) -> str:
+    counts = [one.errors for one in errors], [one.reference_words for one in errors]
+    found = estimate_ratio(*counts, [str(number) for number in range(len(errors))])
+    assert found.low is not None and found.high is not None
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+
+
+def difference(errors: list[WordErrors], others: list[WordErrors]) -> str:
+    """Of two systems on the same lines, in points."""
+    left, right = (([one.errors for one in side], [one.reference_words for one in side]) for side in (errors, others))
+    found = compare_ratios(left, right, [str(number) for number in range(len(errors))])
+    assert found.low is not None and found.high is not None
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def score(
+    name: str,
+    model: Path,
+    judges: Judges,
+    held: list[Line],
+    own: list[Line],
+    voices: dict[int, Tensor],
+    base: list[WordErrors] | None,
+) -> list[WordErrors]:
+    """Prints a row. base: word errors of the base's own voices on the held-out lines; None: `model` is the base."""
     generator = load_generator(model, "cpu", torch.float32)
     rate = generator.sample_rate
-    new, ended_new = speak(generator, held, NEW)
-    old, ended_old = speak(generator, own, 0)
-    nearer = max(judges.similarity(new, voices[speaker], rate) for speaker in (0, 1))
+    new, ended_new = speak(generator, [(text, NEW) for text, _ in held])
+    said, ended_own = speak(generator, own)
+    nearest = max(judges.similarity(new, voice, rate) for speaker, voice in voices.items() if speaker != NEW)
+    kept = [judges.similarity([audio], voices[speaker], rate) for audio, (_, speaker) in zip(said, own, strict=True)]
+    errors, own_errors = judges.errors(held, new, rate), judges.errors(own, said, rate)
+    if base is None:
+        base = own_errors if held == own else judges.errors(held, speak(generator, held)[0], rate)
     print(
-        f"{name:24s} new {judges.similarity(new, voices[NEW], rate):.3f}  old {nearer:.3f}  "
-        f"WER {judges.wer(list(zip(held, new, strict=True)), rate):6.1%}   own lines: "
-        f"WER {judges.wer(list(zip(own, old, strict=True)), rate):6.1%}, voice "
-        f"{judges.similarity(old, voices[0], rate):.3f}   ended {(ended_new + ended_old) / len(held + own):.0%}",
+        f"{name:34s} new {judges.similarity(new, voices[NEW], rate):.3f}  old {nearest:.3f}  "
+        f"WER {interval(errors)}, minus the base's own {difference(errors, base)}   own lines: "
+        f"WER {interval(own_errors)}, voice {sum(kept) / len(kept):.3f}   "
+        f"ended {(ended_new + ended_own) / (len(new) + len(said)):.0%}",
         flush=True,
     )
+    return base
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="model directory with a spectral codec, such as runs/quickstart/export")
     parser.add_argument("data", help="its dataset, such as runs/demo-data")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[3.0])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument(
-        "--replay", type=float, nargs="+", default=[0.0, 0.3], help="shares of the base's data in the rows"
-    )
+    parser.add_argument("--minutes", default="3", help="of the new voice, separated by commas")
+    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
+    parser.add_argument("--replay", default="0,0.3", help="shares of the base's data in the rows, separated by commas")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--lr", default="5e-4")
     parser.add_argument("--lora-lr", default="3e-3")
@@ -181,13 +216,17 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
 
     turns = read_turns(arguments.data, "train", 200)
-    lines = [*turns[0], *turns[1]]
+    if NEW in turns:
+        parser.error(f"{arguments.data}: speaker {NEW} is one of the base's; it is to be the new voice's id")
+    lines = [(text, speaker) for speaker, found in turns.items() for text in found]
     if arguments.held_out:
-        taught = lines
-        held = own = list(read_turns(arguments.held_out, "val")[0])[: arguments.lines]
+        taught = [text for text, _ in lines]
+        unheard = read_turns(arguments.held_out, "val")
+        said = [(text, speaker) for speaker, found in unheard.items() for text in found]
+        held = own = random.Random(0).sample(said, arguments.lines)
     else:
-        taught = [text for number, text in enumerate(lines) if number % HELD_OUT]
-        held, own = lines[::HELD_OUT][: arguments.lines], list(turns[0])[1 : 1 + 2 * arguments.lines : 2]
+        taught = [text for number, (text, _) in enumerate(lines) if number % HELD_OUT]
+        held, own = lines[::HELD_OUT][: arguments.lines], lines[1::HELD_OUT][: arguments.lines]
 
     judges = Judges(
         FasterWhisper("bundled", "cpu", option="--recognizer"), load_embedder(SpeakerKind.resemblyzer, None, "cpu")
@@ -200,23 +239,26 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as scratch:
         recorded = []
-        for number, text in enumerate(held):
+        for number, (text, _) in enumerate(held):
             path = Path(scratch) / f"held-{number}.wav"
             record(arguments.program, arguments.voice, text, path)
             audio = load_audio(path, rate)
-            recorded.append((text, codec.decode(codec.encode(audio[None, None]))[0, 0]))
-        voices[NEW] = judges.voice([audio for _, audio in recorded], rate)
+            recorded.append(codec.decode(codec.encode(audio[None, None]))[0, 0])
+        voices[NEW] = judges.voice(recorded, rate)
+        cosines = ", ".join(f"{float(voices[NEW] @ voices[speaker]):.3f} with {speaker}" for speaker in turns)
+        like_itself = judges.similarity(recorded, voices[NEW], rate)
         print(
-            f"{arguments.program} {arguments.voice}: recordings after the codec WER {judges.wer(recorded, rate):.1%}; "
-            f"cosine of the voices {float(voices[NEW] @ voices[0]):.3f} with 0, "
-            f"{float(voices[NEW] @ voices[1]):.3f} with 1, 0 with 1 {float(voices[0] @ voices[1]):.3f}"
+            f"{arguments.program} {arguments.voice}: recordings after the codec WER "
+            f"{interval(judges.errors(held, recorded, rate))}, cosine {like_itself:.3f}; "
+            f"cosine of the voices {cosines}",
+            flush=True,
         )
-        score("base", Path(arguments.base), judges, held, own, voices)
-        for minutes in arguments.minutes:
+        own_errors = score("base", Path(arguments.base), judges, held, own, voices, None)
+        for minutes in map(float, arguments.minutes.split(",")):
             folder = Path(scratch) / f"new-{minutes:g}"
             made = make_dataset(folder, taught, minutes, codec, arguments)
-            for arm in arguments.arms:
-                for replay in arguments.replay:
+            for arm in arguments.arms.split(","):
+                for replay in map(float, arguments.replay.split(",")):
                     name = f"{arm} {made:.1f} min" + (f" replay {replay:g}" if replay else "")
                     run = folder / name.replace(" ", "-")
                     sources = f"new: {{path: {folder / 'data'}, weight: {1 - replay}}}"
@@ -238,7 +280,7 @@ def main() -> None:
                     started = time.monotonic()
                     train(TRAIN.options(TRAIN.compose(options)))
                     seconds = time.monotonic() - started
-                    score(f"{name} ({seconds:.0f} s)", run / "export", judges, held, own, voices)
+                    score(f"{name} ({seconds:.0f} s)", run / "export", judges, held, own, voices, own_errors)
 
 
 if __name__ == "__main__":

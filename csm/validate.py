@@ -35,6 +35,11 @@ def _validate_intervals(config: TrainConfig) -> None:
         raise ValueError(
             "trainer.sample_every_steps needs validation, which is when samples are spoken: set trainer.val_every_steps"
         )
+    if config.trainer.sample_prompts < 1:
+        raise ValueError(
+            f"trainer.sample_prompts={config.trainer.sample_prompts} must be at least 1; without samples, set "
+            "trainer.sample_every_steps=0"
+        )
     _validate_early_stop(config.trainer)
 
 
@@ -58,7 +63,7 @@ def _validate_early_stop(options: TrainerConfig) -> None:
 
 
 def _validate_layout(config: TrainConfig) -> None:
-    """What needs the depth decoder, or a format of checkpoints that only CSM has."""
+    """Refuses options that need the depth decoder, or a format of checkpoints that only CSM has."""
     if config.model.layout is CodeLayout.depth:
         return
     where = f"model.layout={config.model.layout.value}"

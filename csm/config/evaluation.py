@@ -47,7 +47,7 @@ class EvalConfig:
     name: str = MISSING
     """Name of the evaluation; part of the report folder's name."""
     suite: str = "turns"
-    """What is evaluated and how it is scored, see docs/evaluation.md; `turns`: turns of `dataset`, or `prompts`."""
+    """Items to evaluate and how they are scored, see docs/evaluation.md; `turns`: turns of `dataset`, or `prompts`."""
     data: str | None = None
     """Folder with the data of a published suite, in the layout in which it is published, or of a suite's recordings."""
     prompts: str | None = None

@@ -99,7 +99,7 @@ class CodecConfig:
     """Audio codec between waveforms and codes."""
 
     kind: CodecKind = CodecKind.mimi
-    """Which codec."""
+    """Name of the codec."""
     path: str | None = None
     """Weights file. null: Mimi is read from `repo`, a spectral codec from the dataset folder."""
     repo: str = "kyutai/moshiko-pytorch-bf16"
@@ -124,7 +124,7 @@ class TokenizerConfig:
     """Text tokenizer."""
 
     kind: TokenizerKind = TokenizerKind.hf
-    """Which tokenizer."""
+    """Name of the tokenizer."""
     path: str | None = None
     """Directory, tokenizer.json or hub repository id; `hf` only."""
     vocab_size: int = 128_256

@@ -215,7 +215,8 @@ class TrainerConfig:
     sample_every_steps: int = 0
     """Steps between two sets of audio samples, generated during validation, so with a split "val" only; 0: none."""
     sample_prompts: int = 2
-    """Validation prompts that are spoken for audio samples."""
+    """Turns that are spoken for audio samples, each the last one of a conversation of split "val" that is trained on
+    (`data.loss_turns`); of a mixture, from its sources by their weights."""
     sample_asr: str | None = None
     """Recognizer of samples/wer, through faster-whisper: `bundled` (small, English), a size, folder or repository."""
     sample_language: str = "en"
@@ -260,7 +261,7 @@ class StrategyConfig:
     """Distribution of the optimizer step over devices (docs/strategies.md)."""
 
     name: StrategyName = StrategyName.single
-    """Which strategy."""
+    """Name of the strategy."""
     cpu_offload: bool = False
     """fsdp, deepspeed: keep the optimizer state (fsdp and zero3: the weights too) in host memory."""
     tensor_parallel_size: int = 1

@@ -2,7 +2,8 @@
 
     metrics.jsonl, skipped_steps.jsonl, loss_spikes.jsonl  ->  read_run  ->  plots, warnings  ->  RUN_DIR/curves.html
 
-The warnings are those that training logged: they follow from the metrics of the samples (csm/stability).
+The warnings are those that training logged, about labels without the losses that it named: they follow from the metrics
+of validations and samples (csm/stability).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 import jinja2
 
-from csm.curves.plots import CurvePlot, gradient_plot, loss_plot, sample_plots
+from csm.curves.plots import CurvePlot, end_plot, gradient_plot, label_plots, loss_plot, sample_plots
 from csm.files import write_atomically
-from csm.stability.sample_metrics import drift
+from csm.stability.labels import metric_faults
+from csm.stability.sample_metrics import EndRecall, drift
 
 _EVENTS = ("skipped_steps", "loss_spikes")
 """Files of steps that went wrong."""
@@ -39,7 +41,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """What a run has written so far. Raises FileNotFoundError or ValueError, naming the file, if it has no metrics."""
+    """Reads a run so far. Raises FileNotFoundError or ValueError, naming the file, if it has no metrics."""
     from csm.training.loggers import read_lines  # brings Lightning, which takes seconds
 
     file = folder / "metrics.jsonl"
@@ -57,7 +59,30 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{file}: holds no metrics of a training ({error})") from error
 
 
-def warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+def end_warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(step, sentence) for each validation in which the model had unlearned ends of speech."""
+    watch, found = EndRecall(), []
+    for record in records:
+        if record.get("val/eos_recall") is not None:
+            found.append((record["step"], watch.see(record["step"], record["val/eos_recall"])))
+    return [(step, sentence) for step, sentence in found if sentence is not None]
+
+
+def label_warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(step, sentence) for the first validation that showed each fault of the labels or the attention mask."""
+    found: dict[str, tuple[int, str]] = {}
+    for record in records:
+        for name, sentence in metric_faults(record).items():
+            found.setdefault(name, (record["step"], sentence))
+    return list(found.values())
+
+
+def all_warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(step, sentence), by their steps."""
+    return sorted(end_warnings(records) + label_warnings(records) + sample_warnings(records))
+
+
+def sample_warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
     """(step, sentence) for each time that the samples had got worse."""
     found: list[tuple[int, str]] = []
     earlier: list[tuple[int, dict[str, float]]] = []
@@ -71,11 +96,13 @@ def warnings(records: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
 
 def page(run: Run) -> str:
     """The page: HTML without anything from elsewhere."""
-    marked = warnings(run.records)
+    of_ends, of_samples = end_warnings(run.records), sample_warnings(run.records)
     plots: list[CurvePlot] = [
         loss_plot(run.records, run.skipped, run.spikes),
         *gradient_plot(run.records),
-        *sample_plots(run.records, marked),
+        *end_plot(run.records, of_ends),
+        *label_plots(run.records),
+        *sample_plots(run.records, of_samples),
     ]
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("csm", "curves"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -84,7 +111,7 @@ def page(run: Run) -> str:
         name=run.name,
         last_step=run.last_step,
         plots=plots,
-        warnings=marked,
+        warnings=all_warnings(run.records),
         sampled=any("samples/ended" in record for record in run.records),
         skipped=run.skipped,
         spikes=run.spikes,
@@ -97,8 +124,8 @@ def draw(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out or folder / "curves.html"
     content = page(run)
     write_atomically(out, lambda temporary: temporary.write_text(content, encoding="utf-8"))
-    count = len(warnings(run.records))
-    print(f"{out}: {run.last_step} steps, {count} warning{'' if count == 1 else 's'} about the samples")
+    count = len(all_warnings(run.records))
+    print(f"{out}: {run.last_step} steps, {count} warning{'' if count == 1 else 's'}")
 
 
 def add_parser(commands: Any) -> None:

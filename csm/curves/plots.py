@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from csm.axes import Axes
+from csm.stability.labels import CLEARLY
 from csm.stability.sample_metrics import STEADY
 
 MOST_POINTS = 500
@@ -64,6 +65,41 @@ def gradient_plot(records: Sequence[dict[str, Any]]) -> list[CurvePlot]:
     return [CurvePlot("Gradient norm before clipping", axes.svg(marks, ticks, heights), legend)]
 
 
+def end_plot(records: Sequence[dict[str, Any]], warnings: Sequence[tuple[int, str]]) -> list[CurvePlot]:
+    """Share of the end-of-speech frames that are predicted, of training and dashed of validation, with a mark at each
+    (step, sentence) of `warnings`; none where no turn has an end."""
+    training, validation = (_points(records, f"{phase}/eos_recall") for phase in ("train", "val"))
+    if not training and not validation:
+        return []
+    axes, ticks = _axes(records, (0, 1), "ends")
+    marks = [_flag(axes, step, f"step {step}: {sentence}") for step, sentence in warnings]
+    marks += [_line(axes, training, 0), _line(axes, validation, 0, " validation")]
+    heights = [(share, f"{share:g}") for share in (0, 0.5, 1)]
+    return [CurvePlot("Ends of speech predicted, share; validation dashed", axes.svg(marks, ticks, heights), [])]
+
+
+LABELS = (
+    ("val/shift_gain", "Gain of other shifts over that of the labels, nats; below 0 in a healthy run", CLEARLY),
+    ("val/leak", "Change of the loss by what comes later, share; 0 in a healthy run", 0.0),
+)
+"""Plots of the label checks of validations: metrics, titles, bounds."""
+
+
+def label_plots(records: Sequence[dict[str, Any]]) -> list[CurvePlot]:
+    """Findings of validations about labels, with a line at the bound; none that was not measured."""
+    plots = []
+    for metric, title, bound in LABELS:
+        curve = _points(records, metric)
+        if not curve:
+            continue
+        least, most = min(0.0, *(y for _, y in curve)), max(2 * bound, _most([curve]))
+        axes, ticks = _axes(records, (least, most), metric)
+        heights = [(height, f"{height:.2g}") for height in dict.fromkeys((least, 0.0, most))]
+        marks = [_level(axes, bound), _line(axes, curve, 0, " validation")]
+        plots.append(CurvePlot(title, axes.svg(marks, ticks, heights), []))
+    return plots
+
+
 SAMPLES: tuple[tuple[str, dict[str, str]], ...] = (
     ("Speaking rate relative to the recordings", {"rate": "rate"}),
     (
@@ -98,13 +134,13 @@ def sample_plots(records: Sequence[dict[str, Any]], warnings: Sequence[tuple[int
 
 
 def _names(records: Sequence[dict[str, Any]], pattern: str) -> list[str]:
-    """What the pattern's group is in the keys that match it, each once, in their order."""
+    """Texts of the pattern's group in the keys that match it, each once, in their order."""
     found = (re.fullmatch(pattern, key) for record in records for key in record)
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def _points(records: Sequence[dict[str, Any]], key: str, thin: bool = True) -> Points:
-    """The values of a metric that are finite; thin: means over neighbours where there are more than MOST_POINTS."""
+    """The values of a metric, without null; thin: means over neighbours where there are more than MOST_POINTS."""
     points = [(float(record["step"]), float(record[key])) for record in records if record.get(key) is not None]
     size = -(-len(points) // MOST_POINTS)
     if not thin or size <= 1:

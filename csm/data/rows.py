@@ -57,6 +57,16 @@ def only_last(turns: list[TurnTokens]) -> list[TurnTokens]:
     return [*(replace(turn, loss=False) for turn in turns[:-1]), *turns[-1:]]
 
 
+def learned_turns(
+    sample: Sample, tokenizer: TextTokenizer, data: DataConfig, layout: CodeLayout = CodeLayout.depth
+) -> list[TurnTokens]:
+    """The turns of a conversation that fit into a row, with their texts and stored speaker ids, as validation reads
+    them: predicted are those of `data.loss_turns`."""
+    predicted = predicted_speaker(data.loss_turns)
+    turns = sample_turns(sample, tokenizer, data.max_seq_len, predicted=predicted, layout=layout)
+    return only_last(turns) if data.loss_turns == "last" else turns
+
+
 def predicted_speaker(loss_turns: str) -> int | None:
     """The N of `speaker:N`; None for `all` and `last`. Raises ValueError for anything else."""
     kind, _, number = loss_turns.partition(":")
@@ -209,7 +219,6 @@ class ValidationRows(Dataset):
         layout: CodeLayout = CodeLayout.depth,
     ) -> None:
         self.datasets, self.tokenizer, self.data, self.layout = datasets, tokenizer, data, layout
-        self.predicted = predicted_speaker(data.loss_turns)
         self.rank, self.world_size = rank, world_size
         self.rows: list[tuple[str, np.ndarray]] = []
         for name, dataset in datasets.items():
@@ -230,9 +239,8 @@ class ValidationRows(Dataset):
         if index < len(self.rows):
             name, samples = self.rows[index]
             for number in samples:
-                sample, limit = self.datasets[name].read(int(number)), self.data.max_seq_len
-                turns = sample_turns(sample, self.tokenizer, limit, predicted=self.predicted, layout=self.layout)
-                turns = only_last(turns) if self.data.loss_turns == "last" else turns
+                sample = self.datasets[name].read(int(number))
+                turns = learned_turns(sample, self.tokenizer, self.data, self.layout)
                 documents.append(arranged(conversation_frames(turns, num_codebooks), self.layout))
         length = self.data.max_seq_len
         return pack_row(documents, length, num_codebooks, length, np.random.default_rng(0))

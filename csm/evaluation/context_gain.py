@@ -19,7 +19,7 @@ from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
 from csm.evaluation.intrinsic import codebook_groups, frame_loss, score_documents
 from csm.evaluation.statistics import Estimate, estimate_ratio
-from csm.frames import TurnTokens, conversation_frames
+from csm.frames import TurnTokens, conversation_frames, newest_turns
 from csm.model.csm import CSM
 from csm.text import TextTokenizer
 
@@ -118,14 +118,7 @@ def _fitting(turns: list[TurnTokens], last: TurnTokens, limit: int) -> list[Turn
     """The newest of `turns` that fit the model's sequence together with `last`."""
     if last.num_positions > limit:
         raise ValueError(f"a turn of {last.num_positions} positions exceeds the model's {limit}")
-    room = limit - last.num_positions
-    kept: list[TurnTokens] = []
-    for turn in reversed(turns):
-        room -= turn.num_positions
-        if room < 0:
-            break
-        kept.insert(0, turn)
-    return kept
+    return newest_turns(turns, limit - last.num_positions)
 
 
 def context_gain(

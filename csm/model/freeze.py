@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 PARTS = ("backbone", "decoder", "embeddings", "text_embeddings")
-"""What `freeze` of train.py may name: as in csm/training/optim.py, the decoder includes projection and heads."""
+"""Names for `freeze` of train.py: as in csm/training/optim.py, the decoder includes projection and heads."""
 
 
 def part_of(name: str) -> str:

@@ -162,24 +162,22 @@ class SpeechLM(nn.Module):
         targets: Tensor,
         shifts: tuple[int, ...],
         attention_mask: AttentionMask | None = None,
-    ) -> Tensor:
-        """Cross entropy of codebook 0 with the labels of frames `shift` positions later: sums and counts
-        `[2, len(shifts)]` over predicted frames that have such a neighbor, for csm/stability/labels.py."""
-        logits = self.codebook0_head(
-            self.backbone_states(tokens, mask, positions, attention_mask)[:, :-1]
-        )  # [B, S-1, V]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy of codebook 0 with the labels of frames `shift` positions later, for csm/stability/labels.py.
+
+        Returns the losses [len(shifts), B, S-1] in nats, of the frames at positions 1..S-1, and which of them count,
+        bool [B, S-1]: predicted frames that have a neighbor at every shift. Losses of the others are 0.
+        """
+        states = self.backbone_states(tokens, mask, positions, attention_mask)[:, :-1]
+        log_probs = self.codebook0_head(states).flatten(0, 1).float().log_softmax(-1)  # [B*(S-1), V]
         codes, frames = tokens[:, 1:, 0], mask[:, 1:, 0]
         usable = targets[:, 1:].clone()
         stride = frame_stride(self.config.layout, self.config.num_codebooks)
         for shift in shifts:  # the same frames for all of them
             usable &= frames.roll(-shift * stride, 1)
         usable[:, :stride] = usable[:, -stride:] = False  # where rolling brings the other end of the row
-        sums = [
-            F.cross_entropy(
-                logits.flatten(0, 1).float(),
-                torch.where(usable, codes.roll(-shift * stride, 1), -100).flatten(),
-                reduction="sum",
-            )
+        losses = [
+            F.nll_loss(log_probs, torch.where(usable, codes.roll(-shift * stride, 1), -100).flatten(), reduction="none")
             for shift in shifts
         ]
-        return torch.stack((torch.stack(sums), usable.sum().float().expand(len(shifts))))
+        return torch.stack(losses).view(len(shifts), *codes.shape), usable

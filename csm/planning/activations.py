@@ -1,4 +1,4 @@
-"""Which tensors a training step keeps for its backward pass, and how many bytes they take.
+"""Tensors that a training step keeps for its backward pass, and how many bytes they take.
 
 The lists of plain and fused modules follow csm/model/transformer.py and csm/model/csm.py line by line; a test counts
 what autograd really saves. Whoever changes the model changes a line here. What blocks compiled for a GPU keep is the

@@ -48,7 +48,7 @@ class EarlyStop:
 
     @staticmethod
     def earlier_state(best_loss: float) -> dict[str, Any]:
-        """What checkpoints of earlier versions, which followed val/loss, would hold."""
+        """State as in checkpoints of earlier versions, which followed val/loss."""
         return {"metric": "val/loss", "best": best_loss, "misses": 0}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A look at the labels of the first batch, at the start of every training.
+"""A look at the labels of the first batch, at the start of every training, and of the model at every validation.
 
 A model learns wrong labels as readily as right ones, and its loss looks healthy meanwhile: labels that are one frame
 late make speech faster epoch by epoch, turns without an end never stop, silence after every turn is learned with it.
@@ -9,14 +9,18 @@ Four looks, each with a sentence if something is wrong:
     silence    how long turns go on after the speech, by the codes of codebook 0 that are typical of their last frames
     shift      whether a model that has learned something predicts the frames of the labels, or rather their neighbors
     future     whether what it predicts depends on what comes later
+
+The first two are at the start alone. The other two need a model that has begun to learn, so they are at the start of
+runs from weights and at every validation.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,12 +34,12 @@ log = logging.getLogger(__name__)
 
 SHIFTS = (-1, 0, 1)
 LONGEST_SILENCE = 1.0  # seconds after the speech, in the median turn
+CLEARLY = 0.1  # nats between the losses of two shifts
 _MOST_ROWS = 64  # of a batch that are looked at
 _FEWEST_TURNS = 8  # for a verdict on silence
 _TAIL = 3  # frames at the end of a turn that are taken to be silent if anything is
 _HEAD = slice(2, 9)  # frames of a turn that are taken to be speech
 _SILENT_SHARE = 0.8  # of the frames in a stretch of silence that have a silent code
-_CLEARLY = 0.1  # nats between the losses of two shifts
 _ROUNDING = 1e-5  # of a sum; what a position may not see does not change even its last bit
 
 
@@ -141,54 +145,110 @@ def silence_faults(rows: RowBatch, frame_rate: float, layout: CodeLayout = CodeL
     ]
 
 
-def shift_faults(losses: Sequence[float], vocab_size: int) -> list[str]:
-    """losses: mean cross entropy (nats) of codebook 0 with the labels of the frames at `SHIFTS`."""
-    by_shift = dict(zip(SHIFTS, losses, strict=True))
-    best = min(SHIFTS, key=lambda shift: by_shift[shift])
-    if by_shift[best] > min(by_shift[0], math.log(vocab_size)) - _CLEARLY:  # or the model knows nothing yet
-        return []
-    return [
-        f"the model that training starts from predicts the frames at {best:+d} better than those of the labels "
-        f"({by_shift[best]:.2f} against {by_shift[0]:.2f} nats of codebook 0): it was trained with shifted labels"
-    ]
+def later_halves(rows: RowBatch) -> Tensor:
+    """bool [B, S]: the positions that come after the first half of the predicted frames of their document."""
+    documents = rows.documents.clamp(min=0)
+    counts = torch.zeros_like(documents).scatter_add(1, documents, rows.targets.long())  # of each document
+    before = counts.cumsum(1) - counts  # in earlier documents of the row
+    seen = rows.targets.cumsum(1) - before.gather(1, documents)
+    return (rows.documents >= 0) & (2 * seen > counts.gather(1, documents))
 
 
-def future_faults(losses: Sequence[float]) -> list[str]:
-    """losses: of the same frames, with what comes later as it is and with other tokens there."""
-    as_it_is, changed = losses
-    if abs(changed - as_it_is) <= _ROUNDING * as_it_is:
-        return []
-    return [
-        "the model sees what it is to predict: other tokens in the second half of the rows change the loss of the "
-        f"first by {abs(changed - as_it_is) / as_it_is:.1%}; look at the attention mask"
-    ]
+@dataclass(frozen=True)
+class LabelLosses:
+    """Cross entropy of codebook 0 over a batch, in nats; `shifted` is NaN if no frame has neighbors.
+
+    shifted: means with the labels of the frames at `SHIFTS`
+    halves:  sums over the first halves of documents, with what comes later as it is and with other tokens there
+    """
+
+    shifted: list[float]
+    halves: tuple[float, float]
+
+    @staticmethod
+    def from_stacked(sums: Tensor) -> LabelLosses:
+        """sums: [len(SHIFTS) + 3], sums at `SHIFTS`, number of frames, sums of the halves; over all ranks"""
+        *shifted, count, before, after = sums.tolist()
+        return LabelLosses([value / (count or math.nan) for value in shifted], (before, after))
+
+    @property
+    def best_shift(self) -> int:
+        """The shift, other than that of the labels, whose frames are predicted best."""
+        return min((shift for shift in SHIFTS if shift), key=self._at)
+
+    def _at(self, shift: int) -> float:
+        return self.shifted[SHIFTS.index(shift)]
+
+    @property
+    def shift_gain(self) -> float:
+        """Nats by which the best other shift beats that of the labels."""
+        return self._at(0) - self._at(self.best_shift)
+
+    @property
+    def leak(self) -> float:
+        """Relative change of the loss of what comes first by what comes later."""
+        as_it_is, changed = self.halves
+        return abs(changed - as_it_is) / (as_it_is or math.nan)
+
+    def metrics(self) -> dict[str, float]:
+        return {"val/shift_gain": self.shift_gain, "val/leak": self.leak}
+
+    def faults(self, vocab_size: int) -> dict[str, str]:
+        """Sentences on what is wrong, by its name. vocab_size: codes of codebook 0"""
+        found = {}
+        best = self._at(self.best_shift)
+        if self.shift_gain >= CLEARLY and best <= math.log(vocab_size) - CLEARLY:  # else it knows nothing yet
+            found["shift"] = (
+                f"the model predicts the frames at {self.best_shift:+d} better than those of the labels "
+                f"({best:.2f} against {self._at(0):.2f} nats of codebook 0): it was trained with shifted labels"
+            )
+        if self.leak > _ROUNDING:
+            found["leak"] = (
+                "the model sees what it is to predict: other tokens in the second half of conversations change the "
+                f"loss of the first by {100 * self.leak:.2g}%; look at the attention mask"
+            )
+        return found
+
+
+def metric_faults(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Sentences on what the metrics of a validation show, by names as in `LabelLosses.faults`."""
+    found = {}
+    gain, leak = metrics.get("val/shift_gain"), metrics.get("val/leak")
+    if gain is not None and gain >= CLEARLY:
+        found["shift"] = f"frames beside those of the labels are predicted better, by {gain:.2f} nats of codebook 0"
+    if leak is not None and leak > _ROUNDING:
+        found["leak"] = f"what comes later changes the loss of what comes first, by {100 * leak:.2g}%"
+    return found
+
+
+@dataclass
+class LabelWatch:
+    """Names of the faults that validations have found so far."""
+
+    named: list[str] = field(default_factory=list)
+
+    def see(self, losses: LabelLosses, vocab_size: int) -> list[str]:
+        """Takes the losses of a validation; returns a sentence for each fault that is found for the first time."""
+        new = {name: fault for name, fault in losses.faults(vocab_size).items() if name not in self.named}
+        self.named += new
+        return list(new.values())
 
 
 def batch_faults(
     microbatches: Sequence[RowBatch], frame_rate: float, layout: CodeLayout = CodeLayout.depth
 ) -> list[str]:
-    """What is wrong with the layout and the silence of the first batch, on the CPU."""
+    """Faults of the layout and the silence of the first batch, on the CPU."""
     rows = _joined(microbatches)
     return layout_faults(rows, layout) or silence_faults(rows, frame_rate, layout)
 
 
 def warn_of_labels(
-    microbatches: Sequence[RowBatch],
-    frame_rate: float,
-    shifted: Tensor | None,
-    futures: Tensor | None,
-    config: CSMConfig,
+    microbatches: Sequence[RowBatch], frame_rate: float, losses: LabelLosses | None, config: CSMConfig
 ) -> None:
-    """Logs all that looks wrong.
-
-    shifted: `SpeechLM.shifted_losses [2, len(SHIFTS)]` of the batch; None for a model that has learned nothing yet
-    futures: `CSMTrainingModule.losses_with_other_future [2]` of the batch, or None with it
-    """
+    """Logs all that looks wrong. losses: of the batch; None for a model that has learned nothing yet"""
     faults = batch_faults(microbatches, frame_rate, config.layout)
-    if shifted is not None and shifted[1, 0]:
-        faults += shift_faults((shifted[0] / shifted[1]).tolist(), config.audio_vocab_size)
-    if futures is not None:
-        faults += future_faults(futures.tolist())
+    if losses is not None:
+        faults += losses.faults(config.audio_vocab_size).values()
     for fault in faults:
         log.warning("labels of the first batch: %s", fault)
 

@@ -1,6 +1,7 @@
-"""Measures of the audio samples of a validation, and warnings where they get worse over a training.
+"""Measures of the audio samples of a validation, and warnings where they or predicted ends get worse over a training.
 
 A loss says how well frames are predicted, not how well turns are spoken: these are about turns that the model speaks.
+Without samples, `val/eos_recall` tells of ends: the share of end-of-speech frames that the model predicts.
 A turn is ended well if the model ends it within a third of the recording's length, and has run away if a limit or a
 guard had to end it (csm/inference/guards.py).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -21,7 +23,8 @@ METRICS = ("rate", "chars_per_second", "ended", "end_accuracy", "runaway", "empt
 _WELL_ENDED = (2 / 3, 4 / 3)  # of the recording's length
 STEADY = (1 / 1.3, 1.3)
 """Speaking rates that are no drift."""
-_LOST_ENDS = 0.25  # share of samples
+_LOST_ENDS = 0.25  # share of samples, or of end-of-speech frames
+_REMEDY = "loss.eos_weight above 1 weighs ends more"
 
 
 class SampleJudge(Protocol):
@@ -82,9 +85,25 @@ def drift(earlier: Sequence[tuple[int, dict[str, float]]], now: dict[str, float]
         found.append(
             f"the model ends {ended:.0%} of the samples, {before:.0%} at step {step} "
             f"({now['samples/runaway']:.0%} run away, {now['samples/empty']:.0%} are empty); "
-            "loss.eos_weight above 1 weighs their ends more"
+            f"{_REMEDY}"
         )
     return found
+
+
+@dataclass
+class EndRecall:
+    """The best `val/eos_recall` of a run so far, and its step."""
+
+    best: float = 0.0
+    step: int = 0
+
+    def see(self, step: int, recall: float) -> str | None:
+        """Takes the value of a validation, NaN without any turn; returns a sentence if it is far below the best."""
+        if recall > self.best:
+            self.best, self.step = recall, step
+        if self.best - recall < _LOST_ENDS or math.isnan(recall):
+            return None
+        return f"the model predicts {recall:.0%} of the ends of speech, {self.best:.0%} at step {self.step}; {_REMEDY}"
 
 
 def _is_steady(rate: float) -> bool:

@@ -42,6 +42,7 @@ from csm.stability.sample_metrics import load_judges
 from csm.text import TextTokenizer, load_tokenizer
 from csm.training.loggers import build_loggers
 from csm.training.module import CSMTrainingModule
+from csm.training.sample_prompts import Prompt, choose_prompts
 from csm.training.samples import AudioSamples
 from csm.training.signals import signal_handlers
 from csm.training.train import TrainingLoop
@@ -140,13 +141,14 @@ def build_loop(config: TrainConfig, num_devices: int) -> TrainingLoop:
         log.info(microbatch_advice(config, torch.cuda.get_device_properties(fabric.device).total_memory, num_devices))
     for each in datasets:
         log.info("%s: %d conversations, %.2f hours", each.path, len(each), each.hours)
-    if not any(len(each.shards("val")) for each in datasets):
+    validated = any(len(each.shards("val")) for each in datasets)
+    if not validated:
         paths = ", ".join(str(each.path) for each in datasets)
         log.warning("%s: no split 'val', so no validation and no best checkpoint", paths)
     samples = None
-    if options.sample_every_steps:
-        spoken = next((each for each in datasets if len(each.shards("val"))), dataset)
-        samples = _audio_samples(config, spoken, tokenizer)
+    if options.sample_every_steps and validated:
+        prompts = choose_prompts(sources, tokenizer, config)
+        samples = _audio_samples(config, prompts, dataset, tokenizer) if prompts else None
     return TrainingLoop(config, fabric, engine, module, data, extras, resume, samples)
 
 
@@ -162,11 +164,14 @@ def _lock(run_dir: Path) -> AbstractContextManager[object]:
         ) from None
 
 
-def _audio_samples(config: TrainConfig, dataset: ShardedDataset, tokenizer: TextTokenizer) -> AudioSamples:
+def _audio_samples(
+    config: TrainConfig, prompts: list[Prompt], dataset: ShardedDataset, tokenizer: TextTokenizer
+) -> AudioSamples:
+    """dataset: one of those that are trained on, all of which have the same codec"""
     codec_config = config.codec
     if codec_config.kind is CodecKind.spectral and codec_config.path is None:
         codec_config = replace(codec_config, path=str(dataset.codec_file))
     codec = load_codec(codec_config)
     check_same_codec(dataset.codec, codec.info, f"dataset {dataset.path} and codec")
     judges = load_judges(config.trainer, codec_config.device) if global_rank() == 0 else []  # which speaks
-    return AudioSamples(dataset, codec, tokenizer, Path(config.run_dir) / "samples", config.trainer, judges)
+    return AudioSamples(prompts, codec, tokenizer, Path(config.run_dir) / "samples", config.trainer, judges)

@@ -30,7 +30,7 @@ from csm.model.loss import LossSums, frame_chunks, join, join_chunks
 from csm.model.speech_lm import SpeechLM
 from csm.parallel.plan import attention_mask, reshard
 from csm.parallel.strategies import Engine
-from csm.stability.labels import SHIFTS
+from csm.stability.labels import SHIFTS, later_halves
 from csm.training.ema import WeightAverage
 from csm.training.optim import build_optimizer
 
@@ -124,23 +124,18 @@ class CSMTrainingModule(L.LightningModule):
         return join(backbone, decoder).stacked()
 
     @torch.no_grad()
-    def shifted_losses(self, rows: RowBatch, engine: Engine) -> Tensor:
-        """`SpeechLM.shifted_losses` of one batch with the labels at `SHIFTS`; all ranks must take part."""
+    def label_sums(self, rows: RowBatch, engine: Engine) -> Tensor:
+        """Sums of one batch for `LabelLosses.from_stacked`. Two passes of the backbone; all ranks must take part."""
+        later = later_halves(rows)  # [B, S]
         inputs = self._inputs(rows)
         for name in ("slots", "slot_weights", "inputs"):
             del inputs[name]
-        return engine(**inputs, shifts=SHIFTS, method="shifted_losses")
-
-    @torch.no_grad()
-    def losses_with_other_future(self, rows: RowBatch, engine: Engine) -> Tensor:
-        """[2]: summed cross entropy (nats) of codebook 0 over the first half of each row, with the second half as it is
-        and with other tokens there. They are equal unless the model sees what comes later; all ranks must take part."""
-        half = rows.targets.shape[1] // 2
-        early, other = rows.targets.clone(), rows.tokens.clone()
-        early[:, half:] = False
-        other[:, half:] = 0
-        inputs = (replace(rows, targets=early), replace(rows, targets=early, tokens=other))
-        return torch.stack([self.shifted_losses(part, engine)[0, SHIFTS.index(0)] for part in inputs])
+        losses, usable = engine(**inputs, shifts=SHIFTS, method="shifted_losses")  # [len(SHIFTS), B, S-1], [B, S-1]
+        inputs["tokens"] = rows.tokens.masked_fill(later[..., None], 0)
+        changed, _ = engine(**inputs, shifts=(0,), method="shifted_losses")  # [1, B, S-1]
+        early = usable & ~later[:, 1:]
+        halves = [(part * early).sum() for part in (losses[SHIFTS.index(0)], changed[0])]
+        return torch.stack([*losses.sum((1, 2)), usable.sum().float(), *halves])
 
     def _chunk_size(self, rows: RowBatch, slots_vary: bool) -> int:
         """Frames of a chunk: `decoder_chunk`, or all if they are fewer. Compiled blocks get the same size whatever the

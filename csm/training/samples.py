@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +17,41 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from csm.audio import load_audio, save_wav
 from csm.codec import Codec
 from csm.config import LoraConfig, TrainerConfig
-from csm.data.dataset import ShardedDataset
-from csm.data.sample import Sample
-from csm.inference.generator import GeneratedSegment, Generator, Segment
+from csm.inference.generator import GeneratedSegment, Generator
 from csm.model.csm import CSM
 from csm.parallel.plan import precision, whole_model
 from csm.stability.sample_metrics import SampleJudge, drift, sample_metrics
 from csm.text import TextTokenizer
 from csm.training.loggers import JsonLines, read_lines
+from csm.training.sample_prompts import Prompt
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Prompt:
-    """A turn of the dataset to be spoken after the turns before it. name: the same in every run on these data."""
-
-    name: str
-    sample: Sample
-    context: list[Segment]
-    target: Segment
-    codes: torch.Tensor  # [K, T], of the target
 
 
 class AudioSamples:
     """Speaks fixed turns of the dataset at the first validation at or after every `sample_every_steps` steps.
 
-        <folder>/<sample key>-<turn>/reference.wav       the recording, where it can still be found
+        <folder>/<name of the prompt>/reference.wav      the recording, where it can still be found
                                      codec.wav           the same through the codec: the best a model can do
                                      step-0001000.wav    generated
         <folder>/samples.jsonl                           what was spoken at which step, how it ended, and scores
 
-    and in W&B where that is in use. The turns are the last ones of the first `sample_prompts` conversations of split
-    "val" ("train" if that is empty), each with its true context. Generation is greedy, so that samples of two steps can
-    be compared, and changes neither weights nor random numbers.
+    and in W&B where that is in use. Generation is greedy, so that samples of two steps can be compared, and changes
+    neither weights nor random numbers.
     """
 
     def __init__(
         self,
-        dataset: ShardedDataset,
+        prompts: Sequence[Prompt],
         codec: Codec,
         tokenizer: TextTokenizer,
         folder: Path,
         options: TrainerConfig,
         judges: Sequence[SampleJudge] = (),
     ) -> None:
-        self.dataset, self.codec, self.tokenizer = dataset, codec, tokenizer
+        self.prompts, self.codec, self.tokenizer = prompts, codec, tokenizer
         self.folder, self.options, self.judges = folder, options, judges
         self._index = JsonLines(folder / "samples.jsonl")
-        numbers = dataset.select("val")
-        self.numbers = (numbers if len(numbers) else dataset.select("train"))[: options.sample_prompts]
 
     def due(self, step: int) -> bool:
         every = self.options.sample_every_steps
@@ -90,8 +74,7 @@ class AudioSamples:
         # Compiled blocks run uncompiled: generation has other shapes in every step.
         with isolate_rng(), torch.compiler.set_stance("force_eager"):
             generator = Generator(model, self.codec, self.tokenizer)
-            prompts = [self._prompt(int(number)) for number in self.numbers]
-            records = [self._write(prompt, self._generate(generator, prompt), step, loggers) for prompt in prompts]
+            records = [self._write(prompt, self._generate(generator, prompt), step, loggers) for prompt in self.prompts]
         metrics = sample_metrics(records, self.codec.frame_rate)
         for sentence in drift(self._history(step), metrics):
             log.warning("samples of step %d: %s", step, sentence)
@@ -105,27 +88,18 @@ class AudioSamples:
                 by_step.setdefault(record["step"], []).append(record)
         return [(step, sample_metrics(records, self.codec.frame_rate)) for step, records in sorted(by_step.items())]
 
-    def _prompt(self, number: int) -> Prompt:
-        sample = self.dataset.read(number)
-        codes = [torch.from_numpy(sample.turn_codes(turn)) for turn in sample.turns]
-        segments = [
-            Segment(turn.speaker, turn.text, codes=part) for turn, part in zip(sample.turns, codes, strict=True)
-        ]
-        return Prompt(f"{sample.key}-{len(segments) - 1}", sample, segments[:-1], segments[-1], codes[-1])
-
     def _generate(self, generator: Generator, prompt: Prompt) -> GeneratedSegment:
-        limit = 2 * prompt.codes.shape[1] + 25  # frames: room for a slow reading, not for a runaway
         return generator.generate_segment(
-            prompt.target.text,
-            prompt.target.speaker,
+            prompt.turn.text,
+            prompt.turn.speaker,
             prompt.context,
-            max_audio_length_ms=1000 * limit / generator.codec.frame_rate,
+            max_audio_length_ms=1000 * prompt.max_frames / generator.codec.frame_rate,
             temperature=0,
         )
 
     def _write(self, prompt: Prompt, result: GeneratedSegment, step: int, loggers: list[Logger]) -> dict[str, Any]:
         """Writes the files of one sample; returns its record."""
-        folder, target = self.folder / prompt.name, prompt.target
+        folder, turn = self.folder / prompt.name, prompt.turn
         if not (folder / "text.json").exists():
             self._write_references(folder, prompt)
         files = {name: folder / f"{name}.wav" for name in ("reference", "codec")}
@@ -136,8 +110,9 @@ class AudioSamples:
         record = {
             "step": step,
             "id": prompt.name,
-            "speaker": target.speaker,
-            "text": target.text,
+            "speaker": turn.speaker,
+            "text": turn.text,
+            "context_turns": len(prompt.context),
             "frames": result.frames,
             "reference_frames": prompt.codes.shape[1],
             "finish_reason": result.finish_reason,
@@ -146,20 +121,19 @@ class AudioSamples:
         if self.judges:
             reference = self.codec.decode(prompt.codes[None].to(self.codec.device))[0, 0].float().cpu()
             for judge in self.judges:
-                record |= judge.scores(result.audio, self.codec.sample_rate, target.text, reference)
+                record |= judge.scores(result.audio, self.codec.sample_rate, turn.text, reference)
         self._index.append(record)
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                captions = [f"{name}: {target.text}" for name in files]
+                captions = [f"{name}: {turn.text}" for name in files]
                 audios = [str(file) for file in files.values()]
                 logger.log_audio(f"samples/{prompt.name}", audios, step=step, caption=captions)
         return record
 
     def _write_references(self, folder: Path, prompt: Prompt) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        rate, target, turn = self.codec.sample_rate, prompt.target, prompt.sample.turns[-1]
+        rate, turn, recording = self.codec.sample_rate, prompt.turn, prompt.recording
         save_wav(folder / "codec.wav", self.codec.decode(prompt.codes[None])[0, 0], rate)
-        recording = self.dataset.audio_path(prompt.sample)
         if recording is not None and recording.is_file():
             try:
                 audio = load_audio(recording, rate, turn.channel)
@@ -168,4 +142,4 @@ class AudioSamples:
                 log.warning("sample %s has no reference: %s", prompt.name, error)
         else:
             log.info("sample %s has no reference: the recording %s is not here", prompt.name, recording)
-        (folder / "text.json").write_text(json.dumps({"speaker": target.speaker, "text": target.text}) + "\n")
+        (folder / "text.json").write_text(json.dumps({"speaker": turn.speaker, "text": turn.text}) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from csm.model.loss import LossSums
 from csm.parallel.ranks import RankAgreement, all_reduce
 from csm.parallel.strategies import Engine
 from csm.stability.early_stop import EarlyStop
-from csm.stability.labels import warn_of_labels
+from csm.stability.labels import LabelLosses, LabelWatch, warn_of_labels
+from csm.stability.sample_metrics import EndRecall
 from csm.training.health import StepHealth
 from csm.training.loggers import TrainingProgress, due, step_profiler
 from csm.training.metrics import IntervalSums, Phase, PhaseTimer, interval_metrics, loss_metrics, throughput_metrics
@@ -71,6 +73,7 @@ class TrainingLoop:
         self.health = StepHealth(self.options, run_dir, self.ranks)
         self.timer = PhaseTimer(fabric.device)
         self.early_stop = EarlyStop(self.options.early_stop)
+        self.end_recall, self.label_watch = EndRecall(), LabelWatch()
         self._validation_due = False
         self._saved: tuple[int, float, bool] | None = None  # the state that the newest checkpoint holds
         # A resumed run continues with the optimizer's state, but under the learning rates that are asked for now.
@@ -133,15 +136,14 @@ class TrainingLoop:
 
     def _check_labels(self, batch: StepBatch) -> None:
         """Warns of labels that look wrong; see csm/stability/labels.py."""
-        shifted = futures = None
+        losses = None
         if self.step or self.config.init_from is not None:  # a new model prefers no shift
             with self.module.evaluating():
                 rows = batch.microbatches[0].to(self.fabric.device)
-                shifted = all_reduce(self.module.shifted_losses(rows, self.engine)).cpu()
-                futures = all_reduce(self.module.losses_with_other_future(rows, self.engine)).cpu()
+                losses = LabelLosses.from_stacked(all_reduce(self.module.label_sums(rows, self.engine)))
         if self.fabric.is_global_zero:
             frame_rate = self.extras["codec"]["frame_rate"]
-            warn_of_labels(batch.microbatches, frame_rate, shifted, futures, self.config.model)
+            warn_of_labels(batch.microbatches, frame_rate, losses, self.config.model)
 
     def take_step(self, batch: StepBatch) -> None:
         """One optimizer step: forward and backward of every microbatch, clipping, update, EMA."""
@@ -174,12 +176,18 @@ class TrainingLoop:
         self._validation_due = True
         self.timer.enter(Phase.other)
         with self.module.evaluating():
-            sums = self._validation_sums(batches)
+            sums, labels = self._validation_sums(batches)
         self._end_if_asked()
-        assert sums is not None, "a validation split has batches"
         metrics = loss_metrics(LossSums.from_stacked(all_reduce(sums).cpu()), "val")
         metrics["val/loss"] = metrics["val/loss_c0"] + metrics["val/loss_decoder"]  # whatever the loss weights
+        label_losses = LabelLosses.from_stacked(all_reduce(labels))
+        metrics |= label_losses.metrics()
         self._log(metrics)
+        sentences = self.label_watch.see(label_losses, self.config.model.audio_vocab_size)
+        ends = self.end_recall.see(self.step, metrics["val/eos_recall"])
+        for sentence in [*sentences, ends]:
+            if sentence is not None and self.fabric.is_global_zero:
+                log.warning("validation of step %d: %s", self.step, sentence)
         if self.samples is not None and self.samples.due(self.step):
             model = self.module.model
             assert isinstance(model, CSM)  # csm/validate.py
@@ -196,17 +204,22 @@ class TrainingLoop:
         self._call("on_validation_end", metrics=metrics)
         self.timer.enter(Phase.step)
 
-    def _validation_sums(self, batches: DataLoader[RowBatch]) -> Tensor | None:
-        """`LossSums.stacked` of this rank's batches, all of which are needed unless ranks agree to stop."""
+    def _validation_sums(self, batches: DataLoader[RowBatch]) -> tuple[Tensor, Tensor]:
+        """`LossSums.stacked` of this rank's batches, all of which are needed unless ranks agree to stop, and
+        `CSMTrainingModule.label_sums` of the first."""
         sums: Tensor | None = None
+        labels: Tensor | None = None
         for rows in batches:
             rows = rows.to(self.fabric.device)
+            if labels is None:
+                labels = self.module.label_sums(rows, self.engine)
             stacked = self.module.validation_step(rows, self.engine, self.ranks.largest(rows.slots.shape[1]))
             sums = stacked if sums is None else sums + stacked
             self._agree()  # all ranks have equally many batches
             if self.stop.agreed is not None:
                 break
-        return sums
+        assert sums is not None and labels is not None, "a validation split has batches"
+        return sums, labels
 
     # ----------------------------------------------------------------------------------------------- logging
 
@@ -270,6 +283,8 @@ class TrainingLoop:
                 "best_loss": self.best_loss,
                 "best_step": self.best_step,
                 "early_stop": self.early_stop.state(),
+                "end_recall": asdict(self.end_recall),
+                "label_watch": asdict(self.label_watch),
                 "validation_due": self._validation_due,
             },
         }
@@ -298,6 +313,8 @@ class TrainingLoop:
             self.best_loss = validation["best_loss"]  # otherwise best.ckpt is another run's
             self.best_step = validation.get("best_step", 0)
             self.early_stop.load_state(progress.get("early_stop", EarlyStop.earlier_state(self.best_loss)))
+            self.end_recall = EndRecall(**progress.get("end_recall", {}))  # earlier checkpoints have none
+            self.label_watch = LabelWatch(**progress.get("label_watch", {}))
             if self.best_step == self.step and self.fabric.is_global_zero:
                 self.checkpoints.mark_best()  # best.ckpt may be of a later step that is taken again
         self._validation_due = validation["validation_due"]

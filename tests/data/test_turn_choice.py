@@ -1,4 +1,4 @@
-"""Which turns are predicted, and which are read without their text."""
+"""Choice of the turns that are predicted, and of those that are read without their text."""
 
 from __future__ import annotations
 

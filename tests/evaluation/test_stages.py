@@ -1,4 +1,4 @@
-"""What an evaluation keeps between runs: after kill -9, with another judge, and over several ranks."""
+"""Results that an evaluation keeps between runs: after kill -9, with another judge, and over several ranks."""
 
 import json
 import multiprocessing

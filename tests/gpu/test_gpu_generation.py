@@ -34,6 +34,6 @@ def test_frames_on_a_gpu_are_those_of_the_cpu(mode):
 
 
 def test_bf16_reads_prompts_and_speaks():
-    """What it says may differ by rounding."""
+    """Its words may differ by rounding."""
     frames = spoken("cuda", torch.bfloat16)
     assert all(1 <= len(each) <= 4 + seed for seed, each in enumerate(frames))

@@ -124,7 +124,7 @@ def test_adapters_have_little_state():
 
 
 def test_storage_agrees_with_a_real_dataset(small_dataset: Path):
-    """What is assumed per conversation and per turn, applied to the demo's; all but the zeros at the tars' ends."""
+    """Assumed bytes per conversation and per turn, applied to the demo's; all but the zeros at the tars' ends."""
     index = pq.read_table(small_dataset / "index.parquet")
     turns, text, frames = (pc.sum(index[name]).as_py() for name in ("n_turns", "text_bytes", "n_frames"))
     expected = frames * 10 + index.num_rows * SAMPLE_OVERHEAD + turns * TURN_OVERHEAD + text

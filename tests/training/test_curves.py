@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from csm.cli import main
-from csm.curves.page import page, read_run, warnings
+from csm.curves.page import page, read_run, sample_warnings
 from csm.curves.plots import MOST_POINTS, loss_plot
 from csm.training.build import train
 from csm.training.loggers import JsonLinesLogger
@@ -40,7 +40,7 @@ def figures(html: str) -> dict[str, str]:
 
 def test_losses_norms_and_samples_are_drawn_and_warnings_marked(tmp_path):
     run = read_run(write_run(tmp_path))
-    found = warnings(run.records)
+    found = sample_warnings(run.records)
     assert [step for step, _ in found] == [30, 30, 40]  # where no sample tells the rate, there is no warning about it
     assert found[0][1].startswith("speech has become faster: 1.60") and found[1][1].startswith("the model ends 50%")
     html = page(run)
@@ -67,6 +67,42 @@ def test_losses_norms_and_samples_are_drawn_and_warnings_marked(tmp_path):
     assert flagged and spoken and flagged[1] == spoken[1]
     ends = drawn["Ends, share of the samples"]
     assert "step 40: runaway 0.500" in ends and "step 20: ended in time 0.900" in ends
+
+
+def test_predicted_ends_are_drawn_and_their_loss_marked(tmp_path):
+    logger = JsonLinesLogger(str(tmp_path / "metrics.jsonl"))
+    for step, training, validation in [(10, 0.5, 0.6), (20, 1.0, 1.0), (30, 0.75, 0.7), (40, 1.0, float("nan"))]:
+        logger.log_metrics({"train/loss_c0": 1.0, "train/eos_recall": training}, step)
+        logger.log_metrics({"val/eos_recall": validation}, step)
+    html = page(read_run(tmp_path))
+    ends = figures(html)["Ends of speech predicted, share; validation dashed"]
+    curves = dict(re.findall(r'<polyline class="([^"]*)" points="([^"]*)"', ends))
+    assert {name: len(points.split()) for name, points in curves.items()} == {"c0": 4, "c0 validation": 3}
+    x, y = zip(*(map(float, point.split(",")) for point in curves["c0"].split()), strict=True)
+    assert y[1] == y[3] == min(y) and y[2] == pytest.approx((y[0] + y[1]) / 2, abs=0.1)  # 1 is the top
+    (flag,) = re.findall(r'<line class="flag" x1="([\d.]+)"[^>]*><title>step 30: the model predicts 70%', ends)
+    assert float(flag) == x[2]
+    assert "<b>step 30</b>: the model predicts 70% of the ends of speech, 100% at step 20" in html
+
+
+def test_checks_of_labels_are_drawn_with_the_bound(tmp_path):
+    logger = JsonLinesLogger(str(tmp_path / "metrics.jsonl"))
+    for step, gain, leak in [(10, -0.6, 0.0), (20, float("nan"), 0.0), (30, 0.1, 0.02)]:
+        logger.log_metrics({"val/loss_c0": 1.0, "val/shift_gain": gain, "val/leak": leak}, step)
+    html = page(read_run(tmp_path))
+    assert "<b>step 30</b>: frames beside those of the labels are predicted better, by 0.10 nats" in html
+    assert "<b>step 30</b>: what comes later changes the loss of what comes first, by 2%" in html
+    assert html.count("<b>step ") == 2
+    drawn = figures(html)
+    assert len(drawn) == 3  # and the losses
+    (shift,) = [part for title, part in drawn.items() if title.startswith("Gain of other shifts")]
+    points = re.findall(r'points="([^"]*)"', shift)[0].split()
+    first, last = (float(point.split(",")[1]) for point in points)
+    (bound,) = re.findall(r'<line class="bound" [^>]*y1="([\d.]+)"', shift)
+    assert first > last == float(bound)  # below it, and on it
+    (leak,) = [part for title, part in drawn.items() if title.startswith("Change of the loss by what comes later")]
+    heights = [float(point.split(",")[1]) for point in re.findall(r'points="([^"]*)"', leak)[0].split()]
+    assert heights[0] == heights[1] > heights[2]
 
 
 def test_names_are_escaped_and_long_runs_thinned(tmp_path):

@@ -1,23 +1,31 @@
-"""Planted faults of the labels are named at the start of training, and right labels are not."""
+"""Planted faults of the labels are named at the start of training or at a validation, and right labels are not."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from csm.data.dataset import ShardedDataset
+from csm.data.packing import RowBatch
 from csm.frames import Frames
-from csm.stability.labels import SHIFTS, batch_faults, layout_faults, shift_faults, silent_seconds
+from csm.model.backward import LocalEngine
+from csm.stability.labels import SHIFTS, LabelLosses, batch_faults, later_halves, layout_faults, silent_seconds
 from csm.training.build import train
+from csm.training.loggers import read_lines
+from csm.training.module import CSMTrainingModule
 from tests.conftest import TINY_OVERRIDES, compose_train
 from tests.data.made_datasets import write_dataset
 from tests.data.test_rows import train_steps
 from tests.tiny import CODEBOOK_SIZE, K, conversation, inputs, rows, tiny_model
+from tests.training.recorded import recorded
 
 LENGTHS = [(12, 19), (13,), (22, 12, 15), (14, 14)]
 RATE = 12.5
@@ -87,13 +95,13 @@ def test_a_model_that_learned_shifted_labels_is_named():
     packed = rows([[document]], 40)
     arguments = {name: value for name, value in inputs(packed).items() if not name.startswith("slot")}
 
-    def faults(model) -> list[str]:
+    def found(model) -> LabelLosses:
         with torch.no_grad():
-            sums, counts = model.shifted_losses(**arguments, shifts=SHIFTS)
-        assert torch.equal(counts, torch.full((3,), 29.0))  # 31 with the end; the first and the last lack a neighbor
-        return shift_faults((sums / counts).tolist(), CODEBOOK_SIZE + 3)
+            losses, usable = model.shifted_losses(**arguments, shifts=SHIFTS)
+        assert usable.sum() == 29  # 31 with the end; the first and the last lack a neighbor
+        return LabelLosses((losses.sum((1, 2)) / 29).tolist(), (1.0, 1.0))
 
-    assert faults(tiny_model(1)) == []
+    assert found(tiny_model(1)).faults(CODEBOOK_SIZE + 3) == {}
     for shift in (0, 1):
         model = tiny_model(1)
         optimizer = torch.optim.Adam([*model.backbone.parameters(), *model.codebook0_head.parameters()], 5e-3)
@@ -104,9 +112,113 @@ def test_a_model_that_learned_shifted_labels_is_named():
             loss.backward()
             optimizer.step()
         assert loss < 0.5
-        found = faults(model)
-        assert (found == []) == (shift == 0), found
-        assert shift == 0 or found[0].startswith("the model that training starts from predicts the frames at +1 better")
+        losses = found(model)
+        faults = losses.faults(CODEBOOK_SIZE + 3)
+        assert list(faults) == ["shift"] * shift, faults
+        assert losses.metrics()["val/shift_gain"] * (1 if shift else -1) > 2, losses
+        assert shift == 0 or faults["shift"].startswith("the model predicts the frames at +1 better")
+
+
+def test_halves_are_of_the_predicted_frames_of_each_document():
+    documents = [conversation(0, (4, 3)), conversation(1, (6,)), conversation(2, (5,), loss=(False,))]
+    packed = rows([documents], 96)
+    later = later_halves(packed)[0]
+    for number, frames in enumerate([9, 7, 0]):  # predicted, ends included
+        inside = packed.documents[0] == number
+        predicted = torch.nonzero(inside & packed.targets[0]).flatten()
+        assert len(predicted) == frames
+        first = int(predicted[frames // 2]) if frames else 96
+        assert torch.equal(inside & later, inside & (torch.arange(96) >= first))
+    assert not later[packed.documents[0] < 0].any()
+
+
+def whole_documents(batch: RowBatch) -> Tensor:
+    return (batch.documents[:, :, None] == batch.documents[:, None, :])[:, None]
+
+
+def one_ahead(batch: RowBatch) -> Tensor:
+    length = batch.documents.shape[1]
+    return whole_documents(batch) & torch.ones(length, length, dtype=torch.bool).tril(1)
+
+
+@pytest.mark.parametrize("mask", [None, whole_documents, one_ahead])
+def test_what_comes_later_changes_nothing_unless_it_is_seen(mask, monkeypatch):
+    """Also where the conversations of a row end before its middle."""
+    model = tiny_model(1)
+    module = CSMTrainingModule(compose_train([*TINY_OVERRIDES, "data.path=x"]), model).eval()
+    packed = rows([[conversation(0, (8,)), conversation(1, (6, 5))], []], 128)
+    assert packed.documents[0, 64:].max() < 0
+    if mask is not None:
+        monkeypatch.setattr(RowBatch, "attention_mask", mask)
+    sums = module.label_sums(packed, LocalEngine(model))
+    losses = LabelLosses.from_stacked(sums)
+    assert sums[len(SHIFTS)] == 7 + 5 + 4  # of 9, 7 and 6 with the ends, those with neighbors
+    if mask is None:
+        assert losses.metrics()["val/leak"] == 0 and "leak" not in losses.faults(CODEBOOK_SIZE + 3)
+        expected = model.shifted_losses(
+            packed.tokens, packed.mask, packed.positions, packed.targets, SHIFTS, packed.attention_mask()
+        )[0].sum((1, 2))
+        assert losses.shifted == pytest.approx((expected / 16).tolist())
+    else:
+        assert losses.metrics()["val/leak"] > 0.01
+        assert losses.faults(CODEBOOK_SIZE + 3)["leak"].endswith("%; look at the attention mask")
+
+
+def test_batches_without_frames_have_no_faults():
+    losses = LabelLosses.from_stacked(torch.zeros(len(SHIFTS) + 3))
+    assert all(math.isnan(value) for value in losses.metrics().values()) and losses.faults(16) == {}
+
+
+def planted_sums(*of: tuple[float, float]) -> Callable[..., Tensor]:
+    """`CSMTrainingModule.label_sums` of 10 frames that has, one after another, these losses at +1 and changes by what
+    comes later."""
+    values = iter(of)
+
+    def label_sums(self, rows, engine):
+        after, change = next(values)
+        return torch.tensor([25.0, 20.0, 10 * after, 10.0, 9.0, 9.0 * (1 + change)])
+
+    return label_sums
+
+
+@pytest.mark.slow
+def test_validations_log_both_and_warn_once_also_beyond_a_resume(tiny_overrides, tmp_path, monkeypatch, caplog):
+    words = [*tiny_overrides, "trainer.val_every_steps=2", "ckpt_path=last"]
+    losses = (
+        (1.95, 0.0),
+        (1.5, 0.0),
+        (1.0, 0.0),
+        (1.0, 0.0),
+        (1.0, -0.25),
+    )  # the third: of the start of the second run
+    monkeypatch.setattr(CSMTrainingModule, "label_sums", planted_sums(*losses))
+    for steps in (4, 8):
+        train(compose_train([*words, f"trainer.max_steps={steps}"]))
+    lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "val/loss" in line]
+    assert [line["val/shift_gain"] for line in lines] == pytest.approx([0.05, 0.5, 1.0, 1.0])
+    assert [line["val/leak"] for line in lines] == [0, 0, 0, 0.25]
+    shift, leak = [message for message in caplog.messages if message.startswith("validation of step")]
+    assert shift.startswith(
+        "validation of step 4: the model predicts the frames at +1 better than those of the labels (1.5"
+    )
+    assert leak.startswith("validation of step 8: the model sees what it is to predict") and "by 25%" in leak
+    (again,) = [message for message in caplog.messages if message.startswith("labels of the first batch")]
+    assert "at +1 better" in again
+
+
+@pytest.mark.slow
+def test_validations_of_labels_leave_training_as_it_is(tiny_overrides, tmp_path, monkeypatch):
+    """Bit for bit: weights, and the random states from which the steps after a validation begin."""
+    words = [*tiny_overrides, "trainer.max_steps=4", "trainer.val_every_steps=1", "data.num_workers=0"]
+    with recorded() as checked:
+        train(compose_train([*words, f"run_dir={tmp_path / 'checked'}"]))
+    monkeypatch.setattr(CSMTrainingModule, "label_sums", planted_sums(*[(2.0, 0.0)] * 4))
+    with recorded() as unchecked:
+        train(compose_train([*words, f"run_dir={tmp_path / 'unchecked'}"]))
+    assert len(checked.weights) == 5
+    for ours, theirs in zip(checked.weights, unchecked.weights, strict=True):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert all(map(torch.equal, checked.random_states, unchecked.random_states))
 
 
 @pytest.mark.slow

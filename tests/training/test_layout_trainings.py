@@ -67,8 +67,10 @@ def trained(request, small_dataset, tmp_path_factory) -> tuple[str, Path]:
 
 def test_it_learns_and_a_resumed_run_ends_with_the_same_weights(trained, small_dataset, tmp_path, caplog):
     layout, folder = trained
-    losses = [line["val/loss"] for line in read_lines(folder / "metrics.jsonl") if "val/loss" in line]
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "val/loss" in line]
+    losses = [line["val/loss"] for line in lines]
     assert len(losses) == 2 and losses[1] < losses[0] < 2 * np.log(26)
+    assert all(line["val/leak"] == 0 and line["val/shift_gain"] < 0.1 for line in lines)
     overrides = options(layout, small_dataset, tmp_path / "run")
     train(compose_train([*overrides, f"trainer.max_steps={STEPS // 2}"]))
     with caplog.at_level("WARNING"):

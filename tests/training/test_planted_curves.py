@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.planted.faults import CASES, VOCAB_SIZE, Evidence, prepare_data, train_case
+from experiments.planted.faults import CASES, VOCAB_SIZE, prepare_data, train_case
 from experiments.planted.signs import signs
 
 pytestmark = pytest.mark.slow
@@ -17,5 +17,5 @@ def dataset(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", CASES)
 def test_a_fault_shows_its_sign_and_no_other(fault, dataset, tmp_path):
-    run: Evidence = train_case(CASES[fault], dataset, tmp_path / "run")
+    run = train_case(CASES[fault], dataset, tmp_path / "run")
     assert signs(run, VOCAB_SIZE) == {fault} - {"healthy"}

@@ -10,9 +10,10 @@ import pytest
 from csm.config import EarlyStopConfig
 from csm.formats.native import read_config
 from csm.stability.early_stop import EarlyStop
-from csm.stability.sample_metrics import drift, sample_metrics
+from csm.stability.sample_metrics import EndRecall, drift, sample_metrics
 from csm.training.build import train
 from csm.training.loggers import read_lines
+from csm.training.metrics import loss_metrics
 from csm.training.samples import AudioSamples
 from csm.validate import validate_train_config
 from tests.conftest import TINY_OVERRIDES, compose_train
@@ -64,6 +65,31 @@ def test_drift_of_rate_and_ends_is_named_and_a_beginning_is_not():
     assert sentence.startswith("the model ends 50% of the samples, 100% at step 20 (50% run away, 0% are empty)")
 
 
+def test_ends_that_are_no_longer_predicted_are_named():
+    watch = EndRecall()
+    for step, recall in [(10, math.nan), (20, 0.1), (30, 0.98), (40, 0.74), (50, math.nan)]:
+        assert watch.see(step, recall) is None
+    assert watch.see(60, 0.73) == (
+        "the model predicts 73% of the ends of speech, 98% at step 30; loss.eos_weight above 1 weighs ends more"
+    )
+    assert watch.see(70, 0.98) is None
+
+
+@pytest.mark.slow
+def test_ends_of_a_run_are_watched_beyond_a_resume(tiny_overrides, monkeypatch, caplog):
+    of = iter((0.9, 0.6))
+
+    def metrics(sums, prefix):
+        return loss_metrics(sums, prefix) | ({"val/eos_recall": next(of)} if prefix == "val" else {})
+
+    monkeypatch.setattr("csm.training.train.loss_metrics", metrics)
+    words = [*tiny_overrides, "trainer.val_every_steps=2", "ckpt_path=last"]
+    for steps in (2, 4):
+        train(compose_train([*words, f"trainer.max_steps={steps}"]))
+    (message,) = [message for message in caplog.messages if "ends of speech" in message]
+    assert message.startswith("validation of step 4: the model predicts 60% of the ends of speech, 90% at step 2;")
+
+
 def test_patience_counts_values_of_its_metric_alone():
     stop = EarlyStop(EarlyStopConfig("samples/similarity", higher_is_better=True, patience=2))
     seen = [stop.see({"val/loss": 1.0, "samples/similarity": value}) for value in (0.5, 0.6, 0.6)]
@@ -88,10 +114,11 @@ def test_patience_counts_values_of_its_metric_alone():
         (["trainer.early_stop.metric=samples/loss"], "choose val/loss or another val"),
         (["trainer.early_stop.metric=samples/wer"], "needs its judge: set trainer.sample_asr"),
         (["trainer.early_stop.metric=samples/rate"], "set trainer.sample_every_steps"),
+        (["trainer.sample_prompts=0"], "sample_prompts=0 must be at least 1"),
         (["trainer.early_stop.metric=val/loss", "trainer.early_stop.patience=0"], "patience=0 must be at least 1"),
     ],
 )
-def test_an_early_stop_that_cannot_come_is_refused(words, message):
+def test_samples_and_an_early_stop_that_cannot_come_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         validate_train_config(compose_train([*TINY_OVERRIDES, "data.path=x", *words]), 1, "cpu")
 

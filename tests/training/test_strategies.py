@@ -26,6 +26,7 @@ from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
 from csm.parallel.deepspeed import ZeroStrategy
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from csm.training.optim import parameter_groups
 from tests.conftest import ROOT, TINY_OVERRIDES, compose_train
 
@@ -59,7 +60,7 @@ def overrides(small_dataset) -> list[str]:
 
 
 def launch(overrides: list[str], script: Path = ROOT / "train.py") -> str:
-    """What the processes wrote to stderr."""
+    """Launches the processes and returns what they wrote to stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if script == ZERO:
         environment["DS_ACCELERATOR"] = "cpu"
@@ -82,6 +83,13 @@ def fsdp(folder, overrides) -> Path:
     """The same, two processes with half of every tensor, two microbatches each."""
     launch([*overrides, f"run_dir={folder / 'fsdp'}", "strategy=fsdp", *TWO])
     return folder / "fsdp"
+
+
+@pytest.fixture(scope="module")
+def one_of_two_rows(folder, overrides) -> Path:
+    """The same with microbatches of two rows: the first batch of validation is that of two ranks together."""
+    train(compose_train([*overrides, f"run_dir={folder / 'two-rows'}", "data.micro_batch_size=2"]))
+    return folder / "two-rows"
 
 
 def last(run: Path) -> Path:
@@ -120,6 +128,15 @@ def check_same_run(first: Path, second: Path) -> None:
         torch.testing.assert_close(others[name], tensor, atol=1e-5 * float(tensor.abs().max()), rtol=0, msg=name)
 
 
+def check_labels(first: Path, second: Path) -> None:
+    """Validations of the same rows found the same about shifted labels, and nothing that sees what comes later."""
+    ours, theirs = (
+        [line for line in read_lines(run / "metrics.jsonl") if "val/loss" in line] for run in (first, second)
+    )
+    assert theirs[-1]["val/shift_gain"] == pytest.approx(ours[-1]["val/shift_gain"], abs=1e-4)
+    assert all(line["val/leak"] == 0 for line in ours + theirs)
+
+
 def check_moved(run: Path, start: Path) -> None:
     weights, before = load_model(last(run)).state_dict(), load_model(last(start)).state_dict()
     assert all((weights[name] - before[name]).abs().max() > 1e-4 for name in weights)
@@ -131,9 +148,10 @@ def test_one_batch_equals_four_microbatches(one, folder, overrides):
 
 
 @pytest.mark.slow
-def test_ddp_equals_one_process(one, folder, overrides):
+def test_ddp_equals_one_process(one, one_of_two_rows, folder, overrides):
     launch([*overrides, f"run_dir={folder / 'ddp'}", "strategy=ddp", *TWO])
     check_same_run(one, folder / "ddp")
+    check_labels(one_of_two_rows, folder / "ddp")
 
 
 @pytest.mark.slow
@@ -145,9 +163,10 @@ def test_ddp_keeps_gradients_in_its_buckets(overrides, tmp_path):
 
 
 @pytest.mark.slow
-def test_fsdp_equals_one_process_and_exports_what_it_trained(one, fsdp):
+def test_fsdp_equals_one_process_and_exports_what_it_trained(one, one_of_two_rows, fsdp):
     assert is_sharded(last(fsdp)) and len(list(last(fsdp).glob("*.distcp"))) == 2
     check_same_run(one, fsdp)
+    check_labels(one_of_two_rows, fsdp)
     exported, stored = load_model(fsdp / "export").state_dict(), load_model(last(fsdp)).state_dict()
     assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
 
@@ -179,25 +198,28 @@ def test_tensor_parallel_run_takes_over_from_one_process(one, folder, overrides)
     launch([*overrides, f"run_dir={folder / 'tensor'}", *more])
     assert is_sharded(last(folder / "tensor"))
     check_same_run(one, folder / "tensor")
+    check_labels(one, folder / "tensor")
 
 
 @pytest.mark.slow
-def test_zero2_stops_resumes_and_equals_one_process(one, folder, overrides):
+def test_zero2_stops_resumes_and_equals_one_process(one, one_of_two_rows, folder, overrides):
     run = [*overrides, f"run_dir={folder / 'zero2'}", "strategy=deepspeed_zero2", *TWO]
     launch([*run, "trainer.max_steps=2", "trainer.val_every_steps=2"], ZERO)
     launch(run, ZERO)
     assert read_parts(last(folder / "zero2"))[0]["global_step"] == 4
     check_same_run(one, folder / "zero2")
+    check_labels(one_of_two_rows, folder / "zero2")
     with pytest.raises(ValueError, match="only DeepSpeed continues a checkpoint of DeepSpeed"):
         train(compose_train([*overrides, f"run_dir={folder / 'zero2'}"]))
 
 
 @pytest.mark.slow
-def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one, folder, overrides):
+def test_zero3_equals_one_process_and_its_checkpoint_admits_nothing_foreign(one, one_of_two_rows, folder, overrides):
     more = ["strategy=deepspeed_zero3_offload", "trainer.activation_checkpointing=full", *TWO]
     launch([*overrides, f"run_dir={folder / 'zero3'}", *more], ZERO)
     path = last(folder / "zero3")
     check_same_run(one, folder / "zero3")
+    check_labels(one_of_two_rows, folder / "zero3")
     assert open_checkpoint(path).read_tokenizer().vocab_size == 258
 
     file = next((path / TAG).glob("*_optim_states.pt"))

@@ -1,4 +1,7 @@
-"""DeepSpeed, on two CPU processes: what it skips, LoRA, and the weights that a run starts from."""
+"""DeepSpeed, on two CPU processes: what it skips, LoRA, and the weights that a run starts from.
+
+Each runs with one of the four strategies, every strategy in one of them: a run takes most of a minute.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def test_gradients_of_a_loss_that_is_not_finite_are_not_finite(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero3_offload"])
+@pytest.mark.parametrize("strategy", ["deepspeed_zero2"])
 def test_a_run_skips_what_one_process_skips(strategy, folder, overrides):
     """Step 2 is bad on one of two ranks; and, by itself, in one process."""
     one, two = folder / "bad-one", folder / f"bad-{strategy}"
@@ -86,7 +89,7 @@ def test_a_run_skips_what_one_process_skips(strategy, folder, overrides):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("strategy", ["deepspeed_zero3"])
 def test_folder_of_an_earlier_version_resumes(strategy, folder, overrides):
     """After two steps, one rank's, under the names that options had; the four steps are those of one process."""
     one, run = folder / "earlier-one", folder / f"earlier-{strategy}"
@@ -112,7 +115,7 @@ def base(folder, overrides) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero3_offload"])
+@pytest.mark.parametrize("strategy", ["deepspeed_zero3_offload"])
 def test_lora_from_a_checkpoint_stops_resumes_and_equals_one_process(strategy, base, folder, overrides):
     one, two = folder / "lora-one", folder / f"lora-{strategy}"
     options = [*overrides, *LORA, f"init_from={base}"]
@@ -132,7 +135,7 @@ def test_lora_from_a_checkpoint_stops_resumes_and_equals_one_process(strategy, b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_zero2_offload", "deepspeed_zero3"])
+@pytest.mark.parametrize("strategy", ["deepspeed_zero2_offload"])
 def test_frozen_weights_of_bf16_are_those_that_the_run_started_from(strategy, base, folder, overrides):
     """Rounded, as DeepSpeed does it. They come from a .ckpt file, whose tensors torch builds by itself."""
     run = folder / f"bf16-{strategy}"

@@ -117,7 +117,7 @@ Catch = Literal["identical", "degraded"]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a rater hears: an item with a system on each side, or a catch trial, which has no systems to compare.
+    """One hearing of a rater: an item with a system on each side, or a catch trial, which has no systems to compare.
 
     left, right: a system's name; DEGRADED for the bad side of a catch trial
     """

@@ -1,4 +1,4 @@
-"""Which variant of a word was said, from a phoneme recognizer's output: two scorers, and both are reported.
+"""The variant of a word that was said, from a phoneme recognizer's output: two scorers, and both are reported.
 
 `greedy_choice`   the phonemes that are most likely frame by frame, and the variant that some stretch of them resembles
                   most; like Sesame's published description, as far as it goes

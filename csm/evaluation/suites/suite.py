@@ -59,7 +59,7 @@ class Suite:
     control_suffix: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """What decides comparability, as plain values."""
+        """Everything that decides comparability, as plain values."""
         return {"name": self.name, "version": self.version, "scoring": self.scoring, "metrics": list(self.metrics)}
 
 
