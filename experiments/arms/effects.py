@@ -45,7 +45,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Needed:
-    """What would show the difference with the chance `POWER`; None: more than `MOST` seeds or times the conversations.
+    """Effort to show the difference with the chance `POWER`; None: more than `MOST` seeds or times the conversations.
 
     seeds:         with the conversations that there are
     conversations: with the seeds that there are
@@ -140,7 +140,7 @@ def _power(difference: float, error: float, freedom: float, level: float) -> flo
 
 
 def _residuals(sums: Floats, frames: Floats) -> tuple[Floats, float]:
-    """What each seed and conversation adds to the ratio sum(sums) / sum(frames), linearized: [S, C], and the ratio."""
+    """Shares of each seed and conversation in the ratio sum(sums) / sum(frames), linearized: [S, C], and the ratio."""
     seeds, conversations = sums.shape
     if seeds < 2 or conversations < 2:
         raise ValueError(f"an interval needs two seeds and two conversations or more, not {seeds} and {conversations}")

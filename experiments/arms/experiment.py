@@ -67,7 +67,7 @@ class Experiment:
     title: str = MISSING
     """Heading of the page."""
     question: str = MISSING
-    """What the experiment is to answer."""
+    """Question of the experiment."""
     base: list[str] = field(default_factory=list)
     """Words for train.py that all arms have in common."""
     arms: dict[str, list[str]] = field(default_factory=dict)

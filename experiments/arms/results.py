@@ -18,7 +18,7 @@ LEVEL = 0.05
 """Of all tests of a comparison together (Holm 1979)."""
 
 Record = dict[str, Any]
-"""What experiments.arms.trainings.finish knows about a training."""
+"""Facts that experiments.arms.trainings.finish knows about a training."""
 
 
 def results(experiment: Experiment, more: Sequence[str], comparisons: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Training:
 
 
 def finish(training: Training, views: list[View]) -> dict[str, Any]:
-    """What is known about the training, trained and scored where that has not been done yet.
+    """Result of the training, trained and scored where that has not been done yet.
 
     Raises ValueError if its folder holds a training with other options or of other data, and what `train` raises.
     """

@@ -30,11 +30,12 @@ HELP = """Makes an open corpus of spoken conversations, offline.
 
 The same command goes on after an interruption, and with more hours adds to what is there. Then, for example:
 
-    python -m data_prep input=corpora/desk/train/manifest.jsonl output=data/desk codec=spectral transcribe=none
+    python -m data_prep input=corpora/desk/train/manifest.jsonl output=data/desk encode.shifts=4 codec=spectral \
+        codec.num_codebooks=8 codec.codebook_size=1024 transcribe=none loose=off strict=off
 
 Options, with their defaults:
 
-    level=desk      desk (about 300 words in known patterns) or open (open vocabulary, more voices)
+    level=desk      desk (about 300 words in known patterns), voices (desk by four voices) or open (open vocabulary)
     output=         folder to write
     seed=0          of texts and pauses; held-out sentences and words are the same for every seed
     hours=null      hours of training speech, about; null: the level's own
@@ -50,7 +51,7 @@ class CorpusOptions:
     """Options of `python -m experiments.corpus`."""
 
     level: str = "desk"
-    """desk (about 300 words) or open."""
+    """desk (about 300 words), voices (desk by four voices) or open."""
     output: str = MISSING
     """Folder to write."""
     seed: int = 0

@@ -10,15 +10,11 @@ from experiments.corpus.plan import Level
 
 _HERE = Path(__file__).parent
 
+_DESK = read_grammar(_HERE / "desk.txt", DRAWN, held_out=frozenset({"seventeen", "eighty"}))
+
 LEVELS = {
-    "desk": Level(
-        "desk",
-        read_grammar(_HERE / "desk.txt", DRAWN, held_out=frozenset({"seventeen", "eighty"})),
-        voices=("joe", "slt"),
-        test_voices=(),
-        small=40,
-        hours=4.0,
-    ),
+    "desk": Level("desk", _DESK, voices=("joe", "slt"), test_voices=(), small=40, hours=4.0),
+    "voices": Level("voices", _DESK, voices=("joe", "slt", "awb", "kal"), test_voices=(), small=40, hours=4.0),
     "open": Level(
         "open",
         read_grammar(_HERE / "open.txt", DRAWN, held_out=frozenset()),

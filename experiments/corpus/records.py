@@ -46,7 +46,7 @@ def _write_text(content: str, file: Path) -> None:
 
 
 def describe(level: Level, planned: Sequence[Conversation], records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What corpus.json says beside the options: licences, words, and sizes of the sets."""
+    """Content of corpus.json beside the options: licences, words, and sizes of the sets."""
     texts = {name: [turn.line.text for one in planned if one.set == name for turn in one.turns] for name in SETS}
     words = {name: Counter(word for text in said for word in words_of(text)) for name, said in texts.items()}
     sets = {}
@@ -80,7 +80,7 @@ def text_of(summary: Mapping[str, Any], output: Path) -> str:
         for name, size in summary["sets"].items()
     ]
     lines.append(
-        f"next: python -m data_prep input={output}/train/manifest.jsonl output=data/{summary['level']} codec=spectral "
-        "tokenizer=bytes transcribe=none loose=off strict=off"
+        f"next: python -m data_prep input={output}/train/manifest.jsonl output=data/{summary['level']} encode.shifts=4 "
+        "codec=spectral codec.num_codebooks=8 codec.codebook_size=1024 transcribe=none loose=off strict=off"
     )
     return "\n".join(lines)

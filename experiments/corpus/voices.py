@@ -67,6 +67,8 @@ VOICES = {  # the place of a voice is its speaker id in manifests: new ones go t
         model.split("_")[1]: VoiceInfo("kokoro", model, "Apache-2.0", "Kokoro-82M, voice of the npm package kokoro-js")
         for model in ("af_heart", "af_bella", "am_michael", "am_fenrir", "bf_emma", "bm_george", "af_kore", "am_puck")
     },
+    "awb": VoiceInfo("flite", "awb", _FLITE, "CMU ARCTIC awb, program flite"),
+    "kal": VoiceInfo("flite", "kal16", _FLITE, "diphones of kal, program flite"),
 }
 
 
@@ -77,7 +79,7 @@ def load_voice(name: str) -> Voice:
 
 
 def source_of(name: str) -> dict[str, str]:
-    """What a record says about the voice `name`: engine and its version, model, licence, origin."""
+    """Description of the voice `name` in a record: engine and its version, model, licence, origin."""
     info = VOICES[name]
     return {
         "engine": f"{info.engine} {_ENGINES[info.engine].version()}",
@@ -195,7 +197,7 @@ def _wav_of(command: list[str]) -> tuple[np.ndarray, int]:
 
 
 def _output(command: list[str], status: int = 0) -> bytes:
-    """What a program prints. Raises ValueError if it is not installed, or does not exit with `status`."""
+    """Output of a program. Raises ValueError if it is not installed, or does not exit with `status`."""
     try:
         done = subprocess.run(command, capture_output=True)
     except FileNotFoundError:

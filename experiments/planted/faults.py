@@ -1,14 +1,11 @@
 """Faults that are planted into small trainings, each where users make them: in an option, in the data, in the code.
 
-`train_case` trains a small model on the demo recordings with one of them, and starts a second run from its export, as
-one does to fine-tune it. What the two leave (metrics.jsonl of the first, warnings of both) is all that
+`train_case` trains a small model on the demo recordings with one of them. The metrics.jsonl that it leaves is all that
 experiments/planted/signs.py may read.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,8 +25,12 @@ from csm.data.sample import Sample, Turn
 from csm.frames import Frames, TurnTokens, conversation_frames
 from csm.model.csm import CSM
 from csm.training.build import train
+from csm.training.loggers import read_lines
 from data_prep.config import DataPrepConfig, ReportConfig
 from data_prep.demo import prepare_demo_dataset
+
+Records = list[dict[str, Any]]
+"""Lines of metrics.jsonl; values that are not finite are None."""
 
 CODEC = CodecConfig(kind=CodecKind.spectral, num_codebooks=8, codebook_size=64)
 VOCAB_SIZE = CODEC.codebook_size + 3
@@ -57,7 +58,6 @@ OVERRIDES = [
     "trainer.checkpoint_every_steps=0",
 ]
 LENGTH = ["trainer.max_steps=60", "trainer.log_every_steps=4", "trainer.val_every_steps=20"]
-SECOND_RUN = ["trainer.max_steps=1", "trainer.log_every_steps=0", "trainer.val_every_steps=0"]
 
 
 @contextmanager
@@ -131,19 +131,6 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a run shows: the lines of metrics.jsonl, and the warnings about labels of it and of a run that starts from
-    its export."""
-
-    records: list[dict[str, float | None]]
-    warnings: list[str]
-
-    def curve(self, metric: str) -> list[float | None]:
-        """The values of a metric, in order."""
-        return [record[metric] for record in self.records if metric in record]
-
-
 def prepare_data(folder: Path) -> Path:
     """The demo recordings (82 s of them for training) in the codes of `CODEC`."""
     output = folder / "demo"
@@ -151,30 +138,9 @@ def prepare_data(folder: Path) -> Path:
     return output
 
 
-def train_case(case: Case, dataset: Path, run_dir: Path, seed: int = 1234) -> Evidence:
-    """Trains with a fault in `run_dir`, and takes one step from the result in a folder beside it."""
-    words = [*OVERRIDES, *case.overrides, f"data.path={dataset}", f"seed={seed}"]
-    second = run_dir.with_name(run_dir.name + "-again")
-    with warnings_of_labels() as warnings, case.patched():
-        train(TRAIN.options(TRAIN.compose([*words, *LENGTH, f"run_dir={run_dir}"])))
-        again = [*SECOND_RUN, f"init_from={run_dir / 'export'}", f"run_dir={second}"]
-        train(TRAIN.options(TRAIN.compose([*words, *again])))
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return Evidence([json.loads(line) for line in lines], warnings)
-
-
-@contextmanager
-def warnings_of_labels() -> Iterator[list[str]]:
-    """Messages of csm/stability/labels.py while the block runs."""
-    messages: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    logger, listener = logging.getLogger("csm.stability.labels"), Listener(logging.WARNING)
-    logger.addHandler(listener)
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(listener)
+def train_case(case: Case, dataset: Path, run_dir: Path, seed: int = 1234) -> Records:
+    """Trains with a fault in `run_dir`; returns the lines of metrics.jsonl."""
+    words = [*OVERRIDES, *LENGTH, *case.overrides, f"data.path={dataset}", f"seed={seed}", f"run_dir={run_dir}"]
+    with case.patched():
+        train(TRAIN.options(TRAIN.compose(words)))
+    return read_lines(run_dir / "metrics.jsonl")

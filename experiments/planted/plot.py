@@ -17,14 +17,17 @@ CURVES = (("loss_c0", "codebook 0", TEXT), ("loss_decoder", "other codebooks, me
 
 
 def panel(run: dict[str, Any], left: float, top: float) -> list[str]:
-    """The curves of one run; top, left: its corner."""
+    """The losses of one run, and what its last validation found about labels; top, left: its corner."""
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - 24
     last = int(run["records"][-1]["step"])
 
     def place(step: float, nats: float) -> str:
         return f"{left + LEFT + width * step / last:.1f} {top + TOP + height * (1 - min(nats, MOST) / MOST):.1f}"
 
+    found = [record for record in run["records"] if "val/leak" in record][-1]
+    checks = f"shift {found['val/shift_gain']:+.2f}, leak {100 * found['val/leak']:.2g} %"
     parts = [note(left + LEFT, top + TOP - 8, run["fault"], 13)]
+    parts.append(note(left + WIDTH - RIGHT, top + TOP + 12, checks, 10, "end"))
     for nats in range(0, int(MOST) + 1, 2):
         parts.append(f"<path d='M{place(0, nats)}L{place(last, nats)}' stroke='#dddddd'/>")
         parts.append(note(left + LEFT - 6, float(place(0, nats).split()[1]) + 4, str(nats), 10, "end"))
@@ -53,8 +56,10 @@ def main() -> None:
             line = f"stroke='{color}' stroke-width='1.8' stroke-dasharray='{dashes}'"
             parts += [f"<path d='M{left} {bottom - 4}h26' {line}/>", note(left + 32, bottom, f"{label}, {prefix}", 11)]
             left += 225
-    axes = note(LEFT, bottom + 20, "nats per frame over optimizer steps; losses above 6 are drawn at 6", 11)
-    FIGURE.write_text(svg(COLUMNS * WIDTH, bottom + 34, *parts, axes), encoding="utf-8")
+    axes = "nats per frame over optimizer steps; losses above 6 are drawn at 6"
+    checks = "shift, leak: val/shift_gain and val/leak at the end"
+    words = note(LEFT, bottom + 20, f"{axes}; {checks}", 11)
+    FIGURE.write_text(svg(COLUMNS * WIDTH, bottom + 34, *parts, words), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from experiments.planted.faults import CASES, VOCAB_SIZE, Evidence, prepare_data, train_case
+from experiments.planted.faults import CASES, VOCAB_SIZE, Records, prepare_data, train_case
 from experiments.planted.signs import signs
 
 RESULTS = Path(__file__).with_name("results.json")
 KEPT = re.compile(
-    r"step|(train|val)/(loss|loss_c0|loss_decoder|accuracy_c0|eos_recall|gradient_norm)|val_codebooks/loss_\d+"
+    r"step|(train|val)/(loss|loss_c0|loss_decoder|accuracy_c0|eos_recall|gradient_norm|shift_gain|leak)|val_codebooks/loss_\d+"
 )
 
 
@@ -38,14 +38,13 @@ def main() -> None:
     arguments.out.write_text(f'{{"vocab_size": {VOCAB_SIZE}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
-def summary(name: str, seed: int, run: Evidence) -> dict[str, Any]:
+def summary(name: str, seed: int, run: Records) -> dict[str, Any]:
     """A run as it is kept: the curves that the page and its plot show, to four digits."""
     records = [
         {key: value if value is None else float(f"{value:.4g}") for key, value in record.items() if KEPT.fullmatch(key)}
-        for record in run.records
+        for record in run
     ]
-    found = sorted(signs(run, VOCAB_SIZE))
-    return {"fault": name, "seed": seed, "signs": found, "warnings": run.warnings, "records": records}
+    return {"fault": name, "seed": seed, "signs": sorted(signs(run, VOCAB_SIZE)), "records": records}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class SpeechExperiment:
     title: str = MISSING
     """Heading of the page."""
     question: str = MISSING
-    """What the experiment is to answer."""
+    """Question of the experiment."""
     base: list[str] = field(default_factory=list)
     """Words for evaluate.py that all arms have in common."""
     arms: dict[str, list[str]] = field(default_factory=dict)

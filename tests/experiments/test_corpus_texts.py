@@ -128,7 +128,7 @@ def test_homographs_are_written_alike_and_said_differently(tmp_path: Path) -> No
     ("words", "message"),
     [
         (["level=desk"], "no output given; usage: python -m experiments.corpus level=desk output=DIR"),
-        (["level=desks", "output=x"], "level=desks is not known; levels are desk, open"),
+        (["level=desks", "output=x"], "level=desks is not known; levels are desk, voices, open"),
         (["out=x"], "'out=x' is not an option; options are hours, level, output, seed, workers"),
         (["output=x", "hours=0"], "workers must be 1 or more, and hours more than 0"),
         (["output=x", "seed=a"], "Value 'a' of type 'str' could not be converted to Integer"),
