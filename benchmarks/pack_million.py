@@ -97,7 +97,7 @@ def memory_of_all(pid: int) -> float:
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """What the step printed, and `all`: the peak of the memory of all its processes."""
+    """Numbers that the step printed, and `all`: the peak of the memory of all its processes."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0.0
     while process.poll() is None:

@@ -57,7 +57,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `ratio` 16 lets the depth decoder see 1/16 of the positions."""
+    """A measured training step; `ratio` 16 lets the depth decoder see 1/16 of the positions."""
 
     size: str
     device: str

@@ -6,20 +6,19 @@ Tables stand between `<!-- table: NAME -->` and `<!-- end -->` in the pages; wha
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 
-from csm.compose import TRAIN
-from csm.config import CSMConfig, LoraConfig
+from csm.config import CodeLayout, CSMConfig, LoraConfig, PlanConfig
 from csm.model.flops import TrainingFlops, Work, linear_parameters, training_flops
-from csm.planning.estimate import make_plan
-from csm.planning.request import read_request
+from csm.planning.device import FRAME_RATE
 from csm.planning.state import Parameters
 from docs.figures import architecture, frame_layout, shares_of_work
+from docs.loss_shares import loss_shares
+from docs.scaling_tables import TABLES as SCALING
+from docs.tables import LENGTH, MODELS, config_of, markdown
 
 FOLDER = Path(__file__).parent
-PAGES = ("whitepaper.md", "comparison.md")
-MODELS = ("csm_1b", "csm_3b", "csm_8b")
+PAGES = ("whitepaper.md", "comparison.md", "scaling.md")
 PARTS = {
     "text embeddings": "text_embeddings",
     "audio embeddings": "audio_embeddings",
@@ -29,23 +28,12 @@ PARTS = {
     "depth decoder": "decoder",
     "heads of codebooks 1..31": "audio_head",
 }
-LENGTH = 2048  # positions of a row
 BANDWIDTH = {
     "L4": 0.300,
     "RTX 4090": 1.008,
     "A100 80 GB": 2.039,
     "H100 SXM": 3.35,
 }  # TB/s, from the makers' data sheets
-
-
-@cache
-def config_of(model: str) -> CSMConfig:
-    return TRAIN.options(TRAIN.compose([f"model={model}", "data.path=none"])).model
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
-    return "\n".join(lines)
 
 
 def shapes() -> str:
@@ -111,43 +99,34 @@ def generation_traffic() -> str:
     return markdown(head, rows)
 
 
-def projection() -> str:
-    """A million hours, once, at 40 % of the peak."""
-    requests = [
-        ("csm_1b", 64, "ddp"),
-        ("csm_1b", 256, "ddp"),
-        ("csm_3b", 256, "fsdp"),
-        ("csm_8b", 256, "fsdp"),
-        ("csm_8b", 1024, "fsdp"),
+def seconds_of_row(layout: CodeLayout, text_tokens_per_second: float) -> float:
+    """Speech that LENGTH positions hold, as one turn: x seconds of frames, their text, and the end."""
+    codebooks = config_of("csm_1b").num_codebooks
+    frame, end = {CodeLayout.depth: (1, 1), CodeLayout.delay: (1, codebooks), CodeLayout.flat: (codebooks, codebooks)}[
+        layout
     ]
-    rows = []
-    for model, gpus, strategy in requests:
-        batch = max(512, 2 * gpus)
-        config, options = read_request(
-            [
-                *(f"model={model}", f"gpus={gpus}", "gpu=h100", f"strategy={strategy}", "hours=1000000"),
-                *(f"data.global_batch_size={batch}", "data.micro_batch_size=1"),
-            ]
-        )
-        plan = make_plan(config, options)
-        assert plan.positions_per_second and plan.gpu_hours and plan.days
-        rows.append(
-            [
-                *(f"`{model}`", str(gpus), f"{batch * LENGTH / 1e6:.1f}", f"{plan.positions_per_second / gpus:,.0f}"),
-                *(f"{plan.gpu_hours:,.0f}", f"{plan.days:.1f}", f"{plan.shards_storage / 1e12:.1f}"),
-            ]
-        )
-    head = ["model", "H100s", "million positions a step", "positions/s and GPU", "GPU hours", "days", "shards, TB"]
-    return markdown(head, rows)
+    return (LENGTH - end) / (FRAME_RATE * frame + text_tokens_per_second)
 
 
-TABLES = {
+def row_length() -> str:
+    """Seconds of a row for each layout of codes."""
+    tokens = PlanConfig().text_tokens_per_second
+    rows = [
+        [f"`{layout.value}`", *(f"{seconds_of_row(layout, rate):.1f} s" for rate in (0, tokens))]
+        for layout in (CodeLayout.depth, CodeLayout.delay, CodeLayout.flat)
+    ]
+    return markdown([f"{LENGTH} positions hold", "frames alone", f"with {tokens:g} text tokens a second"], rows)
+
+
+OWN = {
     "shapes": shapes,
     "parameters": parameters,
     "training work": training_work,
     "generation traffic": generation_traffic,
-    "projection": projection,
+    "row length": row_length,
+    "loss shares": loss_shares,
 }
+TABLES = OWN | SCALING
 
 
 def with_tables(text: str) -> str:

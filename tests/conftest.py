@@ -5,17 +5,20 @@ Imported by every test process, so whatever is slow to import is imported by the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Several test processes run in parallel. Read when torch is imported; processes that tests start have it, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if TYPE_CHECKING:
     from csm.config import TrainConfig
-
-torch.set_num_threads(1)  # several test processes run in parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 
