@@ -15,11 +15,12 @@ import numpy as np
 import soxr
 
 from csm.audio import mean_of_channels, mono_channel
+from csm.data.sample import Sample
 from csm.decode import BLOCK
 from data_prep.audio.decode import open_audio
 from data_prep.audio.storage import is_url, open_bytes, where
 from data_prep.reasons import Reason, RejectedRecording
-from data_prep.records import Recording
+from data_prep.records import Locator, Recording
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,20 @@ IN_MEMORY_BYTES = 64 << 20
 
 _CHUNK = 1 << 20  # bytes hashed at once
 _FLOAT = np.dtype(np.float32).itemsize
+
+
+def recording_of(sample: Sample, path: Path) -> Recording:
+    """The recording in `path` that a packed conversation was made from; what probing sets is not known."""
+    return Recording(
+        id=sample.recording,
+        source=sample.source,
+        audio=path.name,
+        locator=Locator(str(path)),
+        group=sample.group,
+        split=sample.split,
+        lang=sample.lang,
+        licence=sample.licence,
+    )
 
 
 class RecordingAudio:

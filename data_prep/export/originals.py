@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import soundfile
 
 from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample
-from data_prep.audio.recording import RecordingAudio
+from data_prep.audio.recording import RecordingAudio, recording_of
 from data_prep.inputs.plan_files import PLAN_FILE, load_plan
 from data_prep.inputs.probe import probe
 from data_prep.reasons import RejectedRecording
@@ -64,15 +64,8 @@ class Originals:
         found = probe(Locator(str(path)), path.name)
         if found.reason is not None:
             return Original(None, found.message or str(found.reason))
-        recording = Recording(
-            id=sample.recording,
-            source=sample.source,
-            audio=path.name,
-            locator=Locator(str(path)),
-            group=sample.group,
-            split=sample.split,
-            lang=sample.lang,
-            licence=sample.licence,
+        recording = replace(
+            recording_of(sample, path),
             seconds=found.seconds,
             sample_rate=found.sample_rate,
             channels=found.channels,

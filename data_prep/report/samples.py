@@ -27,9 +27,8 @@ from csm.data.dataset import ShardedDataset
 from csm.data.sample import Sample, Turn
 from csm.decode import AudioReader
 from data_prep.audio.decode import open_audio
-from data_prep.audio.recording import RecordingAudio
+from data_prep.audio.recording import RecordingAudio, recording_of
 from data_prep.reasons import RejectedRecording
-from data_prep.records import Locator, Recording
 
 MAX_AUDIO_SECONDS = 30.0
 """Longest audio of a player. At 4 kB/s, and a third more as base64, 20 players take 3.2 MB; the spectral codec decodes
@@ -148,22 +147,7 @@ class _Cutter:
     def _open(self, path: Path, sample: Sample) -> None:
         self.close()
         self._reader = open_audio(self._opened.enter_context(path.open("rb")), path.name)
-        self._whole = self._opened.enter_context(
-            closing(
-                RecordingAudio(
-                    Recording(
-                        id=sample.recording,
-                        source=sample.source,
-                        audio=path.name,
-                        locator=Locator(str(path)),
-                        group=sample.group,
-                        split=sample.split,
-                        lang=sample.lang,
-                        licence=sample.licence,
-                    )
-                )
-            )
-        )
+        self._whole = self._opened.enter_context(closing(RecordingAudio(recording_of(sample, path))))
         self._path = path
 
 
