@@ -177,7 +177,8 @@ def covered(said: list[Said], turns: list[DraftTurn], events: list[Event], calls
     """Share of the speech that turns cover. A backchannel within another's turn is covered by its event."""
     total = common = 0.0
     for turn in said:
-        if any(of.get(event.speaker) == str(turn.speaker) and turn.start <= event.time <= turn.end for event in events):
+        own_events = [event for event in events if of.get(event.speaker) == str(turn.speaker)]
+        if any(turn.start - COLLAR <= event.time <= turn.end for event in own_events):  # speech is found with a margin
             total, common = total + turn.end - turn.start, common + turn.end - turn.start
             continue
         own = [t for t in turns if not calls or of.get(t.speaker) == str(turn.speaker)]

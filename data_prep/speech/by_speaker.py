@@ -20,6 +20,9 @@ from data_prep.records import MODEL_RATE, Span, SpeakerSpan, Word
 PAUSE_SECONDS = 0.5
 """Silence between two stretches in a clip."""
 
+UTTERANCE_SECONDS = 1.0
+"""Speech of this length between two pauses has words; shorter sounds may be none, or have theirs put beside them."""
+
 
 @dataclass
 class Joined:
@@ -46,6 +49,45 @@ class Joined:
         quarter = (part.end - part.start) / 4
         cut = quietest(part.start + quarter, part.end - quarter)
         return [Joined([Span(part.start, cut)]), Joined([Span(cut, part.end)])]
+
+    def without_gaps(self, words: Sequence[Word], speech: Sequence[Span] | None) -> list[Joined]:
+        """Clips of the same speech, divided before and after each utterance that has got no word; else this clip.
+
+        Recognizers skip utterances that follow a pause, or another one that they could not make out, but mostly hear
+        them where nothing else is in the clip.
+
+        Args:
+            words: recognized, with times in the clip.
+            speech: spans of speech of the track, by start, which divide a single stretch into utterances; None: it is
+                one.
+        """
+        utterances = self.parts
+        if len(self.parts) == 1 and speech is not None:
+            (part,) = self.parts
+            utterances = [
+                Span(max(span.start, part.start), min(span.end, part.end))
+                for span in speech
+                if span.start < part.end and span.end > part.start
+            ]
+        if len(utterances) < 2:
+            return [self]
+        counts = [0] * len(utterances)
+        for word in (word for placed in self.placed(words) for word in placed):
+            middle = (word.start + word.end) / 2
+            distance = [max(span.start - middle, middle - span.end) for span in utterances]
+            counts[distance.index(min(distance))] += 1
+        groups: list[list[Span]] = []
+        after_gap = True
+        for span, count in zip(utterances, counts, strict=True):
+            gap = count == 0 and span.end - span.start >= UTTERANCE_SECONDS
+            if gap or after_gap:
+                groups.append([])
+            groups[-1].append(span)
+            after_gap = gap
+        if len(groups) < 2:
+            return [self]
+        whole = len(self.parts) == 1  # utterances are heard with the pauses between them, as before
+        return [Joined([Span(group[0].start, group[-1].end)] if whole else group) for group in groups]
 
     def placed(self, words: Sequence[Word]) -> list[list[Word]]:
         """The words of each stretch, given by time in the clip, with their times in the recording.

@@ -5,7 +5,8 @@ divided where they are quietest. Between the spans of a clip, recognizers hear s
 side of a call, or of the background, becomes text. A batch holds clips of one recording only, so that a recording's
 text does not depend on what it is processed with. Given turns with texts are not recognized; those without are, each
 by itself. Where several speak on one track, one at a time, a clip holds one speaker (speech/by_speaker.py). A clip
-whose text goes round in circles is recognized again in two parts.
+whose text goes round in circles, or is as good as guessed, is recognized again in two parts, and one in which a whole
+utterance has no word is divided before and after that utterance.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ CLIPS_AT_ONCE = 64  # with their audio in memory: half an hour
 CIRCLING = 2.4
 """Compression ratio from which a text repeats itself, as in Whisper's own code, which then draws at random. Here parts
 of the clip are recognized instead, with the same result each time."""
+GUESSED = -1.0
+"""Mean log probability of the tokens below which a text is not to be trusted; the same. Such texts are often a single
+word for half a minute of speech."""
 SHORTEST_CUT = 4.0
-"""Shorter clips are not divided, in seconds."""
+"""Shorter clips are not divided for their texts, in seconds."""
 
 
 class TranscribeStage:
@@ -49,7 +53,7 @@ class TranscribeStage:
     """
 
     name = "transcribe"
-    version = 4  # 3: all speakers of a track were heard together; 2: circling texts stayed as they were
+    version = 5  # 4: utterances stayed without words; 3: all speakers of a track were heard together
     reads: tuple[str, ...] = ("vad", "diarize")
     result = Transcript
     group_seconds = 0.0
@@ -86,7 +90,9 @@ class TranscribeStage:
             return Transcript([])
         if self._model is None:
             self._model = load_recognizer(self.options, "transcribe.model")
-        spans = {track.channel: track.spans for track in speech.tracks} if recording.turns is None else {}
+        spans: dict[int | None, list[Span]] = {}
+        if recording.turns is None:
+            spans = {track.channel: track.spans for track in speech.tracks}
 
         def read(channel: int | None, clip: Joined) -> np.ndarray:
             return clip.samples(lambda part: _only_speech(read_clip(audio, channel, part), part, spans.get(channel)))
@@ -97,7 +103,7 @@ class TranscribeStage:
         clips: list[Clip] = []
         for first in range(0, len(stretches), CLIPS_AT_ONCE):
             some = stretches[first : first + CLIPS_AT_ONCE]
-            for channel, clip, found in self._heard(some, read, lang, audio):
+            for channel, clip, found in self._heard(some, read, lang, audio, spans):
                 scores = found.avg_logprob, found.no_speech_prob, compression_ratio(found.text)
                 placed = clip.placed([word for word in found.words if word.text])
                 texts = [found.text] if len(placed) == 1 else [_text(words, lang) for words in placed]
@@ -114,17 +120,22 @@ class TranscribeStage:
         read: Callable[[int | None, Joined], np.ndarray],
         lang: str,
         audio: RecordingAudio,
+        spans: dict[int | None, list[Span]],
     ) -> list[tuple[int | None, Joined, Recognized]]:
-        """Texts recognized in each clip, or in its parts, in order."""
+        """Texts recognized in each clip, or in its parts, in order. spans: of speech, by track"""
         assert self._model is not None
         texts = self._model.recognize([read(channel, clip) for channel, clip in stretches], lang)
         heard = []
         for (channel, clip), found in zip(stretches, texts, strict=True):
-            if clip.seconds < SHORTEST_CUT or compression_ratio(found.text) <= CIRCLING:
+            failed = compression_ratio(found.text) > CIRCLING or found.avg_logprob < GUESSED
+            if failed and clip.seconds >= SHORTEST_CUT:
+                parts = clip.halves(quietest_of(audio, channel))
+            else:
+                parts = clip.without_gaps(found.words, spans.get(channel))
+            if len(parts) > 1:
+                heard += self._heard([(channel, part) for part in parts], read, lang, audio, spans)
+            else:
                 heard.append((channel, clip, found))
-                continue
-            halves = [(channel, half) for half in clip.halves(quietest_of(audio, channel))]
-            heard += self._heard(halves, read, lang, audio)
         return heard
 
     def _stretches(

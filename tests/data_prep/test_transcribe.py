@@ -203,33 +203,37 @@ def test_clips_longer_than_whisper_hears_are_refused():
         TranscribeStage(TranscribeConfig(max_clip_seconds=45.0))
 
 
-class Circling:
-    """A recognizer that goes round in circles on clips of more than 5 s; it says how long each clip was."""
+class Failing:
+    """A recognizer that fails on clips of more than 5 s; it says how long each clip was."""
 
-    name = "circling"
+    name = "failing"
 
-    def __init__(self) -> None:
+    def __init__(self, failure: str, avg_logprob: float) -> None:
+        self.failure, self.avg_logprob = failure, avg_logprob
         self.clips: list[np.ndarray] = []
 
     def recognize(self, clips, language):
         self.clips += clips
-        texts = ["and so on " * 40 if len(clip) > 5 * RATE else f"part of {len(clip)}" for clip in clips]
-        return [
-            Recognized(text, [Word(text, 0.1, len(clip) / RATE - 0.1)], -0.5, 0.0)
-            for text, clip in zip(texts, clips, strict=True)
-        ]
+        found = []
+        for clip in clips:
+            failed = len(clip) > 5 * RATE
+            text = self.failure if failed else f"part of {len(clip)}"
+            words = [Word(text, 0.1, len(clip) / RATE - 0.1)]
+            found.append(Recognized(text, words, self.avg_logprob if failed else -0.5, 0.0))
+        return found
 
 
-def test_a_clip_that_goes_round_in_circles_is_heard_in_parts(tmp_path):
+@pytest.mark.parametrize("failure, avg_logprob", [("and so on " * 40, -0.5), ("Okay.", -1.1)])
+def test_a_clip_that_goes_round_in_circles_or_was_guessed_is_heard_in_parts(failure, avg_logprob, tmp_path):
     demo = demo_recordings()["directory"]
     demo = np.concatenate([demo, np.zeros(RATE, np.float32), demo])[: 14 * RATE]
     stage = TranscribeStage(TranscribeConfig())
-    stage._model = Circling()
+    stage._model = Failing(failure, avg_logprob)
     item = spoken(tmp_path / "a.wav", demo)
     item.recording.lang = "en"
     (transcript,) = stage.process([item])
     clips = transcript.clips
-    assert len(clips) > 2 and all(clip.compression_ratio < 2.4 for clip in clips)
+    assert len(clips) > 2 and all(clip.text.startswith("part of") for clip in clips)
     assert clips[0].start == 0.0 and clips[-1].end == pytest.approx(len(demo) / RATE)
     assert all(a.end == b.start for a, b in pairwise(clips))
     assert all(clip.start <= word.start < word.end <= clip.end for clip in clips for word in clip.words)
@@ -288,6 +292,41 @@ def test_one_speaker_and_speakers_at_once_are_heard_as_they_speak(who, one_at_a_
     made.results["diarize"] = Speakers(spans, one_at_a_time=one_at_a_time)
     stage.process([made])
     assert stage._model.seconds == [9.0]
+
+
+class SkippingAfterPauses(Reading):
+    """Reads what comes before the first pause of a clip only."""
+
+    def recognize(self, clips, language):
+        heard = []
+        for clip in clips:
+            silent = np.flatnonzero((clip[: len(clip) // 1600 * 1600].reshape(-1, 1600) == 0).all(axis=1))
+            heard.append(clip[: 1600 * int(silent[0])] if len(silent) else clip)
+        self.seconds += [len(clip) / RATE for clip in clips]
+        return Reading().recognize(heard, language)
+
+
+@pytest.mark.parametrize(
+    "who, heard, seconds", [("aaaa", "1234", [7.0, 1.5, 1.0, 0.5, 2.0]), ("abaa", "124", [5.0, 1.0, 2.5, 2.0])]
+)
+def test_utterances_that_got_no_word_are_heard_by_themselves(who, heard, seconds, tmp_path):
+    """Of one speaker, in a clip with its pauses; of two, in a clip of each one's stretches.
+
+    Half a second of speech need not have a word, so nothing is divided for it.
+    """
+    levels = {(1.0, 2.5): 1, (3.0, 4.0): 2, (4.5, 5.0): 3, (6.0, 8.0): 4}
+    samples = np.zeros(9 * RATE, np.float32)
+    for (start, end), level in levels.items():
+        samples[round(start * RATE) : round(end * RATE)] = level / 10
+    stage = TranscribeStage(TranscribeConfig())
+    stage._model = SkippingAfterPauses()
+    made = spoken(tmp_path / "a.wav", samples, *(Span(*times) for times in levels))
+    spans = [SpeakerSpan(*times, speaker, None) for times, speaker in zip(levels, who, strict=True)]
+    made.results["diarize"] = Speakers(spans, one_at_a_time=True)
+    (transcript,) = stage.process([made])
+    words = [(word.text, word.start, word.end) for clip in transcript.clips for word in clip.words]
+    assert words == [(str(level), *times) for times, level in levels.items() if str(level) in heard]
+    assert stage._model.seconds == pytest.approx(seconds)
 
 
 def test_joined_clips_hold_all_stretches_of_a_speaker_and_are_never_too_long():
