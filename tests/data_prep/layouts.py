@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def text(path: Path, content: str | list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else "".join(json.dumps(row) + "\n" for row in content))
     return path
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".gz":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+        return path
+    return text(path, rows)
 
 
 class Source:
