@@ -8,6 +8,7 @@ from csm.data.stream import RankShare
 from csm.kernels.cuda import flex_limit
 from csm.model.freeze import PARTS
 from csm.parallel.plan import DEEPSPEED, SHARDING, precision
+from csm.stability.early_stop import UNDIRECTED
 from csm.stability.sample_metrics import METRICS
 
 
@@ -51,6 +52,8 @@ def _validate_early_stop(options: TrainerConfig) -> None:
     where = f"trainer.early_stop.metric={metric}"
     if kind not in ("val", "samples") or (kind == "samples" and name not in METRICS):
         raise ValueError(f"{where}: choose val/loss or another val/*, or samples/ with one of {', '.join(METRICS)}")
+    if any(name.startswith(part) for part in UNDIRECTED):
+        raise ValueError(f"{where}: neither its lowest nor its highest value is the best; choose another metric")
     if patience < 1:
         raise ValueError(f"trainer.early_stop.patience={patience} must be at least 1")
     missing = {"wer": "sample_asr", "similarity": "sample_similarity"}.get(name)

@@ -178,10 +178,8 @@ class EarlyStopConfig:
     """Ending a run by what validation finds, and choosing best.ckpt by it."""
 
     metric: str | None = None
-    """A metric of validation or samples (docs/metrics.md), such as samples/wer; null: best.ckpt has the lowest
-    val/loss, and nothing ends the run early."""
-    higher_is_better: bool = False
-    """For metrics such as samples/similarity."""
+    """A metric of validation or samples (docs/metrics.md), such as samples/wer or samples/similarity; its name
+    says whether more is better. null: best.ckpt has the lowest val/loss, and nothing ends the run early."""
     patience: int = 5
     """The run ends after this many values in a row that are no better than the best; the export is then the best."""
 

@@ -25,7 +25,7 @@ def models(arguments: argparse.Namespace) -> None:
 
 
 def extend(arguments: argparse.Namespace) -> None:
-    checkpoint = open_checkpoint(arguments.model, arguments.codec)
+    checkpoint = open_checkpoint(arguments.model, arguments.codec, arguments.own_tokenizer)
     if arguments.tokens is not None:
         tokens = [line for line in _read_lines(arguments.tokens) if line]
         pieces, rows = extend_vocabulary(checkpoint, tokens, arguments.out, arguments.overwrite)
@@ -58,6 +58,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     source = longer.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens", type=Path, metavar="FILE", help="new pieces, one a line, spaces included")
     source.add_argument("--tokenizer", metavar="PATH", help="another tokenizer: directory, tokenizer.json or hub id")
+    longer.add_argument(
+        "--own-tokenizer", metavar="PATH", help="the one that the model was trained with, where it carries none"
+    )
     longer.add_argument("--out", type=Path, required=True, help="directory to write, in the native layout")
     longer.add_argument("--overwrite", action="store_true", help="replace an existing model directory")
     longer.add_argument("--codec", metavar="FILE", help="Mimi weights in moshi's format, instead of the hub's")

@@ -32,7 +32,6 @@ from csm.model.speech_lm import SpeechLM
 from csm.text import (
     BYTES_FILE,
     PROMPT_KEY,
-    SESAME_PROMPT,
     TOKENIZER_FILE,
     HFTokenizer,
     TextTokenizer,
@@ -205,14 +204,17 @@ class SesameCheckpoint(Checkpoint):
             codec=_mimi(config),
             training=content.get("training", {}),
             tokenizer=tokenizer_path or (str(folder) if carried else known.tokenizer),
-            prompt=SESAME_PROMPT if carried else known.prompt,
+            prompt=known.prompt,
         )
 
     def read_properties(self) -> dict[str, str]:
         # a published file does not need the hub for that
         return super().read_properties() if _has_tokenizer(self.path) else {PROMPT_KEY: self.prompt}
 
-    _tokenizer_advice: ClassVar[str] = "give the tokenizer the model was trained with (--tokenizer, tokenizer_path)"
+    _tokenizer_advice: ClassVar[str] = (
+        "give the tokenizer the model was trained with (tokenizer_path or --tokenizer; for csm extend-vocabulary, "
+        "--own-tokenizer)"
+    )
 
     def _load_tokenizer(self) -> TextTokenizer:
         if (Path(self.tokenizer) / BYTES_FILE).is_file():

@@ -76,18 +76,13 @@ def _open(path: Path, tokenizer_path: str | None, averaged: bool) -> Checkpoint:
 
 def _directory_weights(path: Path, config: dict[str, Any]) -> str:
     """The file in directory `path` that holds, or lists, its weights."""
-    known = "format_version" in config or "backbone_flavor" in config or config.get("model_type") == "csm"
     found = weights_file([file.name for file in path.iterdir()], config)
-    if found is not None and (known or not config):  # MisoTTS, and Sesame's ckpt.pt, come without a config.json
-        return found
-    if known:
-        lacking = "no weights (model.safetensors)"
-    else:
-        lacking = "a config.json of another kind of model" if config else "no config.json"
-    raise FileNotFoundError(
-        f"{path} is not a model directory: it has {lacking}; expected an export of `csm export`, Sesame's layout "
-        "(model.safetensors or ckpt.pt), or transformers' CsmForConditionalGeneration"
-    )
+    if found is None:
+        raise FileNotFoundError(
+            f"{path} is not a model directory: it has no weights (model.safetensors); expected an export of "
+            "`csm export`, Sesame's layout (model.safetensors or ckpt.pt), or transformers' CsmForConditionalGeneration"
+        )
+    return found
 
 
 def _pickled_weights(file: Path, content: dict[str, Any]) -> Weights:

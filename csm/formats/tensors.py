@@ -83,7 +83,7 @@ def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]], whe
             raise ValueError(f"{where}: tensor {name} {shape} is missing; is it another model's checkpoint?")
         if weights[name].shape != shape:
             raise ValueError(f"{where}: tensor {name} has shape {weights[name].shape}, the model expects {shape}")
-        if not weights[name].dtype.is_floating_point:
+        if weights[name].dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             kind = str(weights[name].dtype).removeprefix("torch.")
             raise ValueError(f"{where}: tensor {name} is {kind}; quantized weights are not read, give the original")
     for name in weights:

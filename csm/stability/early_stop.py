@@ -7,6 +7,11 @@ from typing import Any
 
 from csm.config import EarlyStopConfig
 
+_HIGHER = ("accuracy", "recall", "ended", "similarity")
+"""Parts of the names of metrics of which more is better; of losses, word errors and failures, less is."""
+UNDIRECTED = ("rate", "chars_per_second", "entropy")
+"""Parts of the names of metrics that are best neither high nor low."""
+
 
 class EarlyStop:
     """The best value of `metric` so far, and how often it was missed since.
@@ -36,7 +41,7 @@ class EarlyStop:
                 known = ", ".join(name for name in metrics if name.startswith("val/"))
                 raise ValueError(f"trainer.early_stop.metric={self.metric}: validation has {known}, and samples/*")
             return False
-        value = metrics[self.metric] * (-1 if self._options.higher_is_better else 1)
+        value = metrics[self.metric] * (-1 if any(part in self.metric for part in _HIGHER) else 1)
         if value < self.best:
             self.best, self.misses = value, 0
             return True

@@ -100,7 +100,8 @@ class TurnsConfig:
     max_given_seconds: float = 60.0
     """Reject longer given turns."""
     trim_given_seconds: float | None = None
-    """End given turns this long after their last sound, the last above -40 dB of their loudest; null: as given."""
+    """End given turns this long after their last sound: within 40 dB of their loudest and above the background, or
+    within 20 dB. null: as given."""
     min_seconds: float = 0.2
     """Reject shorter turns."""
     pad_start_seconds: float = 0.1

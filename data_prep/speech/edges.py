@@ -17,7 +17,11 @@ SEARCH_SECONDS = 0.2
 """Accuracy of word times. In the middle of speech, a turn is cut at the quietest moment within this distance."""
 QUIET_FRAME_SECONDS = 0.03
 SILENT_DB = -40.0
-"""Power of the background relative to the loudest 30 ms of a turn, at most."""
+"""Power of the background relative to the loudest 30 ms of a turn, at most, where the background is not louder."""
+NOISY_DB = -20.0
+"""The same for any background: speech itself is weaker than that at the ends of words."""
+BACKGROUND = 0.1, 6.0
+"""Quantile of the power of a turn's frames that is its background's, and dB above which a sound stands out of it."""
 
 
 class Edges:
@@ -97,12 +101,17 @@ def quietest(samples: np.ndarray, frame_seconds: float) -> float:
 
 
 def end_of_sound(audio: RecordingAudio, channel: int | None, start: float, end: float) -> float:
-    """End of the last 30 ms between two times in seconds whose power is within 40 dB of the loudest; `end` if all is
-    silence."""
+    """End of the last 30 ms of sound between two times in seconds; `end` if all is silence.
+
+    Sound is what is within 40 dB of the loudest 30 ms and stands out of the background, or is within 20 dB.
+    """
     samples = audio.track(channel, MODEL_RATE, start, end).astype(np.float64)
     frame = round(QUIET_FRAME_SECONDS * MODEL_RATE)
     power = np.square(samples[: len(samples) // frame * frame]).reshape(-1, frame).mean(axis=1)
     if not power.any():
         return end
-    last = int(np.flatnonzero(power >= 10 ** (SILENT_DB / 10) * power.max())[-1])
+    quantile, above = BACKGROUND
+    background = float(np.quantile(power, quantile)) * 10 ** (above / 10)
+    least, most = (10 ** (db / 10) * power.max() for db in (SILENT_DB, NOISY_DB))
+    last = int(np.flatnonzero(power >= min(max(background, least), most))[-1])
     return min(end, start + (last + 1) * frame / MODEL_RATE)

@@ -13,11 +13,12 @@ from data_prep.stages.turns import TurnsStage
 RATE = 16_000
 
 
+@pytest.mark.parametrize("background_db", [-50, -35, -28])
 @pytest.mark.parametrize(("margin", "ends"), [(None, [4.0, 8.0, 12.0]), (0.3, [2.3, 8.0, 12.0])])
-def test_given_turns_end_with_their_sound(tmp_path, margin, ends):
-    """Speech of 2 s over a background 50 dB below it, then 2 s of background; speech to the end; silence alone."""
+def test_given_turns_end_with_their_sound(tmp_path, margin, ends, background_db):
+    """Speech of 2 s over a background, then 2 s of background; speech to the end; silence alone."""
     generator = np.random.default_rng(0)
-    audio = 1e-3 * generator.standard_normal(12 * RATE).astype(np.float32)
+    audio = 0.3 * 10 ** (background_db / 20) * generator.standard_normal(12 * RATE).astype(np.float32)
     for start, end in ((0, 2), (4, 8)):
         audio[start * RATE : end * RATE] += 0.3 * generator.standard_normal((end - start) * RATE).astype(np.float32)
     audio[8 * RATE :] = 0

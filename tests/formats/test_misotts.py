@@ -6,6 +6,7 @@ Its published code (MisoLabsAI/MisoTTS models.py, generator.py) has the formulas
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from csm import Segment, load_generator, load_model
+from csm.cli import build_parser
 from csm.config import TokenizerConfig, TransformerConfig
 from csm.formats import registry, sesame
 from csm.formats.export import export
@@ -80,6 +82,33 @@ def test_logits_and_greedy_codes_as_published(miso, small_flavors):
     assert checkpoint.layout == "sesame" and checkpoint.config.decoder == SMALL["decoder"]
     theirs = PublishedCSM(load_file(folder / "model.safetensors"), SMALL)
     assert_as_published(checkpoint.load_model(), theirs, checkpoint.read_tokenizer().encode_turn("  Is it?", 1))
+
+
+def test_a_tokenizer_put_beside_the_file_leaves_its_prompt(miso, small_flavors, tmp_path):
+    """Its shape says that it is MisoTTS, whose prompt is not in the files of Llama's tokenizer."""
+    published, tokenizer_path = miso
+    folder = shutil.copytree(tokenizer_path.parent if tokenizer_path.is_file() else tokenizer_path, tmp_path / "miso")
+    shutil.copy(published / "model.safetensors", folder)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.read_tokenizer().prompt == MISO_PROMPT
+    assert checkpoint.read_properties() == open_checkpoint(published).read_properties()
+    # a tokenizer that says its own prompt is believed
+    HFTokenizer.load(tokenizer_path, default_prompt=SESAME_PROMPT).save(folder)
+    assert open_checkpoint(folder).read_tokenizer().prompt == SESAME_PROMPT
+
+
+def test_its_vocabulary_is_extended_with_the_tokenizer_named(miso, small_flavors, small_mimi, tmp_path):
+    """The file carries no tokenizer, and the new vocabulary says how its turns are written."""
+    folder, tokenizer_path = miso
+    (tmp_path / "tokens.txt").write_text("ƒa\nƒb\n", encoding="utf-8")
+    command = [
+        *("extend-vocabulary", str(folder), "--tokens", str(tmp_path / "tokens.txt"), "--codec"),
+        str(small_mimi),
+    ]
+    arguments = build_parser().parse_args([*command, f"--own-tokenizer={tokenizer_path}", f"--out={tmp_path / 'out'}"])
+    arguments.run(arguments)
+    tokenizer = open_checkpoint(tmp_path / "out").read_tokenizer()
+    assert tokenizer.prompt == MISO_PROMPT and len(tokenizer.encode("ƒa")) == 1
 
 
 def test_turns_are_written_with_a_space_in_every_export(miso, small_flavors, small_mimi, tmp_path):

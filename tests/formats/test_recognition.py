@@ -17,6 +17,7 @@ from transformers import CsmForConditionalGeneration
 
 from csm import load_model
 from csm.codec.mimi import MimiCodec
+from csm.formats import sesame
 from csm.formats.hub import fetch
 from csm.formats.open import open_checkpoint
 from csm.model.csm import CSM
@@ -105,17 +106,36 @@ def test_pickled_weights_are_told_apart_by_their_names_too(exported, tmp_path):
         load_model(folder)
 
 
+def test_a_directory_is_told_by_its_tensors_whatever_its_config_json_is_of(exported, tmp_path, monkeypatch):
+    """Trainers write a config.json of their own beside the weights of Sesame's model."""
+    config = open_checkpoint(exported["sesame"]).config
+    monkeypatch.setattr(sesame, "FLAVORS", {"llama-1B": config.backbone, "llama-100M": config.decoder})
+    shutil.copy(exported["sesame"] / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"learning_rate": 1e-5, "model_type": "llama"}')
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert open_checkpoint(path).layout == "sesame"
+    weights = load_file(exported["sesame"] / "model.safetensors")
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"tensor \S+ is float8_e4m3fn; quantized weights are not read, give the orig"):
+        load_model(tmp_path)
+
+
 def test_what_is_no_csm_is_said_in_one_line(exported, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors is not a CSM: its tensors are named neither as ours"):
         load_model(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(FileNotFoundError, match=r"it has a config\.json of another kind of model"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a CSM: its tensors are named neither as ours"):
         load_model(tmp_path)
     (tmp_path / "hf").mkdir()
     shutil.copy(exported["hf"] / "model.safetensors", tmp_path / "hf")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json next to it"):
         load_model(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "config.json").write_text('{"learning_rate": 1e-5}')
+    with pytest.raises(ValueError, match=r"hf/config\.json: not a configuration of transformers' CSM"):
+        load_model(tmp_path / "hf")
     shutil.copy(exported["hf"] / "config.json", tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"it has no weights \(model\.safetensors\)"):

@@ -90,12 +90,28 @@ def test_ends_of_a_run_are_watched_beyond_a_resume(tiny_overrides, monkeypatch, 
     assert message.startswith("validation of step 4: the model predicts 60% of the ends of speech, 90% at step 2;")
 
 
+@pytest.mark.slow
+def test_samples_that_get_worse_are_named_in_the_log(tiny_overrides, monkeypatch, caplog):
+    """Of real samples, what two validations measure is set: all turns ended, then half of them."""
+    measured = {2: sample_metrics([record(30), record(33)], 12.5)}
+    measured[4] = sample_metrics([record(30), record(85, reason="length")], 12.5)
+
+    def metrics(records, frame_rate):
+        return measured[records[0]["step"]]
+
+    monkeypatch.setattr("csm.training.samples.sample_metrics", metrics)
+    words = ["trainer.val_every_steps=2", "trainer.sample_every_steps=2", "trainer.sample_prompts=1"]
+    train(compose_train([*tiny_overrides, *words, "trainer.max_steps=4"]))
+    (message,) = [message for message in caplog.messages if message.startswith("samples of step")]
+    assert message.startswith("samples of step 4: the model ends 50% of the samples, 100% at step 2")
+
+
 def test_patience_counts_values_of_its_metric_alone():
-    stop = EarlyStop(EarlyStopConfig("samples/similarity", higher_is_better=True, patience=2))
+    stop = EarlyStop(EarlyStopConfig("samples/similarity", patience=2))
     seen = [stop.see({"val/loss": 1.0, "samples/similarity": value}) for value in (0.5, 0.6, 0.6)]
     assert seen == [True, True, False] and not stop.done
     assert not stop.see({"val/loss": 0.1}) and stop.misses == 1  # no samples at this validation
-    again = EarlyStop(EarlyStopConfig("samples/similarity", higher_is_better=True, patience=2))
+    again = EarlyStop(EarlyStopConfig("samples/similarity", patience=2))
     again.load_state(stop.state())
     assert not again.see({"samples/similarity": math.nan}) and again.done
     other = EarlyStop(EarlyStopConfig("val/loss"))
@@ -109,11 +125,35 @@ def test_patience_counts_values_of_its_metric_alone():
 
 
 @pytest.mark.parametrize(
+    ("metric", "best"),
+    [
+        ("val/loss_c0", 0.1),
+        ("val/accuracy_c0", 0.9),
+        ("val_codebooks/accuracy_00", 0.9),
+        ("val/eos_recall", 0.9),
+        ("samples/ended", 0.9),
+        ("samples/end_accuracy", 0.9),
+        ("samples/similarity", 0.9),
+        ("samples/wer", 0.1),
+        ("samples/runaway", 0.1),
+        ("samples/empty", 0.1),
+    ],
+)
+def test_the_metric_says_whether_more_of_it_is_better(metric, best):
+    stop = EarlyStop(EarlyStopConfig(metric))
+    values = [0.5, 0.9, 0.1, 0.9, 0.1]
+    seen = [stop.see({metric: value}) for value in values]
+    assert [value for value, is_best in zip(values, seen, strict=True) if is_best] == [0.5, best]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["trainer.early_stop.metric=val/entropy_c0"], "neither its lowest nor its highest value is the best"),
+        (["trainer.early_stop.metric=samples/rate"], "neither its lowest nor its highest value is the best"),
         (["trainer.early_stop.metric=samples/loss"], "choose val/loss or another val"),
         (["trainer.early_stop.metric=samples/wer"], "needs its judge: set trainer.sample_asr"),
-        (["trainer.early_stop.metric=samples/rate"], "set trainer.sample_every_steps"),
+        (["trainer.early_stop.metric=samples/ended"], "set trainer.sample_every_steps"),
         (["trainer.sample_prompts=0"], "sample_prompts=0 must be at least 1"),
         (["trainer.early_stop.metric=val/loss", "trainer.early_stop.patience=0"], "patience=0 must be at least 1"),
     ],
@@ -137,7 +177,7 @@ def test_a_run_ends_by_its_samples_and_exports_the_best(tiny_overrides, tmp_path
     words = [
         *(*tiny_overrides, "trainer.val_every_steps=2", "trainer.sample_every_steps=2", "trainer.sample_prompts=1"),
         *("trainer.sample_asr=bundled", "trainer.sample_similarity=resemblyzer", "ckpt_path=last"),
-        *("trainer.early_stop={metric: samples/similarity, higher_is_better: true, patience: 2}",),
+        *("trainer.early_stop={metric: samples/similarity, patience: 2}",),
     ]
     train(compose_train([*words, "trainer.max_steps=6"]))
     with caplog.at_level(logging.INFO):
