@@ -229,7 +229,7 @@ def _folder(pile: Pile, cfg: SourceConfig) -> Iterator[tuple[str, Entry | Reject
     elif cfg.format == MANIFESTS:
         for name in pile.named(".jsonl"):
             pile.take([name])
-            yield from ((MANIFESTS, entry) for entry in read_jsonl(pile.path(name)))
+            yield from ((MANIFESTS, replace(entry, table=name)) for entry in read_jsonl(pile.path(name)))
     elif not taken and cfg.format is None:
         raise ValueError(_no_recordings(pile, cfg.input))
 
@@ -244,7 +244,7 @@ def _files(pile: Pile, cfg: SourceConfig) -> Iterator[tuple[str, Entry | Rejecti
     for name in pile.named(".jsonl"):
         if cfg.format in (None, MANIFESTS) and is_own_manifest(pile, name):
             pile.take([name])
-            yield from ((MANIFESTS, entry) for entry in read_jsonl(pile.path(name)))
+            yield from ((MANIFESTS, replace(entry, table=name)) for entry in read_jsonl(pile.path(name)))
     if not any(map(is_audio, pile.left)) or cfg.format is not None:
         for layout, reader in READERS.items():
             if cfg.format in (None, layout):

@@ -114,3 +114,15 @@ def test_one_split_that_holds_nothing_out_is_a_remark(tmp_path, folders, line):
         wav(tmp_path / "in" / folder / "a.wav")
     lines = planned(tmp_path / "in", tmp_path / "out", strict=True)
     assert [found.strip() for found in lines if "in their path" in found] == ([line] if line else [])
+
+
+def test_manifests_named_by_splits_are_not_mixed(tmp_path):
+    for name in ("train", "test", "dev"):
+        wav(tmp_path / f"of_{name}.wav")
+        text(tmp_path / f"{name}.jsonl", [{"audio": f"of_{name}.wav"}])
+    source = Source(f"{tmp_path}/*.jsonl")
+    assert {name: entry.split for name, entry in source.recordings.items()} == {
+        "of_train.wav": "train",
+        "of_dev.wav": "val",
+    }
+    assert source.reasons == {"of_test.wav": "test_split"}

@@ -127,6 +127,25 @@ def test_lhotse_cuts_of_one_recording_become_its_turns(tmp_path):
             assert recording.locator.path == str(path)
 
 
+def test_lhotse_cuts_without_supervisions_are_their_stretches(tmp_path):
+    """A turn each, to be recognized; a cut of the whole recording is the recording."""
+    for name in "ab":
+        wav(tmp_path / "audio" / f"{name}.wav", 3.0)
+    stretches = [("a", 0.5, 1.0), ("a", 2.0, 0.75), ("b", 0.0, 3.0)]
+    cuts = [
+        {
+            **{"id": f"{name}{start}", "start": start, "duration": length, "channel": 0, "type": "MonoCut"},
+            "recording": lhotse_recording(Path(f"/elsewhere/audio/{name}.wav")) | {"duration": 3.0},
+        }
+        for name, start, length in stretches
+    ]
+    jsonl(tmp_path / "cuts.jsonl.gz", cuts)
+    recordings = Source(tmp_path).recordings
+    turns = recordings["audio/a.wav"].turns
+    assert [(turn.start, turn.end, turn.text) for turn in turns] == [(0.5, 1.5, None), (2.0, 2.75, None)]
+    assert recordings["audio/b.wav"].turns is None
+
+
 def test_lhotse_shar(tmp_path):
     folder = tmp_path / "shar"
     for name, seconds in (("cut-1", 1.0), ("cut/2", 2.0)):

@@ -141,6 +141,38 @@ FORMS = {
         },
         [("SPEAKER_01", 0.1, 0.4, "Hi there.")],
     ),
+    "whisperX, words of two speakers in a segment": (
+        ".json",
+        {
+            "segments": [
+                {
+                    **{"start": 0.1, "end": 0.9, "text": "Hi there. Yes.", "speaker": "S0"},
+                    "words": [
+                        {"word": "Hi", "start": 0.1, "end": 0.2, "speaker": "S0"},
+                        {"word": "there.", "start": 0.2, "end": 0.4},
+                        {"word": "Yes.", "start": 0.5, "end": 0.9, "speaker": "S1"},
+                    ],
+                }
+            ],
+        },
+        [("S0", 0.1, 0.4, "Hi there."), ("S1", 0.5, 0.9, "Yes.")],
+    ),
+    "whisperX, speakers of words alone": (
+        ".json",
+        {
+            "segments": [
+                {
+                    **{"start": 0.1, "end": 0.4, "text": " Hi."},
+                    "words": [{"word": "Hi.", "start": 0.1, "end": 0.4, "speaker": "S1"}],
+                },
+                {
+                    **{"start": 0.5, "end": 0.9, "text": " Yes."},
+                    "words": [{"word": "Yes.", "start": 0.5, "end": 0.9, "speaker": "S0"}],
+                },
+            ],
+        },
+        [("S1", 0.1, 0.4, "Hi."), ("S0", 0.5, 0.9, "Yes.")],
+    ),
     "Deepgram": (
         ".json",
         {

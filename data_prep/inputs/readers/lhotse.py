@@ -1,6 +1,7 @@
 """Lhotse manifests, as JSON lines (also .gz): recordings with supervisions, or cuts, which hold both.
 
-The package `lhotse` is not needed. A cut is a stretch of a recording: its supervisions are turns of that recording.
+The package `lhotse` is not needed. A cut is a stretch of a recording: its supervisions are turns of that recording,
+and without any the stretch is a turn without a text.
 Sources that are commands, and cuts mixed from several, are refused with a reason.
 """
 
@@ -128,7 +129,12 @@ def _of_cut(pile: Pile, cut: dict[str, Any], name: str) -> Entry | Rejection:
         message = f"{name}: a {cut.get('type', 'cut')} of several recordings, or without audio; save it as a file"
         return Rejection(audio=str(cut["id"]), reason=Reason.audio_missing, message=message)
     start = 0.0 if cut.get("start") is None else seconds(cut, ("start",), name)
-    entry = _of_recording(pile, cut["recording"], cut.get("supervisions") or [], name, start)
+    supervisions = cut.get("supervisions") or []
+    if not supervisions and cut.get("duration") is not None:
+        length = seconds(cut, ("duration",), name)
+        if (start, length) != (0.0, cut["recording"].get("duration")):
+            supervisions = [{"start": 0.0, "duration": length}]  # one turn, to be recognized; the rest is not meant
+    entry = _of_recording(pile, cut["recording"], supervisions, name, start)
     if isinstance(entry, Entry):
         entry.group = group_of(cut)
     return entry

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from csm.languages import language_code
@@ -137,13 +138,25 @@ def _segments(rows: Any, at: str) -> list[GivenTurn]:
         channel = row.get("channel")
         channel = channel if isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0 else None
         who = str(ONE if first_of(row, SPEAKER_KEYS) is None else first_of(row, SPEAKER_KEYS))
+        words = _words(row["words"], place, who) if _name_speakers(row.get("words")) else []
+        if len({word.speaker for word in words}) > 1:
+            turns += [replace(turn, channel=channel) for turn in turns_of_words(words)]
+            continue
+        who = words[0].speaker if words else who
         turns.append(GivenTurn(0, who, start, end, None if text is None else str(text).strip(), channel))
     if not turns:
         raise ValueError(f"{at}: holds no text")
     return numbered(turns)
 
 
-def _words(rows: Any, at: str) -> list[SaidWord]:
+def _name_speakers(words: Any) -> bool:
+    return isinstance(words, list) and any(
+        isinstance(word, dict) and first_of(word, SPEAKER_KEYS) is not None for word in words
+    )
+
+
+def _words(rows: Any, at: str, speaker: str = ONE) -> list[SaidWord]:
+    """speaker: of words that name none"""
     words, last = [], 0.0
     for number, row in enumerate(_list(rows, at)):
         text = str(first_of(row, _WORD_KEYS) or "").strip()
@@ -153,7 +166,7 @@ def _words(rows: Any, at: str) -> list[SaidWord]:
         start = seconds(row, _START_KEYS, f"{at}, entry {number}") if timed else last
         last = _end(row, f"{at}, entry {number}") if timed else last
         who = first_of(row, SPEAKER_KEYS)
-        words.append(SaidWord(text, start, last, ONE if who is None else str(who)))
+        words.append(SaidWord(text, start, last, speaker if who is None else str(who)))
     if not words:
         raise ValueError(f"{at}: holds no words")
     return words
