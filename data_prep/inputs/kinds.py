@@ -18,6 +18,8 @@ CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".ts", ".
 
 HEADERLESS = (".raw", ".pcm", ".al", ".ul", ".alaw", ".ulaw", ".vox")
 """Audio without a header: its rate, channels and encoding are known to nobody but the user."""
+_LIKELY = {".al": "alaw", ".alaw": "alaw", ".ul": "mulaw", ".ulaw": "mulaw"}
+"""Encoding that a suffix means, as FFmpeg calls it; for the others a common one stands in the hint."""
 
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz2", ".txz")
 
@@ -75,9 +77,13 @@ def unpack_hint(name: str) -> str:
 
 
 def headerless_hint(name: str) -> str:
+    """The way out of headerless audio, as a sentence."""
+    path = PurePosixPath(name)
+    encoding = _LIKELY.get(path.suffix.lower())
+    told = "rate and channels" if encoding else "encoding, rate and channels"
     return (
-        f"{name}: audio without a header, whose rate and encoding nobody can tell; convert it first, such as: "
-        f"ffmpeg -f mulaw -ar 8000 -ac 1 -i {PurePosixPath(name).name} {PurePosixPath(name).stem}.wav"
+        f"{name}: audio without a header, which does not tell its {told}; convert it first with the right ones, such "
+        f"as: ffmpeg -f {encoding or 's16le'} -ar 8000 -ac 1 -i {path.name} {path.stem}.wav"
     )
 
 

@@ -14,6 +14,7 @@ import soundfile
 from layouts import RATE, Source, jsonl, text, wav
 
 from data_prep.audio.recording import RecordingAudio
+from data_prep.inputs.kinds import headerless_hint
 from data_prep.inputs.probe import probe
 from data_prep.inputs.sources import FORMATS
 
@@ -152,6 +153,8 @@ def test_headerless_audio_is_refused_by_name_everywhere(tmp_path):
     source = Source(tmp_path)
     assert list(source.recordings) == ["good.wav"] and source.reasons == {"a.ul": "audio_corrupt"}
     assert "ffmpeg -f mulaw -ar 8000" in source.rejected["a.ul"].message
+    for name, encoding in (("A.ALAW", "alaw"), ("a.al", "alaw"), ("a.ulaw", "mulaw"), ("a.pcm", "s16le")):
+        assert f"convert it first with the right ones, such as: ffmpeg -f {encoding} " in headerless_hint(name)
     source = Source(jsonl(tmp_path / "m.jsonl", [{"audio": "pcm.raw"}, {"audio": "good.wav"}]))
     assert source.reasons == {"pcm.raw": "audio_corrupt"} and list(source.recordings) == ["good.wav"]
     with pytest.raises(ValueError, match=r"a\.ul: audio without a header"):
