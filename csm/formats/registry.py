@@ -67,8 +67,8 @@ KNOWN = (
         prompt=SESAME_PROMPT,
         flavors=("llama-1B", "llama-100M"),
         verified="names, shapes and rotary positions of the published files; the ids of transformers' own test; "
-        "at small size, logits and greedy codes against transformers and Sesame's formulas, losses against transformers. "
-        "The weights have not run here.",
+        "at small size, logits and greedy codes against transformers and Sesame's formulas, and losses against "
+        "transformers. The weights have not run here.",
     ),
     KnownModel(
         name="misotts",
